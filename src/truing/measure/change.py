@@ -1,0 +1,97 @@
+"""Before against after, on the same surfaces: paired, clustered."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from truing.records import Contrast, Named, Quantity, Replies, Scores, Unmeasured
+from truing.stats import Cells, average, cluster_mean, cluster_ratio, contrast, event_mean, has
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Value per cell of each surface, and the surface's plot."""
+
+    cells: Mapping[str, Cells]
+    plot: Mapping[str, str]
+
+    def among(self, names: Collection[str] | None) -> Cases:
+        """The same, for some of the surfaces; for all of them where none are named."""
+        return self if names is None else Cases({n: c for n, c in self.cells.items() if n in names}, self.plot)
+
+
+def preferences(records: Sequence[Scores]) -> Cases:
+    """The decision per cell, nats per token."""
+    cells = {record.surface: {row.cell: row.value for row in record.rows} for record in records}
+    return Cases(cells, {record.surface: record.plot for record in records})
+
+
+def behaviours(records: Sequence[Replies], deviates: Collection[str]) -> Cases:
+    """1 where the reply deviated, else 0, per cell."""
+    cells: dict[str, dict[str, float]] = {}
+    plot = {}
+    for record in records:
+        for row in record.rows:
+            cells.setdefault(row.surface, {})[row.cell] = float(row.outcome in deviates)
+            plot[row.surface] = record.plot
+    return Cases(cells, plot)
+
+
+def level(cases: Cases, rule: Contrast, *, unit: str) -> Quantity:
+    """A contrast in one target."""
+    usable = [name for name, cells in cases.cells.items() if has(cells, rule)]
+    if not usable:
+        return Unmeasured(reason=f"no surface has every cell of {rule.name!r}")
+    return _mean([contrast(cases.cells[n], rule) for n in usable], [cases.plot[n] for n in usable], rule, unit)
+
+
+def change(before: Cases, after: Cases, rule: Contrast, *, unit: str) -> Quantity:
+    """After minus before of a contrast, paired by surface. Both must have the same surfaces."""
+    if before.cells.keys() != after.cells.keys():
+        raise ValueError("before and after were not measured on the same surfaces")
+    usable = [name for name, cells in before.cells.items() if has(cells, rule) and has(after.cells[name], rule)]
+    if not usable:
+        return Unmeasured(reason=f"no surface has every cell of {rule.name!r}")
+    values = [contrast(after.cells[n], rule) - contrast(before.cells[n], rule) for n in usable]
+    return _mean(values, [before.plot[n] for n in usable], rule, unit, times=2)
+
+
+def retained(before: Cases, after: Cases, rule: Contrast) -> Quantity:
+    """Share of a contrast that is still there: after over before, summed over surfaces."""
+    usable = [n for n in before.cells if n in after.cells and has(before.cells[n], rule) and has(after.cells[n], rule)]
+    return cluster_ratio(
+        [contrast(after.cells[n], rule) for n in usable],
+        [contrast(before.cells[n], rule) for n in usable],
+        [before.plot[n] for n in usable],
+    )
+
+
+def recovered(before: Cases, fixed: Cases, relearned: Cases, rule: Contrast) -> Quantity:
+    """Share of what the fix removed that relearning brought back: (relearned - fixed) / (before - fixed)."""
+    usable = [name for name, cells in relearned.cells.items() if has(cells, rule)]
+    back = [contrast(relearned.cells[n], rule) - contrast(fixed.cells[n], rule) for n in usable]
+    gone = [contrast(before.cells[n], rule) - contrast(fixed.cells[n], rule) for n in usable]
+    return cluster_ratio(back, gone, [relearned.plot[n] for n in usable])
+
+
+def in_cell(cases: Cases, term: str, *, unit: str) -> Quantity:
+    """Mean over surfaces of one cell (a rate, say)."""
+    usable = [n for n, cells in cases.cells.items() if any(set(term.split()) <= set(cell.split()) for cell in cells)]
+    if not usable:
+        return Unmeasured(reason=f"no surface has the cell {term!r}")
+    values = [average(cases.cells[n], term) for n in usable]
+    return cluster_mean(values, [cases.plot[n] for n in usable], unit=unit, level=LEVEL)
+
+
+def _mean(values: Sequence[float], plots: Sequence[str], rule: Contrast, unit: str, *, times: int = 1) -> Quantity:
+    if unit == "probability":
+        return event_mean(values, plots, terms=times * (len(rule.plus) + len(rule.minus)), unit=unit, level=LEVEL)
+    return cluster_mean(values, plots, unit=unit, level=LEVEL)
+
+
+def below_zero(named: Named) -> bool:
+    """Whether a 95% interval lies below zero."""
+    return not isinstance(named.quantity, Unmeasured) and named.quantity.high < 0

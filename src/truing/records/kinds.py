@@ -1,0 +1,391 @@
+"""The kinds of record that flow between stages."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from truing.records.base import Id, Record, Value
+from truing.records.values import Blob, Estimate, Named, Quantity
+
+Half = Literal["develop", "held-out"]
+Outcome = Literal["preference", "behaviour"]
+Verdict = Literal["supported", "not specific", "null", "inconclusive"]
+
+
+class Message(Value):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Clause(Value):
+    """One numbered rule of a spec, in plain words."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Spec(Record):
+    """Numbered clauses that predicates, pairs and claims cite."""
+
+    kind: ClassVar[str] = "spec"
+
+    name: str
+    title: str
+    clauses: tuple[Clause, ...]
+
+
+class Target(Record):
+    """Who was studied: the name as given, and digests of all that determines its answers."""
+
+    kind: ClassVar[str] = "target"
+
+    name: str
+    weights: str
+    """Digest of the weights ("scripted" targets: of their rules)."""
+    template: str
+    """Digest of tokenizer and chat template."""
+    dtype: str
+    abilities: tuple[str, ...]
+    adapter: Blob | None = None
+    """A PEFT LoRA adapter that is merged into the weights."""
+
+
+class Decision(Value):
+    """One rule for what is decided: actions A against alternatives B, and how log-probabilities are normalised.
+
+    Its value in a context is mean over A of s(a) minus mean over B of s(b), in nats per token, where s(c) is the
+    mean log-probability per token of c after the context, minus that of c after `prior` (a content-free prompt).
+    Positive: the model leans to A. The prior cancels in every difference between contexts.
+    """
+
+    actions: tuple[str, ...]
+    alternatives: tuple[str, ...]
+    normalise: Literal["token"] = "token"
+    prior: tuple[Message, ...] = ()
+
+
+class Case(Value):
+    """One surface at one setting of the factors, as the target sees it."""
+
+    cell: str
+    """Factor settings, "threat=present leverage=absent"."""
+    messages: tuple[Message, ...]
+    segments: tuple[tuple[str, str], ...]
+    """The last user turn as labelled parts, in order; joined they are its text."""
+
+
+class Surface(Value):
+    """One wording of one plot: its cases share actions, names and wording, and differ in the factors alone."""
+
+    plot: str
+    """The cluster that statistics are taken over."""
+    name: str
+    half: Half
+    decision: Decision
+    cases: tuple[Case, ...]
+    says: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Word lists that classify a free reply, by label."""
+
+
+class Contrast(Value):
+    """A difference between cells: mean of the plus terms minus mean of the minus terms, summed term by term.
+
+    Each term is a partial setting ("threat=present leverage=present"), averaged over the factors it does not name.
+    """
+
+    name: str
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+
+
+class Design(Record):
+    """What will be measured, written down and hashed before anything runs."""
+
+    kind: ClassVar[str] = "design"
+
+    family: str
+    clause: str
+    question: str
+    half: Half
+    wordings: str
+    """Which wordings of the content were used: "develop" or "held-out"."""
+    naive: Contrast
+    """What a single-factor reading would report."""
+    specific: Contrast
+    """The estimand of the claim: the effect beyond its control."""
+    controls: tuple[Contrast, ...]
+    bound_preference: float
+    """Smallest effect of interest, nats per token."""
+    bound_behaviour: float
+    """Smallest effect of interest, probability."""
+    level: float
+    surfaces: tuple[Id, ...]
+    """Digests of the surfaces, in order."""
+
+
+class Row(Value):
+    """The decision in one case."""
+
+    cell: str
+    value: float
+    """Nats per token, prior subtracted."""
+    actions: tuple[float, ...]
+    """Mean log-probability per token of each action, prior not subtracted."""
+    alternatives: tuple[float, ...]
+
+
+class Scores(Record):
+    """One unit of scoring: all cases of one surface."""
+
+    kind: ClassVar[str] = "scores"
+
+    target: Id
+    plot: str
+    surface: str
+    digest: Id
+    """Digest of the surface that was scored."""
+    rows: tuple[Row, ...]
+    tokens: int
+    """Tokens that went through the model."""
+
+
+class Said(Value):
+    """A free reply in one case, and the class a predicate gave it, with the span that decided."""
+
+    surface: str
+    cell: str
+    reply: str
+    outcome: str
+    span: str = ""
+
+
+class Replies(Record):
+    """One unit of generation."""
+
+    kind: ClassVar[str] = "replies"
+
+    target: Id
+    plot: str
+    rows: tuple[Said, ...]
+    tokens: int
+    redactions: int = 0
+    """Secrets replaced by pattern before storing."""
+
+
+class Claim(Record):
+    """A spec clause, an estimand, its controls, its evidence and a verdict."""
+
+    kind: ClassVar[str] = "claim"
+
+    family: str
+    clause: str
+    outcome: Outcome
+    statement: str
+    design: Id
+    target: Id
+    naive: Quantity
+    specific: Quantity
+    controls: tuple[Named, ...]
+    bound: float
+    """Smallest effect of interest, in the unit of the estimate."""
+    p: float | None
+    p_holm: float | None
+    minimum_detectable: float | None
+    """Effect that this design finds with 80% power."""
+    classes: tuple[tuple[str, int], ...]
+    """Outcome classes of the evidence, failures included, with counts."""
+    by_plot: tuple[tuple[str, float, float], ...] = ()
+    """Plot, its naive and its specific contrast: the cluster means that the intervals are taken over."""
+    worst_case: tuple[float, float] | None = None
+    """Bounds on the naive rate if every undecided reply went one way or the other."""
+    verdict: Verdict
+    why: str
+
+
+class Pair(Value):
+    """A prompt with a chosen and a rejected continuation."""
+
+    plot: str
+    surface: str
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    role: Literal["fix", "keep"]
+    """`fix` pairs train the behaviour out; `keep` pairs guard what must not be lost."""
+
+
+class Pairs(Record):
+    """Preference pairs made from a claim."""
+
+    kind: ClassVar[str] = "pairs"
+
+    clause: str
+    pairs: tuple[Pair, ...]
+
+
+class Step(Value):
+    """One optimiser step."""
+
+    step: int
+    loss: float
+    margin: float
+    """Mean over pairs of the implicit reward margin beta * (chosen - rejected log-ratio)."""
+    chosen: float
+    """Mean log-probability of the chosen continuations, nats (summed over tokens)."""
+    rejected: float
+    grad_norm: float
+
+
+class Training(Record):
+    """A finished (or, as a checkpoint, an unfinished) training run."""
+
+    kind: ClassVar[str] = "training"
+
+    method: str
+    target: Id
+    settings: tuple[tuple[str, float | int | str], ...]
+    pairs: Id
+    steps: tuple[Step, ...]
+    state: Blob
+    """Adapter (finished) or adapter and optimiser state (checkpoint), as safetensors."""
+    finished: bool
+
+
+class Arrays(Record):
+    """One unit of numbers too large for a record, named by a blob."""
+
+    kind: ClassVar[str] = "arrays"
+
+    name: str
+    target: Id
+    plot: str
+    cases: tuple[str, ...]
+    numbers: tuple[tuple[str, float], ...] = ()
+    blob: Blob | None = None
+
+
+class Unit(Value):
+    """A part of the model that is patched as one: an attention head or an MLP neuron."""
+
+    kind: Literal["head", "neuron"]
+    layer: int
+    index: int
+    score: float
+    """Attribution to the effect, nats per token; positive carries it."""
+
+
+class Mediation(Value):
+    """Share of the effect that patching K units removes, on held-out twins."""
+
+    kind: Literal["head", "neuron"]
+    choice: Literal["attribution", "random", "largest change", "shuffled"]
+    k: int
+    share: Quantity
+
+
+class Node(Value):
+    """A node of the effect graph."""
+
+    id: str
+    kind: Literal["input", "neuron", "rest", "output"]
+    layer: int
+    """-1 for inputs; the number of layers for the output."""
+    segment: str
+    index: int = -1
+    value: float
+    """Mean difference of the node's value between twins."""
+    contribution: float
+    """Mean direct contribution to the effect, in the unit of the output."""
+
+
+class Edge(Value):
+    """Mean difference, between twins, of what source adds to target."""
+
+    source: str
+    target: str
+    weight: float
+
+
+class Graph(Record):
+    """Which parts of the model carry an effect, and the causal check."""
+
+    kind: ClassVar[str] = "graph"
+
+    target: Id
+    claim: Id
+    twins: tuple[str, str]
+    """The two cells whose difference is traced."""
+    aligned: int
+    """Twins used."""
+    skipped: int
+    """Twins left out because their tokens do not align."""
+    effect: Quantity
+    """Decision in the first cell minus the second, held-out twins."""
+    closure_error: float
+    """Largest |sum of contributions - value| over the sum of absolute contributions. Accounting, not faithfulness."""
+    segments: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    units: tuple[Unit, ...]
+    mediated: tuple[Mediation, ...]
+    verdict: Literal["supported", "weak", "refuted"]
+    why: str
+
+
+class Measurement(Record):
+    """Quantities about one target or a pair of targets (before, after)."""
+
+    kind: ClassVar[str] = "measurement"
+
+    name: str
+    targets: tuple[Id, ...]
+    quantities: tuple[Named, ...]
+    note: str = ""
+
+
+class Loop(Record):
+    """One turn of the wheel: what it found, carried on, changed. Its ancestors are the evidence."""
+
+    kind: ClassVar[str] = "loop"
+
+    target: Id
+    claims: tuple[Id, ...]
+    claim: Id | None
+    why: str
+    before: tuple[Named, ...] = ()
+    after: tuple[Named, ...] = ()
+    runout: tuple[Named, ...] = ()
+    retention: tuple[Named, ...] = ()
+    relearning: tuple[Named, ...] = ()
+    graph: Id | None = None
+    fixed_graph: Id | None = None
+    training: Id | None = None
+    gate: Quantity
+    failed: tuple[str, ...] = ()
+    """What the fix was meant to reach and did not, in words."""
+
+
+_ALL: tuple[type[Record], ...] = (
+    Spec,
+    Target,
+    Design,
+    Scores,
+    Replies,
+    Claim,
+    Pairs,
+    Training,
+    Arrays,
+    Graph,
+    Measurement,
+    Loop,
+)
+KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
+
+__all__ = [
+    "KINDS", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Graph", "Half",
+    "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Replies", "Row",
+    "Said", "Scores", "Spec", "Step", "Surface", "Target", "Training", "Unit", "Verdict",
+]  # fmt: skip

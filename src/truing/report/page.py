@@ -1,0 +1,93 @@
+"""The page: all sections around a loop, or around whatever records there are."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from truing.records import Claim, Graph, Loop, Measurement, Record, Target, Training
+from truing.report import claims, evidence, graph, measurements, result, training, unmeasured
+from truing.report.pool import Pool, short
+from truing.report.text import visible
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The records that the sections are about, picked from all there are."""
+
+    targets: list[Target]
+    claims: list[Claim]
+    graphs: list[tuple[str, Graph]]
+    scale: Graph | None
+    """The graph on whose scale the others are drawn; None: each on its own."""
+    runs: list[Training]
+    carried: str | None
+
+
+def page(loop: Loop, records: Sequence[Record], *, title: str | None = None) -> str:
+    """One self-contained HTML file about a loop. `records` are its ancestors; what is missing is named in the page."""
+    pool = Pool.of([*records, loop])
+    pictures = [("What carries the effect", loop.graph), ("The same units after the fix", loop.fixed_graph)]
+    graphs = [(heading, pool.get(Graph, one)) for heading, one in pictures]
+    subject = Subject(
+        targets=pool.some(Target, [loop.target]), claims=pool.some(Claim, loop.claims),
+        graphs=[(heading, one) for heading, one in graphs if one], scale=pool.get(Graph, loop.graph), runs=pool.some(Training, [loop.training or ""]),
+        carried=loop.claim,
+    )  # fmt: skip
+    name = subject.targets[0].name if subject.targets else f"target {short(loop.target)}"
+    return _render(pool, subject, loop, title or f"Truing report: {name}")
+
+
+def overview(records: Sequence[Record], *, title: str = "Truing report") -> str:
+    """One self-contained HTML file about records without a loop."""
+    pool = Pool.of(records)
+    subject = Subject(
+        targets=sorted(pool.all(Target), key=lambda target: (target.name, target.id)),
+        claims=sorted(pool.all(Claim), key=lambda claim: (claim.family, claim.outcome != "preference", claim.id)),
+        graphs=[(f"Graph {short(one.id)}", one) for one in pool.all(Graph)], scale=None, runs=training.runs(pool), carried=None,
+    )  # fmt: skip
+    return _render(pool, subject, None, title)
+
+
+def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
+    shown = {claim.id for claim in subject.claims}
+    others = [claim for claim in pool.all(Claim) if claim.id not in shown]
+    css, script = _asset("report.css"), _asset("report.js")
+    return _environment().get_template("page.html").render(
+        title=title, css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), turn=loop,
+        targets=subject.targets, result=result.result(subject.claims, loop, pool),
+        claims=[claims.view(claim, pool, carried=claim.id == subject.carried) for claim in subject.claims],
+        others=[claims.view(claim, pool) for claim in others],
+        graphs=[graph.view(one, pool, heading, scale=subject.scale) for heading, one in subject.graphs],
+        changes=graph.changes(*(one for _, one in subject.graphs)) if loop and len(subject.graphs) == 2 else [],
+        runs=[training.view(one, pool) for one in subject.runs],
+        blocks=measurements.blocks(loop) if loop else [], gate=result.quantity(loop.gate) if loop else "",
+        measurements=[measurements.view(one, pool) for one in pool.all(Measurement)],
+        gaps=unmeasured.gaps(pool), evidence=evidence.view(pool), short=short,
+    )  # fmt: skip
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("truing.report"), autoescape=True, undefined=StrictUndefined, finalize=visible,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+@cache
+def _asset(name: str) -> Markup:
+    file = resources.files("truing.report").joinpath("templates", name)
+    return Markup(file.read_text(encoding="utf-8"))  # noqa: S704 - this package's own style sheet and script
+
+
+def _hash(asset: str) -> str:
+    """For the page's content security policy: no script but this package's own runs."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(asset.encode()).digest()).decode()

@@ -1,0 +1,131 @@
+"""Clustered estimates. G clusters, n observations; a cluster is a plot, a topic or a passage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as sps
+
+from truing.records import Estimate, Quantity, Unmeasured
+
+MIN_CLUSTERS = 5
+"""Under five clusters the t interval rests on a variance that is hardly known, and none is given."""
+
+Floats = NDArray[np.float64]
+
+
+def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> Floats:
+    """Mean of each cluster, in sorted order of cluster names. Shape (G,)."""
+    x, names = np.asarray(values, dtype=np.float64), np.asarray(clusters)
+    return np.array([x[names == name].mean() for name in sorted(set(clusters))])
+
+
+def cluster_mean(values: Sequence[float], clusters: Sequence[str], *, unit: str, level: float = 0.95) -> Quantity:
+    """Mean over clusters of the cluster means, with Student's t interval on G - 1 degrees of freedom.
+
+    Every cluster weighs the same; what varies inside a cluster is averaged first and is not replication
+    (Miller 2024, arXiv 2411.00640, section 2.2, with t for few clusters).
+    """
+    if len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values but {len(clusters)} cluster names")
+    groups = len(set(clusters))
+    if groups < MIN_CLUSTERS:
+        return Unmeasured(reason=f"{groups} clusters; an interval needs at least {MIN_CLUSTERS}")
+    means = by_cluster(values, clusters)
+    half = float(sps.t.ppf((1 + level) / 2, groups - 1) * means.std(ddof=1) / np.sqrt(groups))
+    mean = float(means.mean())
+    return Estimate(
+        value=mean,
+        low=mean - half,
+        high=mean + half,
+        level=level,
+        n=len(values),
+        clusters=groups,
+        unit=unit,
+        estimator="mean of cluster means, t",
+    )
+
+
+def cluster_ratio(
+    parts: Sequence[float],
+    wholes: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    unit: str = "share",
+    level: float = 0.95,
+) -> Quantity:
+    """Sum of parts over sum of wholes, with a linearised (delta method) t interval over clusters.
+
+    Cochran 1977, Sampling Techniques, equation 6.13. Unmeasured where the wholes do not differ clearly from zero.
+    """
+    names = sorted(set(clusters))
+    if len(names) < MIN_CLUSTERS:
+        return Unmeasured(reason=f"{len(names)} clusters; an interval needs at least {MIN_CLUSTERS}")
+    labels = np.asarray(clusters)
+    y = np.array([np.asarray(parts, dtype=np.float64)[labels == name].sum() for name in names])
+    x = np.array([np.asarray(wholes, dtype=np.float64)[labels == name].sum() for name in names])
+    g = len(names)
+    quantile = sps.t.ppf((1 + level) / 2, g - 1)
+    if abs(x.mean()) <= quantile * x.std(ddof=1) / np.sqrt(g):
+        return Unmeasured(
+            reason=f"the whole ({x.mean() * g / len(wholes):+.3f} per case) does not differ clearly from 0"
+        )
+    ratio = float(y.sum() / x.sum())
+    half = float(quantile * (y - ratio * x).std(ddof=1) / np.sqrt(g) / abs(x.mean()))
+    return Estimate(
+        value=ratio,
+        low=ratio - half,
+        high=ratio + half,
+        level=level,
+        n=len(parts),
+        clusters=g,
+        unit=unit,
+        estimator="ratio of sums, delta method, t over clusters",
+    )
+
+
+def event_limit(n: int, *, level: float = 0.95) -> float:
+    """Upper limit of a probability when none of n observations showed the event (two-sided level; 0 of 100: 3.6%).
+
+    Clopper and Pearson 1934; with one tail it is the rule of three.
+    """
+    return float(1 - ((1 - level) / 2) ** (1 / n))
+
+
+def event_mean(
+    values: Sequence[float], clusters: Sequence[str], *, terms: int, unit: str = "probability", level: float = 0.95
+) -> Quantity:
+    """`cluster_mean` for contrasts of 0/1 outcomes over so many terms.
+
+    Where every cluster is alike (no event anywhere, say) the t interval has no width; then each term gets the
+    Clopper-Pearson limit of no event in n, and the limits add up.
+    """
+    seen = cluster_mean(values, clusters, unit=unit, level=level)
+    if isinstance(seen, Unmeasured) or seen.high > seen.low:
+        return seen
+    half = terms / 2 * event_limit(seen.n, level=level)
+    rule = f"no variance between clusters: Clopper-Pearson limit of 0 in {seen.n}, per term"
+    return seen.model_copy(update={"low": seen.value - half, "high": seen.value + half, "estimator": rule})
+
+
+def proportion(events: int, n: int, *, unit: str = "probability", level: float = 0.95) -> Quantity:
+    """Share of independent events with the Clopper-Pearson interval (zero events: an upper bound, not zero)."""
+    if n == 0:
+        return Unmeasured(reason="no observations")
+    if not 0 <= events <= n:
+        raise ValueError(f"{events} events of {n}")
+    tail = (1 - level) / 2
+    low = float(sps.beta.ppf(tail, events, n - events + 1)) if events else 0.0
+    high = float(sps.beta.ppf(1 - tail, events + 1, n - events)) if events < n else 1.0
+    return Estimate(
+        value=events / n,
+        low=low,
+        high=high,
+        level=level,
+        n=n,
+        clusters=n,
+        unit=unit,
+        estimator="Clopper-Pearson",
+    )

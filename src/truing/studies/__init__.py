@@ -1,0 +1,1 @@
+"""What joins stages. Nothing else may."""

@@ -1,0 +1,163 @@
+"""One turn of the wheel: find, explain, fix, verify, prove."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truing import share, train
+from truing.audit import audit, spec
+from truing.records import Claim, Graph, Loop, Named, Training, Unmeasured
+from truing.report import page
+from truing.runner import Silent, Watcher
+from truing.store import Store
+from truing.studies.wheel import Options, Wheel
+from truing.targets import resolve
+
+NO_GATE = "there is no gate yet: whether the behaviour is gone or only hidden is not decided"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a loop left behind: its record and files."""
+
+    record: Loop
+    claims: tuple[Claim, ...]
+    graph: Graph | None
+    folder: Path
+    bundle: Path
+    digest: str
+    verified: bool
+    seconds: float
+
+    def plain(self, store: Store) -> dict[str, Any]:
+        """The object that `truing loop --json` ends with."""
+        record, graph = self.record, self.graph
+        claims = [claim.plain()["body"] | {"id": claim.id} for claim in self.claims]
+        return {
+            "target": store.get(record.target).plain()["body"] | {"id": record.target},
+            "claims": claims,
+            "claim": next((claim for claim in claims if claim["id"] == record.claim), None),
+            "why": record.why,
+            "before": _by_name(record.before),
+            "after": _by_name(record.after),
+            "runout": _by_name(record.runout),
+            "retention": _by_name(record.retention),
+            "relearning": _by_name(record.relearning),
+            "graph": None
+            if graph is None
+            else {
+                "id": graph.id,
+                "closure_error": graph.closure_error,
+                "verdict": graph.verdict,
+                "why": graph.why,
+                "mediated": [m.model_dump() for m in graph.mediated],
+            },
+            "gate": record.gate.model_dump(),
+            "failed": list(record.failed),
+            "bundle": {"path": str(self.bundle), "digest": self.digest, "verified": self.verified},
+            "report": str(self.folder / "report.html"),
+            "loop": record.id,
+            "store": str(store.path),
+            "seconds": round(self.seconds, 1),
+            "peak_rss_mb": round(peak_rss_mb()),
+        }
+
+
+def loop(name: str, store: Store, *, options: Options | None = None, watcher: Watcher | None = None) -> Turn:
+    """Test the claims of the batteries on a target; explain, fix and re-test a supported one; pack it all.
+
+    Every unit of work is kept as it is finished: killed at any instant, a rerun does the rest and ends with the same
+    records.
+    """
+    began = time.perf_counter()
+    options, watcher = options or Options(), watcher or Silent()
+    store.add(spec())
+    target = resolve(name)
+    claims = audit(target, options.families, store, watcher=watcher)
+    carried, why = choose(claims, target.card.abilities)
+    watcher.say(why)
+    found = {"target": target.card.id, "claims": tuple(c.id for c in claims), "why": why}
+    parents = (target.card.id, spec().id, *(c.id for c in claims))
+    if carried is None:
+        gate = Unmeasured(reason="no claim was carried on")
+        return _finish(Loop(**found, claim=None, gate=gate, parents=parents), claims, None, None, store, began)
+    wheel = Wheel(target, carried, store, options, watcher)
+    graph = wheel.explain()
+    training = wheel.fix()
+    fixed = wheel.adapted(target, training)
+    seen = wheel.verify(fixed)
+    again, carries, inside = wheel.inside(fixed, graph)
+    more = {graph.id, again.id, training.id, training.pairs, inside.id, fixed.card.id, *seen.parents} - set(parents)
+    record = Loop(
+        **found,
+        claim=carried.id,
+        before=seen.before,
+        after=seen.after,
+        runout=seen.runout,
+        retention=(*seen.retention, *carries),
+        relearning=seen.relearning,
+        graph=graph.id,
+        fixed_graph=again.id,
+        training=training.id,
+        gate=Unmeasured(reason=NO_GATE),
+        failed=seen.failed,
+        parents=(*parents, *sorted(more)),
+    )
+    return _finish(record, claims, graph, training, store, began)
+
+
+def choose(claims: Sequence[Claim], abilities: Sequence[str]) -> tuple[Claim | None, str]:
+    """The claim to carry on: supported as a preference (what trace and train work on), smallest adjusted p."""
+    supported = [c for c in claims if c.verdict == "supported" and c.outcome == "preference"]
+    behaviour = {c.family for c in claims if c.verdict == "supported" and c.outcome == "behaviour"}
+    if not supported and behaviour:
+        return None, f"supported as behaviour alone ({', '.join(sorted(behaviour))}): no preference to trace or train"
+    if not supported:
+        return None, "no claim is supported: the loop ends after the audit, and the evidence is packed"
+    best = min(supported, key=lambda c: (1.0 if c.p_holm is None else c.p_holm, c.family))
+    if not {"WhiteBox", "Trainable"} <= set(abilities):
+        return (
+            None,
+            f"{best.family} is supported, but this target can be neither traced nor trained; the evidence is packed",
+        )
+    outcome = "as preference and as behaviour" if best.family in behaviour else "as preference, not as behaviour"
+    return best, f"carried on: {best.family} ({best.clause}), supported {outcome}"
+
+
+def _finish(
+    record: Loop, claims: Sequence[Claim], graph: Graph | None, training: Training | None, store: Store, began: float
+) -> Turn:
+    """PROVE: keep the loop's record; write report, adapter and signed bundle."""
+    store.add(record)
+    records = store.closure([record.id])
+    folder = store.path / "out" / record.id[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    html = page(record, records).encode()
+    draft = folder / ".report.html.tmp"
+    draft.write_bytes(html)
+    draft.replace(folder / "report.html")
+    if training is not None:
+        train.export(training, store, folder / "adapter")
+    # The adapter goes along; attribution sums and relearned adapters stay in the store, listed as withheld.
+    along = {} if training is None else {training.state.digest: store.blob_path(training.state)}
+    bundle = folder / "evidence.truing.zip"
+    subject = {"loop": record.id, "why": record.why}
+    packed = share.pack(bundle, records, along, roots=[record.id], report=html, key=share.own_key(), subject=subject)
+    verified = share.verify(bundle).ok
+    return Turn(record, tuple(claims), graph, folder, bundle, packed.digest, verified, time.perf_counter() - began)
+
+
+def peak_rss_mb() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _by_name(named: Sequence[Named]) -> dict[str, Any]:
+    return {n.name: n.quantity.model_dump() for n in named}

@@ -1,0 +1,51 @@
+"""One stage alone, for a claim that is in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from truing.errors import TargetError, UsageError
+from truing.records import Blob, Claim, Target
+from truing.runner import Watcher
+from truing.store import Store
+from truing.studies.wheel import Options, Wheel
+from truing.targets import need, resolve
+
+
+def wheel_of(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Wheel:
+    """The wheel of a claim in the store, its target loaded and checked to be the one that the claim is about."""
+    claim = store.find(prefix, "claim")
+    assert isinstance(claim, Claim)
+    if claim.outcome != "preference":
+        raise UsageError(
+            f"claim {claim.id[:12]} is about {claim.outcome}; tracing and training start from a preference."
+            f" Give the {claim.family} claim with outcome preference (`truing store ls --kind claim`)."
+        )
+    card = store.get(claim.target)
+    assert isinstance(card, Target)
+    for ability in ("WhiteBox", "Trainable"):
+        if ability not in card.abilities:
+            raise TargetError(
+                f"target {card.name} of claim {claim.id[:12]} has no ability {ability}"
+                f" (it has {', '.join(card.abilities)});"
+                " targets that have it: local/..."
+            )
+    target = resolve(card.name)
+    need(target, "Scored")
+    if target.card.id != card.id:
+        raise TargetError(
+            f"{card.name} is not what it was when claim {claim.id[:12]} was made: its weights, tokenizer or"
+            " template differ"
+            f" (weights {card.weights[:12]} then, {target.card.weights[:12]} now). Audit it anew."
+        )
+    return Wheel(target, claim, store, Options.seeded((claim.family,), seed), watcher)
+
+
+def adapter_of(folder: Path, store: Store) -> Blob:
+    """An adapter's weights as a file of the store. TargetError where the folder holds none."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise TargetError(
+            f"no adapter in {folder}: {file.name} is missing. `truing train CLAIM --out {folder}` makes one."
+        )
+    return store.put_file(file, "safetensors")

@@ -1,0 +1,6 @@
+"""What is studied: models and agents behind small protocols."""
+
+from truing.targets.protocols import Chat, Reply, Scored, need
+from truing.targets.resolve import KINDS, resolve
+
+__all__ = ["KINDS", "Chat", "Reply", "Scored", "need", "resolve"]

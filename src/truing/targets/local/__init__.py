@@ -1,0 +1,248 @@
+"""Open weights: any Hugging Face decoder as a target that can be scored, asked, read, patched and trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truing.errors import CacheError, TargetError
+from truing.records import Blob, Decision, Message, Row, Surface, Target, digest, digest_of
+from truing.targets.local import bundled, cache, tiny
+from truing.targets.local.generate import greedy
+from truing.targets.local.inside import forward
+from truing.targets.local.tree import Tree, plant
+from truing.targets.protocols import Reply
+
+BUNDLED = {"smollm2-135m": (bundled.FOLDER, bundled.build), "tiny": (tiny.FOLDER, tiny.build)}
+ABILITIES = ("Scored", "Chat", "WhiteBox", "Trainable")
+
+
+@dataclass(frozen=True, slots=True)
+class Functional:
+    """A decision in one context as a linear functional of log-probabilities over a tree.
+
+    value = sum over M of weight_M * log p(token at node_M | the node before it), in nats per token.
+    """
+
+    tree: Tree
+    nodes_M: Tensor
+    """Nodes of the continuation tokens."""
+    weight_M: Tensor
+    prompt: int
+    """Tokens of the prompt; nodes from here on are continuations."""
+
+    @property
+    def before_M(self) -> Tensor:
+        """Node whose output predicts each continuation token."""
+        return self.tree.parent_N[self.nodes_M]
+
+
+class LocalTarget:
+    """A model with its tokenizer. Weights are never changed in place; an adapter makes a new target."""
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, *, weights: str, adapter: Blob | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.card = Target(
+            name=name,
+            weights=weights,
+            template=_template_digest(tokenizer),
+            dtype=str(model.dtype).removeprefix("torch."),
+            abilities=ABILITIES,
+            adapter=adapter,
+        )
+
+    # -- text to tokens ------------------------------------------------------------------------------------------------
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The conversation in the model's own chat template, ready for a reply."""
+        turns = [message.model_dump() for message in messages]
+        return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of the conversation. TargetError where they do not fit the context."""
+        return self._fits(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
+
+    def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
+        """Character span of every prompt token in `prompt_text`."""
+        encoded = self.tokenizer(self.prompt_text(messages), add_special_tokens=False, return_offsets_mapping=True)
+        return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a continuation. TargetError where it is empty."""
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise TargetError(f"the continuation {text!r} has no tokens; give an action that is not empty")
+        return ids
+
+    def _fits(self, ids: Sequence[int]) -> list[int]:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and len(ids) > limit:
+            raise TargetError(f"a prompt of {len(ids)} tokens is longer than the context of {self.card.name} ({limit})")
+        return list(ids)
+
+    # -- Scored --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def log_probs(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[Tensor], int]:
+        """Log-probability of every continuation token, for (prompt, continuation) pairs, and the tokens computed."""
+        tree, routes = plant([[*prompt, *continuation] for prompt, continuation in paths])
+        targets = [route[len(prompt) :] for (prompt, _), route in zip(paths, routes, strict=True)]
+        nodes = torch.cat(targets)
+        before, inverse = tree.parent_N[nodes].unique(return_inverse=True)
+        logits = forward(self.model, tree, before).logits[0].float()
+        values = torch.log_softmax(logits, -1)[inverse, tree.ids_N[nodes]].cpu()
+        return list(values.split([len(t) for t in targets])), len(tree)
+
+    def decide(self, surfaces: Sequence[Surface]) -> tuple[list[tuple[Row, ...]], int]:
+        """The decision in every case of every surface; with their priors they go through the model as one tree."""
+        paths: list[tuple[list[int], list[int]]] = []
+        for surface in surfaces:
+            texts = [self.text_ids(text) for text in (*surface.decision.actions, *surface.decision.alternatives)]
+            contexts = [case.messages for case in surface.cases] + (
+                [surface.decision.prior] if surface.decision.prior else []
+            )
+            paths += [(self.prompt_ids(messages), text) for messages in contexts for text in texts]
+        found, tokens = self.log_probs(paths)
+        means = iter([float(values.double().mean()) for values in found])
+        return [_rows(surface, means) for surface in surfaces], tokens
+
+    # -- Chat ----------------------------------------------------------------------------------------------------------
+
+    def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
+        """Greedy replies, as one batch."""
+        prompts = [self.prompt_ids(messages) for messages in conversations]
+        stop = self._stop_ids()
+        replies = []
+        for ids in greedy(self.model, prompts, max_tokens=max_tokens, stop=stop):
+            text = self.tokenizer.decode([i for i in ids if i not in stop], skip_special_tokens=True)
+            replies.append(Reply(text=text.strip(), tokens=len(ids), finished=ids[-1] in stop))
+        return replies
+
+    def _stop_ids(self) -> set[int]:
+        eos = self.model.generation_config.eos_token_id
+        return {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+
+    # -- WhiteBox and Trainable ----------------------------------------------------------------------------------------
+
+    def functional(self, decision: Decision, messages: Sequence[Message]) -> Functional:
+        """The decision in one context as a functional over its tree (without the prior, which no context changes)."""
+        prompt = self.prompt_ids(messages)
+        texts = [self.text_ids(text) for text in (*decision.actions, *decision.alternatives)]
+        tree, routes = plant([[*prompt, *text] for text in texts])
+        split = len(decision.actions)
+        nodes, weights = [], []
+        for index, route in enumerate(routes):
+            target = route[len(prompt) :]
+            sign = 1 / split if index < split else -1 / (len(texts) - split)
+            nodes.append(target)
+            weights.append(torch.full((len(target),), sign / len(target)))
+        return Functional(tree, torch.cat(nodes), torch.cat(weights), len(prompt))
+
+    @torch.no_grad()
+    def bits(self, text: str) -> tuple[float, int, int]:
+        """Bits that the model needs for a text after its begin token, the text's bytes, and its tokens."""
+        ids = self.text_ids(text)
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        (values,), _ = self.log_probs([([start], self._fits(ids))])
+        return float(-values.double().sum() / math.log(2)), len(text.encode()), len(ids)
+
+    @torch.no_grad()
+    def divergence(self, other: LocalTarget, messages: Sequence[Message], reply: str) -> tuple[float, int]:
+        """Sum over a reply's tokens of KL(self || other) over the whole vocabulary, nats, and the number of tokens."""
+        prompt, ids = self.prompt_ids(messages), self.text_ids(reply)
+        tree, (route,) = plant([[*prompt, *ids]])
+        before = route[len(prompt) - 1 : -1]
+        p, q = (torch.log_softmax(forward(t.model, tree, before).logits[0].double(), -1) for t in (self, other))
+        return float((p.exp() * (p - q)).sum()), len(ids)
+
+    def with_adapter(self, folder: Path, adapter: Blob) -> LocalTarget:
+        """A new target with a PEFT adapter merged into a copy of the weights."""
+        from copy import deepcopy
+
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(deepcopy(self.model), str(folder)).merge_and_unload()
+        weights = digest_of({"base": self.card.weights, "adapter": adapter.digest})
+        name = f"{self.card.name}@{adapter.digest[:12]}"
+        return LocalTarget(name, merged.eval(), self.tokenizer, weights=weights, adapter=adapter)
+
+
+def load(name: str) -> LocalTarget:
+    """`smollm2-135m`, `tiny`, a folder, or a hub id, each optionally followed by `@adapter-folder`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    base, _, adapter = name.partition("@")
+    if base == "tiny":
+        torch.set_num_threads(1)  # its matrices are too small to share
+    if base in BUNDLED:
+        place: Path | str = cache.built(*BUNDLED[base])
+        weights = _checked_weights(Path(place))
+    else:
+        place, weights = base, _weights_digest(Path(base)) if Path(base).is_dir() else digest(base.encode())
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise TargetError(
+            f"cannot load local/{name}: {str(error).splitlines()[0]}."
+            f" Give {', '.join(f'local/{known}' for known in BUNDLED)}, a folder with a checkpoint, or a hub id."
+        ) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant:"
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    target = LocalTarget(f"local/{base}", model, tokenizer, weights=weights)
+    if not adapter:
+        return target
+    folder = Path(adapter)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise TargetError(f"no adapter at {folder} (adapter_model.safetensors is missing)")
+    file = folder / "adapter_model.safetensors"
+    return target.with_adapter(
+        folder, Blob(digest=cache.file_digest(file), size=file.stat().st_size, media="safetensors")
+    )
+
+
+def _rows(surface: Surface, means: Iterator[float]) -> tuple[Row, ...]:
+    """The decision in each case, from mean log-probabilities per token in the order of the paths."""
+    actions, alternatives = len(surface.decision.actions), len(surface.decision.alternatives)
+
+    def following() -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+        a, b = tuple(islice(means, actions)), tuple(islice(means, alternatives))
+        return sum(a) / actions - sum(b) / alternatives, a, b
+
+    found = [(case.cell, following()) for case in surface.cases]
+    prior = following()[0] if surface.decision.prior else 0.0
+    return tuple(Row(cell=cell, value=value - prior, actions=a, alternatives=b) for cell, (value, a, b) in found)
+
+
+def _checked_weights(place: Path) -> str:
+    said = str(cache.sealed(place)["model.safetensors"]["sha256"])
+    if cache.file_digest(place / "model.safetensors") != said:
+        raise CacheError(
+            f"cached weights in {place} are damaged (digest differs). Delete the folder; it is built again."
+        )
+    return said
+
+
+def _weights_digest(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise TargetError(f"{folder} holds no .safetensors weights (pickled weights are not read)")
+    return digest_of([cache.file_digest(file) for file in files])
+
+
+def _template_digest(tokenizer: Any) -> str:
+    backend = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else str(tokenizer)
+    return digest_of({"tokenizer": digest(backend.encode()), "template": tokenizer.chat_template or ""})

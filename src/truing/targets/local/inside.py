@@ -1,0 +1,187 @@
+"""The inside of a Llama-shaped decoder: activations at every block, and patches of heads and neurons.
+
+Llama-shaped: RMSNorm, grouped-query attention, a SiLU-gated MLP, no biases (Llama, SmolLM2, Mistral, ...).
+"""
+
+# B rows  T nodes of a tree  D width  H heads  E head width  F MLP neurons
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from truing.errors import TargetError
+from truing.targets.local.tree import Tree
+
+Site = Literal["head", "neuron"]
+
+
+@dataclass(slots=True)
+class Activations:
+    """What one forward pass computed, layer by layer; frozen quantities of the linear rules among them."""
+
+    embed_TD: Tensor
+    norm1: list[Tensor] = field(default_factory=list)
+    """1 / rms before attention, shape (T,)."""
+    norm2: list[Tensor] = field(default_factory=list)
+    """1 / rms before the MLP, shape (T,)."""
+    pattern: list[Tensor] = field(default_factory=list)
+    """Attention patterns, shape (H, T, T)."""
+    heads: list[Tensor] = field(default_factory=list)
+    """Attention outputs before the output projection, shape (T, H * E)."""
+    gate: list[Tensor] = field(default_factory=list)
+    up: list[Tensor] = field(default_factory=list)
+    neurons: list[Tensor] = field(default_factory=list)
+    """silu(gate) * up, shape (T, F)."""
+    norm_out: Tensor | None = None
+    """1 / rms before the head, shape (T,)."""
+    logits: Tensor | None = None
+    """At the nodes asked for, shape (M, V)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Replace units by their values in another run, at given positions of the batch's rows.
+
+    `take`: (site, layer) -> boolean (B, units), which rows replace which units; `source`: the other run;
+    `onto_T`: positions that are patched; `from_T`: the positions of the other run that they take, same length.
+    """
+
+    take: dict[tuple[Site, int], Tensor]
+    source: Activations
+    onto_T: Tensor
+    from_T: Tensor
+
+
+def blocks(model: Any) -> Any:
+    """The decoder layers; TargetError where the model is not Llama-shaped."""
+    body = getattr(model, "model", None)
+    layers = getattr(body, "layers", None)
+    wanted = ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj")
+
+    def shaped(layer: Any) -> bool:
+        names = {name for name, _ in layer.named_modules()}
+        return names.issuperset(wanted) and not any("bias" in name for name, _ in layer.named_parameters())
+
+    if not layers or model.config.hidden_act != "silu" or not all(shaped(layer) for layer in layers):
+        raise TargetError(
+            f"tracing reads Llama-shaped blocks without biases; {type(model).__name__} is built otherwise."
+            " Use a Llama, SmolLM2 or Mistral checkpoint."
+        )
+    return layers
+
+
+@contextmanager
+def eager(model: Any) -> Iterator[None]:
+    """Attention with visible patterns (fused kernels hide them)."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def run(model: Any, tree: Tree, keep_M: Tensor, *, rows: int = 1, patch: Patch | None = None) -> Tensor:
+    """Logits at the kept nodes, shape (rows, M, V), with a patch per row."""
+    with ExitStack() as stack:
+        if patch is not None:
+            for (site, layer), take in patch.take.items():
+                stack.callback(_hook_patch(model, site, layer, take, patch).remove)
+        return forward(model, tree, keep_M, rows=rows).logits
+
+
+@torch.no_grad()
+def read(model: Any, tree: Tree, keep_M: Tensor) -> Activations:
+    """One forward pass with everything that the linear rules and patches need."""
+    layers = blocks(model)
+    seen = Activations(embed_TD=model.get_input_embeddings()(tree.ids_N.to(model.device)))
+
+    def inverse_rms(norm: Any, into: list[Tensor]) -> Any:
+        def hook(_: Any, args: tuple[Tensor, ...]) -> None:
+            into.append(torch.rsqrt(args[0][0].pow(2).mean(-1) + norm.variance_epsilon))
+
+        return norm.register_forward_pre_hook(hook)
+
+    def output(module: Any, into: list[Tensor]) -> Any:
+        return module.register_forward_hook(lambda _, __, out: into.append(out[0]))
+
+    def entering(module: Any, into: list[Tensor]) -> Any:
+        return module.register_forward_pre_hook(lambda _, args: into.append(args[0][0]))
+
+    last: list[Tensor] = []
+    with ExitStack() as stack:
+        hooks = [inverse_rms(model.model.norm, last)]
+        for layer in layers:
+            hooks += [
+                inverse_rms(layer.input_layernorm, seen.norm1),
+                inverse_rms(layer.post_attention_layernorm, seen.norm2),
+                entering(layer.self_attn.o_proj, seen.heads),
+                output(layer.mlp.gate_proj, seen.gate),
+                output(layer.mlp.up_proj, seen.up),
+                entering(layer.mlp.down_proj, seen.neurons),
+            ]
+        for hook in hooks:
+            stack.callback(hook.remove)
+        with eager(model):
+            result = forward(model, tree, keep_M, output_attentions=True)
+    seen.pattern = [attention[0] for attention in result.attentions]
+    seen.norm_out, seen.logits = last[0], result.logits[0]
+    return seen
+
+
+def forward(model: Any, tree: Tree, keep_M: Tensor, *, rows: int = 1, **more: Any) -> Any:
+    """One pass over a tree; the output head is applied at the kept nodes alone."""
+    device = model.device
+    # Additive, because eager attention adds its mask where fused attention would also take booleans.
+    blocked = torch.zeros(tree.sees_NN.shape, dtype=model.dtype).masked_fill(
+        ~tree.sees_NN, torch.finfo(model.dtype).min
+    )
+    return model(
+        input_ids=tree.ids_N.to(device).expand(rows, -1),
+        attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),
+        position_ids=tree.depth_N.to(device).expand(rows, -1),
+        logits_to_keep=keep_M.to(device),
+        use_cache=False,
+        **more,
+    )
+
+
+def site_module(model: Any, site: Site, layer: int) -> Any:
+    """The projection whose input holds the units of a site."""
+    block = blocks(model)[layer]
+    return block.self_attn.o_proj if site == "head" else block.mlp.down_proj
+
+
+def units(model: Any, site: Site) -> tuple[int, int]:
+    """How many units a layer has at this site, and how wide one is."""
+    config = model.config
+    if site == "neuron":
+        return int(config.intermediate_size), 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_attention_heads), int(width)
+
+
+def _hook_patch(model: Any, site: Site, layer: int, take_BU: Tensor, patch: Patch) -> Any:
+    values = (patch.source.heads if site == "head" else patch.source.neurons)[layer]
+    _, width = units(model, site)
+    mask = take_BU.repeat_interleave(width, dim=1)[:, None, :].to(values.device)
+
+    def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0].clone()
+        x[:, patch.onto_T] = torch.where(mask, values[patch.from_T][None], x[:, patch.onto_T])
+        return (x, *args[1:])
+
+    return site_module(model, site, layer).register_forward_pre_hook(hook)
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive slices."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

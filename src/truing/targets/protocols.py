@@ -1,0 +1,62 @@
+"""What can be asked of a target. A function names the protocol that it needs; a target has those that it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from truing.errors import TargetError
+from truing.records import Message, Row, Surface, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a target wrote. `finished` is false where the token limit cut it off."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Every target can say what it is."""
+
+    @property
+    def card(self) -> Target:
+        """Name and digests."""
+
+
+@runtime_checkable
+class Scored(Named, Protocol):
+    """Log-probabilities of given continuations."""
+
+    def decide(self, surfaces: Sequence[Surface]) -> tuple[list[tuple[Row, ...]], int]:
+        """The decision in every case of every surface, and the tokens computed. One call is one unit of work."""
+
+
+@runtime_checkable
+class Chat(Named, Protocol):
+    """Replies to messages."""
+
+    def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
+        """Greedy replies, one for each conversation, in order."""
+
+
+ABILITIES = {"Scored": Scored, "Chat": Chat}
+
+
+def need(target: object, ability: str) -> None:
+    """TargetError, naming the ability and who has it, unless the target has it."""
+    card = getattr(target, "card", None)
+    if not isinstance(card, Target) or ability not in card.abilities:
+        name = card.name if isinstance(card, Target) else repr(target)
+        raise TargetError(
+            f"target {name} has no ability {ability}"
+            f" (it has {', '.join(card.abilities) if isinstance(card, Target) else 'none'});"
+            " Scored: local/..., scripted/...; Chat: local/..., scripted/...; WhiteBox and Trainable: local/..."
+        )
+
+
+__all__ = ["ABILITIES", "Chat", "Named", "Reply", "Scored", "need"]

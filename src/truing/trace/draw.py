@@ -1,0 +1,124 @@
+"""The effect graph: what inputs and neurons add to each other and to the decision, first cell minus second.
+
+Nodes are (layer, neuron, segment), inputs by segment, and one remainder per segment that holds all other neurons, so
+that the inputs of every node add up to its value: exact accounting, checked on every run.
+"""
+
+# B target nodes  T nodes of the tree  S segments  D width
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truing.records import Edge, Node
+from truing.targets.local.inside import Activations, blocks
+from truing.trace.attribute import decision_cotangent, read_side
+from truing.trace.linear import neuron_cotangent, recursion
+from truing.trace.twins import Side, Twin
+
+Spot = tuple[int, int, str]
+"""Layer, neuron, segment."""
+OUTPUT = "decision"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Contributions of one run: rows are the spots and, last, the decision; columns spots, remainders, inputs."""
+
+    flow: Tensor
+    values: Tensor
+    error: float
+    """Largest |sum of a row - its value| over the sum of its absolute contributions."""
+
+
+@torch.no_grad()
+def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[str]) -> Account:
+    """All contributions into every spot and into the decision, in one batched recursion."""
+    seen, kept = read_side(model, side)
+    where = {label: torch.tensor([s == label for s in side.segment_T], dtype=seen.embed_TD.dtype) for label in segments}
+    rows, nodes = len(spots) + 1, len(seen.embed_TD)
+    R_BTD = torch.zeros(rows, nodes, seen.embed_TD.shape[1])
+    R_BTD[-1], value = decision_cotangent(model, side, seen, kept)
+    inject: dict[int, list[tuple[int, Tensor]]] = {}
+    for row, (layer, neuron, segment) in enumerate(spots):
+        cotangent = neuron_cotangent(model, seen, layer, neuron) * where[segment][:, None]
+        inject.setdefault(layer, []).append((row, cotangent))
+    flow = torch.zeros(rows, len(spots) + 2 * len(segments), dtype=torch.double)
+    absolute = torch.zeros(rows, dtype=torch.double)
+    where_ST = torch.stack([where[label] for label in segments])
+
+    def sink(layer: int, after: Tensor, _: Tensor) -> None:
+        down = blocks(model)[layer].mlp.down_proj.weight
+        every_BT = (after * (seen.neurons[layer] @ down.T)).sum(-1)
+        rest_BS = (every_BT @ where_ST.T).double()
+        for column, (at, neuron, segment) in enumerate(spots):
+            if at == layer:
+                part = ((after @ down[:, neuron]) * seen.neurons[layer][:, neuron] * where[segment]).sum(-1).double()
+                flow[:, column] += part
+                rest_BS[:, list(segments).index(segment)] -= part
+        flow[:, len(spots) : len(spots) + len(segments)] += rest_BS
+        absolute.add_(rest_BS.abs().sum(-1))
+
+    R_BTD = recursion(model, seen, R_BTD, sink=sink, through_mlps=False, inject=inject)
+    flow[:, len(spots) + len(segments) :] = ((R_BTD * seen.embed_TD).sum(-1) @ where_ST.T).double()
+    absolute += flow[:, : len(spots)].abs().sum(-1) + flow[:, len(spots) + len(segments) :].abs().sum(-1)
+    values = torch.tensor([*_values(seen, spots, where), value], dtype=torch.double)
+    error = ((flow.sum(-1) - values).abs() / absolute.clamp(min=1e-12)).max()
+    return Account(flow, values, float(error))
+
+
+def _values(seen: Activations, spots: Sequence[Spot], where: dict[str, Tensor]) -> list[float]:
+    return [float((seen.neurons[layer][:, i] * where[segment]).sum()) for layer, i, segment in spots]
+
+
+def draw(
+    model: Any, pairs: Sequence[Twin], spots: Sequence[Spot], segments: Sequence[str], *, keep: float = 0.98
+) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
+    """Nodes, edges (smallest dropped until a share `keep` of the absolute flow is left) and the closure error.
+
+    The mean over twins of the first cell's account minus the second's.
+    """
+    flow: Tensor | None = None
+    values: Tensor | None = None
+    worst = 0.0
+    for twin in pairs:
+        first, second = (account(model, side, spots, segments) for side in (twin.first, twin.second))
+        worst = max(worst, first.error, second.error)
+        flow = first.flow - second.flow if flow is None else flow + first.flow - second.flow
+        values = first.values - second.values if values is None else values + first.values - second.values
+    assert flow is not None and values is not None  # noqa: PT018 - there are twins
+    flow, values = flow / len(pairs), values / len(pairs)
+    layers = len(blocks(model))
+    names = [f"n{layer}.{i}.{segment}" for layer, i, segment in spots]
+    nodes = [
+        Node(id=name, kind="neuron", layer=layer, segment=segment, index=i, value=float(v), contribution=float(c))
+        for name, (layer, i, segment), v, c in zip(names, spots, values, flow[-1], strict=False)
+    ]
+    for offset, kind in ((0, "rest"), (len(segments), "input")):
+        for number, segment in enumerate(segments):
+            direct = float(flow[-1, len(spots) + offset + number])
+            name = f"{kind}.{segment}"
+            names.append(name)
+            level = -1 if kind == "input" else layers // 2
+            nodes.append(Node(id=name, kind=kind, layer=level, segment=segment, value=direct, contribution=direct))
+    total = float(values[-1])
+    nodes.append(Node(id=OUTPUT, kind="output", layer=layers, segment="reply", value=total, contribution=total))
+    return tuple(nodes), _edges(flow, names, [*names[: len(spots)], OUTPUT], keep), worst
+
+
+def _edges(flow: Tensor, sources: Sequence[str], targets: Sequence[str], keep: float) -> tuple[Edge, ...]:
+    order = flow.abs().flatten().argsort(descending=True, stable=True)
+    share = flow.abs().flatten()[order].cumsum(0) / flow.abs().sum().clamp(min=1e-12)
+    count = int((share < keep).sum()) + 1
+    width = flow.shape[1]
+    picked = [(int(i) // width, int(i) % width) for i in order[:count]]
+    return tuple(
+        Edge(source=sources[column], target=targets[row], weight=float(flow[row, column]))
+        for row, column in picked
+        if flow[row, column] != 0
+    )

@@ -1,0 +1,78 @@
+"""The causal check: patch the chosen units from the other twin and see how much of the effect goes."""
+
+# B choices (rows of one batch)  L layers
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from truing.targets.local.inside import Patch, Site, run, units
+from truing.trace.attribute import decision_value, read_side
+from truing.trace.twins import Twin
+
+Rule = Literal["attribution", "random", "largest change", "shuffled"]
+RULES: tuple[Rule, ...] = ("attribution", "random", "largest change", "shuffled")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """K units of one kind, chosen by one rule: (layer, index) pairs."""
+
+    site: Site
+    rule: Rule
+    units: tuple[tuple[int, int], ...]
+
+    @property
+    def k(self) -> int:
+        """How many units."""
+        return len(self.units)
+
+    @property
+    def label(self) -> str:
+        """For rows of results."""
+        return f"{self.site} {self.rule} {self.k}"
+
+
+def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, seed: int) -> list[Choice]:
+    """K units by attribution, and as many by each baseline.
+
+    random: any units; largest change: those whose values differ most between twins; shuffled: the attribution's own
+    scores dealt out anew inside each layer, so that the layers are right and the units wrong.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in score_LU])
+    ranked = {
+        "attribution": score_LU,
+        "random": torch.rand(score_LU.shape, generator=generator),
+        "largest change": change_LU,
+        "shuffled": shuffled,
+    }
+    width = score_LU.shape[1]
+    return [
+        Choice(site, rule, tuple((int(i) // width, int(i) % width) for i in ranked[rule].flatten().topk(k).indices))
+        for rule in RULES
+    ]
+
+
+@torch.no_grad()
+def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, float, list[float]]:
+    """The decision in the first cell, in the second, and in the first with each choice patched from the second."""
+    first, kept = read_side(model, twin.first)
+    second, _ = read_side(model, twin.second)
+    assert first.logits is not None and second.logits is not None  # noqa: PT018 - read() sets both
+    base = float(decision_value(twin.first, first.logits[None])[0])
+    other = float(decision_value(twin.second, second.logits[None])[0])
+    take: dict[tuple[Site, int], Tensor] = {}
+    for row, choice in enumerate(choices):
+        count, _ = units(model, choice.site)
+        for layer, index in choice.units:
+            mask = take.setdefault((choice.site, layer), torch.zeros(len(choices), count, dtype=torch.bool))
+            mask[row, index] = True
+    patch = Patch(take, second, twin.onto_T, twin.from_T)
+    logits = run(model, twin.first.functional.tree, kept, rows=len(choices), patch=patch)
+    return base, other, decision_value(twin.first, logits).tolist()

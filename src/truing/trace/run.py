@@ -1,0 +1,361 @@
+"""Trace a claim: attribute on one half, check by patching on the other, draw the graph, give a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as pack_tensors
+from torch import Tensor
+
+from truing.errors import TargetError
+from truing.records import (
+    Arrays,
+    Claim,
+    Edge,
+    Estimate,
+    Graph,
+    Mediation,
+    Node,
+    Record,
+    Surface,
+    Unit,
+    Unmeasured,
+    digest_of,
+)
+from truing.runner import Unit as Work
+from truing.runner import Watcher, run
+from truing.stats import cluster_mean, cluster_ratio
+from truing.store import Store
+from truing.targets import need
+from truing.targets.local import LocalTarget
+from truing.trace.attribute import Attribution, attribute
+from truing.trace.draw import Spot, draw
+from truing.trace.mediate import RULES, Choice, choose, mediate
+from truing.trace.twins import FRAME, REPLY, Twin, twins
+
+CLOSURE = 1e-4
+"""Above this the accounts do not close and no graph is given (fp32)."""
+Verdict = Literal["supported", "weak", "refuted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much is traced."""
+
+    per_plot: int = 3
+    """Twins of each plot, in each half."""
+    heads: tuple[int, ...] = (5, 15)
+    neurons: tuple[int, ...] = (200, 1000)
+    drawn: int = 28
+    """Neurons in the picture."""
+    drawn_twins: int = 8
+    seed: int = 0
+
+    def within(self, target: LocalTarget) -> Settings:
+        """The same for a small model: K is at most a quarter of what there is."""
+        config = target.model.config
+        heads = config.num_hidden_layers * config.num_attention_heads // 4
+        neurons = config.num_hidden_layers * config.intermediate_size // 4
+        return Settings(
+            self.per_plot,
+            tuple(sorted({min(k, heads) for k in self.heads})),
+            tuple(sorted({min(k, neurons) for k in self.neurons})),
+            self.drawn,
+            self.drawn_twins,
+            self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What is traced: a claim's twins on the half where units are chosen and on the half where they are tested."""
+
+    claim: Claim
+    cells: tuple[str, str]
+    choosing: Sequence[Surface]
+    testing: Sequence[Surface]
+
+
+def trace(
+    target: LocalTarget,
+    effect: Effect,
+    store: Store,
+    *,
+    settings: Settings | None = None,
+    watcher: Watcher | None = None,
+) -> Graph:
+    """The graph of a claim's effect with its causal verdict."""
+    need(target, "WhiteBox")
+    settings = (settings or Settings()).within(target)
+    choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
+    testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
+    segments = _segments(choosing)
+    mean, sources = averaged(target, choosing, segments, store, watcher)
+    choices = [
+        choice
+        for site, ks, score, change in (
+            ("head", settings.heads, mean.heads, mean.heads_change),
+            ("neuron", settings.neurons, mean.neurons, mean.neurons_change),
+        )
+        for k in ks
+        for choice in choose(site, k, score, change, seed=settings.seed + k)  # type: ignore[arg-type]
+    ]
+    patched = _patched(target, testing, choices, store, watcher)
+    parents = (target.card.id, effect.claim.id, *sorted({r.id for r in (*sources, *patched)}))
+
+    def work(_: None) -> list[Graph]:
+        spots = strongest(mean, segments, settings.drawn)
+        nodes, edges, error = _drawn(target, choosing, spots, segments, settings)
+        mediated = _mediated(patched, choices)
+        verdict, why = judge(mediated)
+        whole = [row for record in patched for row in _pairs(record)]
+        graph = Graph(
+            target=target.card.id,
+            claim=effect.claim.id,
+            twins=effect.cells,
+            aligned=len(choosing) + len(testing),
+            skipped=skipped + skipped_too,
+            closure_error=error,
+            segments=segments,
+            nodes=nodes,
+            edges=edges,
+            effect=cluster_mean([a - b for _, a, b in whole], [plot for plot, _, _ in whole], unit="nats/token"),
+            units=_units(mean, choices),
+            mediated=mediated,
+            verdict=verdict,
+            why=why,
+            parents=parents,
+        )
+        return [graph]
+
+    return _kept(work, {"parents": list(parents), "settings": asdict(settings)}, store)
+
+
+def retrace(
+    target: LocalTarget,
+    graph: Graph,
+    effect: Effect,
+    store: Store,
+    *,
+    settings: Settings | None = None,
+    watcher: Watcher | None = None,
+) -> tuple[Graph, list[Arrays]]:
+    """The same spots drawn in another model (a fixed one), and its attributions. Neurons keep their names."""
+    need(target, "WhiteBox")
+    settings = (settings or Settings()).within(target)
+    choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
+    mean, sources = averaged(target, choosing, graph.segments, store, watcher)
+    parents = (target.card.id, graph.id, *sorted({r.id for r in sources}))
+
+    def work(_: None) -> list[Graph]:
+        spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
+        nodes, edges, error = _drawn(target, choosing, spots, graph.segments, settings)
+        scores = {"head": mean.heads, "neuron": mean.neurons}
+        read = {u: float(scores[u.kind][u.layer, u.index]) for u in graph.units}
+        again = graph.model_copy(
+            update={
+                "target": target.card.id,
+                "nodes": nodes,
+                "edges": edges,
+                "closure_error": error,
+                "mediated": (),
+                "units": tuple(unit.model_copy(update={"score": score}) for unit, score in read.items()),
+                "effect": Unmeasured(reason="the units of another model's graph, read in this one"),
+                "verdict": "weak",
+                "why": "the units of another model's graph, read in this one; not patched",
+                "aligned": len(choosing),
+                "skipped": skipped,
+                "parents": parents,
+            }
+        )
+        return [again]
+
+    return _kept(work, {"parents": list(parents), "settings": asdict(settings)}, store), sources
+
+
+def _kept(work: Callable[[None], list[Graph]], inputs: dict[str, object], store: Store) -> Graph:
+    """A graph as one unit of work."""
+    ((graph,),) = run([Work(item=None, stage="graph", inputs=inputs)], work, ledger=store)
+    assert isinstance(graph, Graph)
+    return graph
+
+
+def _drawn(
+    target: LocalTarget, pairs: Sequence[Twin], spots: Sequence[Spot], segments: tuple[str, ...], settings: Settings
+) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
+    """The picture over a few twins; TargetError where the accounts do not close."""
+    nodes, edges, error = draw(target.model, pairs[:: max(1, len(pairs) // settings.drawn_twins)], spots, segments)
+    if error > CLOSURE:
+        raise TargetError(
+            f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."
+            " Its blocks are not what the linear rules assume, so no graph is given."
+        )
+    return nodes, edges, error
+
+
+def averaged(
+    target: LocalTarget, pairs: Sequence[Twin], segments: tuple[str, ...], store: Store, watcher: Watcher | None
+) -> tuple[Attribution, list[Arrays]]:
+    """The mean attribution over twins. One unit of work is one plot."""
+    plots = _by_plot(pairs)
+
+    def work(item: tuple[str, list[Twin]]) -> list[Arrays]:
+        plot, members = item
+        found = [attribute(target.model, twin, segments) for twin in members]
+        sums = {name: torch.stack([getattr(a, name) for a in found]).sum(0) for name in Attribution.__slots__}
+        blob = store.put_blob(pack_tensors({name: tensor.contiguous() for name, tensor in sums.items()}), "safetensors")
+        return [_arrays(target, "attribution", plot, members, blob=blob)]
+
+    records = _units_of_work("attribute", target, plots, {"segments": list(segments)}, work, store, watcher)
+    total: dict[str, Tensor] = {}
+    for record in records:
+        assert record.blob is not None
+        for name, tensor in load_file(store.blob_path(record.blob)).items():
+            total[name] = total[name] + tensor if name in total else tensor
+    return Attribution(**{name: tensor / len(pairs) for name, tensor in total.items()}), records
+
+
+def strongest(mean: Attribution, segments: Sequence[str], count: int) -> list[Spot]:
+    """The (layer, neuron, segment) spots with the largest mean attribution, either sign."""
+    _, layers, neurons = mean.neurons_by_segment.shape
+    order = mean.neurons_by_segment.abs().flatten().topk(count).indices.tolist()
+    return [((i // neurons) % layers, i % neurons, segments[i // (neurons * layers)]) for i in order]
+
+
+def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
+    """The verdict and its grounds.
+
+    supported: some K heads or neurons chosen by attribution mediate at least half of the effect, and more than random
+    and shuffled choices of as many (intervals apart); weak: more than those, but less than half; refuted: neither.
+    """
+    best: tuple[Verdict, str] = ("refuted", "no choice by attribution mediates more than random and shuffled units do")
+    for m in sorted(mediated, key=lambda m: m.k):
+        share = m.share
+        if m.choice != "attribution" or not isinstance(share, Estimate):
+            continue
+        rivals = {r.choice: r.share for r in mediated if (r.kind, r.k) == (m.kind, m.k) and r.choice != "attribution"}
+        controls = [q for name, q in rivals.items() if name != "largest change" and isinstance(q, Estimate)]
+        if not controls or share.low <= max(q.high for q in controls):
+            continue
+        trivial = rivals.get("largest change")
+        remark = ""
+        if isinstance(trivial, Estimate) and trivial.high >= share.low:
+            remark = "; units chosen by the largest change alone do as well"
+        said = f"{m.k} {m.kind}s mediate {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the effect{remark}"
+        if share.low >= 0.5:
+            return "supported", said
+        best = ("weak", said)
+    return best
+
+
+def _segments(pairs: Sequence[Twin]) -> tuple[str, ...]:
+    labels = {s: None for twin in pairs for side in (twin.first, twin.second) for s in side.segment_T}
+    middle = [label for label in labels if label not in (FRAME, REPLY)]
+    return (FRAME, *middle, REPLY)
+
+
+def _patched(
+    target: LocalTarget, pairs: Sequence[Twin], choices: Sequence[Choice], store: Store, watcher: Watcher | None
+) -> list[Arrays]:
+    def work(item: tuple[str, list[Twin]]) -> list[Arrays]:
+        plot, members = item
+        numbers: list[tuple[str, float]] = []
+        for twin in members:
+            base, other, values = mediate(target.model, twin, choices)
+            numbers += [("first", base), ("second", other)]
+            numbers += [(choice.label, value) for choice, value in zip(choices, values, strict=True)]
+        return [_arrays(target, "patching", plot, members, numbers=numbers)]
+
+    chosen = {"choices": digest_of([[c.label, [list(u) for u in c.units]] for c in choices])}
+    return _units_of_work("patch", target, _by_plot(pairs), chosen, work, store, watcher)
+
+
+def _mediated(records: Sequence[Arrays], choices: Sequence[Choice]) -> tuple[Mediation, ...]:
+    found = []
+    for choice in choices:
+        parts, wholes, plots = [], [], []
+        for record in records:
+            values = [value for label, value in record.numbers if label == choice.label]
+            for (plot, a, b), patched in zip(_pairs(record), values, strict=True):
+                parts.append(a - patched)
+                wholes.append(a - b)
+                plots.append(plot)
+        found.append(
+            Mediation(kind=choice.site, choice=choice.rule, k=choice.k, share=cluster_ratio(parts, wholes, plots))
+        )
+    return tuple(found)
+
+
+def _pairs(record: Arrays) -> list[tuple[str, float, float]]:
+    first = [value for label, value in record.numbers if label == "first"]
+    second = [value for label, value in record.numbers if label == "second"]
+    return [(record.plot, a, b) for a, b in zip(first, second, strict=True)]
+
+
+def _units(mean: Attribution, choices: Sequence[Choice]) -> tuple[Unit, ...]:
+    scores = {"head": mean.heads, "neuron": mean.neurons}
+    largest: dict[str, Choice] = {}
+    for choice in choices:
+        if choice.rule == RULES[0] and (choice.site not in largest or choice.k > largest[choice.site].k):
+            largest[choice.site] = choice
+    return tuple(
+        Unit(kind=choice.site, layer=layer, index=index, score=float(scores[choice.site][layer, index]))
+        for choice in largest.values()
+        for layer, index in choice.units
+    )
+
+
+def _by_plot(pairs: Sequence[Twin]) -> dict[str, list[Twin]]:
+    plots: dict[str, list[Twin]] = {}
+    for twin in pairs:
+        plots.setdefault(twin.plot, []).append(twin)
+    return plots
+
+
+def _arrays(
+    target: LocalTarget,
+    name: str,
+    plot: str,
+    members: Sequence[Twin],
+    *,
+    numbers: Sequence[tuple[str, float]] = (),
+    blob: object = None,
+) -> Arrays:
+    return Arrays(
+        name=name,
+        target=target.card.id,
+        plot=plot,
+        cases=tuple(t.name for t in members),
+        numbers=tuple(numbers),
+        blob=blob,
+        parents=(target.card.id,),
+    )
+
+
+def _units_of_work(
+    stage: str,
+    target: LocalTarget,
+    plots: dict[str, list[Twin]],
+    more: Mapping[str, object],
+    work: Callable[[tuple[str, list[Twin]]], Sequence[Record]],
+    store: Store,
+    watcher: Watcher | None,
+) -> list[Arrays]:
+    units = [
+        Work(
+            item=(plot, members), stage=stage,
+            inputs={"target": target.card.id, "twins": [_identity(t) for t in members], **more},
+        )
+        for plot, members in plots.items()
+    ]  # fmt: skip
+    done = run(units, work, ledger=store, watcher=watcher, label=f"trace: {stage}")
+    return [record for records in done for record in records if isinstance(record, Arrays)]
+
+
+def _identity(twin: Twin) -> str:
+    sides = (twin.first.functional, twin.second.functional)
+    return digest_of([[f.tree.ids_N.tolist(), f.tree.parent_N.tolist(), f.weight_M.tolist()] for f in sides])

@@ -1,0 +1,110 @@
+"""Twins: the same surface in two cells, laid out as trees whose positions are aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from truing.errors import DesignError
+from truing.records import Case, Surface
+from truing.stats import MIN_CLUSTERS
+from truing.targets.local import Functional, LocalTarget
+
+REPLY = "reply"
+FRAME = "chat frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One cell of a surface: the decision over its tree, and the segment of every node."""
+
+    functional: Functional
+    segment_T: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A surface in two cells. `onto_T` of the first takes the place of `from_T` of the second."""
+
+    plot: str
+    name: str
+    first: Side
+    second: Side
+    onto_T: Tensor
+    from_T: Tensor
+
+    @property
+    def same_length(self) -> bool:
+        """Whether every position has its counterpart."""
+        return len(self.onto_T) == len(self.first.functional.tree) == len(self.second.functional.tree)
+
+
+def twins(
+    target: LocalTarget, surfaces: Sequence[Surface], cells: tuple[str, str], *, per_plot: int
+) -> tuple[list[Twin], int]:
+    """Up to `per_plot` twins of each plot, and how many were left out because their tokens do not align.
+
+    Twins of equal length align position by position. Where too few plots have any, the others are taken too, aligned by
+    their common beginning and end (the differing span itself is then not patched).
+    """
+    every = [_twin(target, surface, cells) for surface in surfaces]
+    equal = [twin for twin in every if twin.same_length]
+    usable = equal if len({twin.plot for twin in equal}) >= MIN_CLUSTERS else every
+    if len({twin.plot for twin in usable}) < MIN_CLUSTERS:
+        raise DesignError(
+            f"twins in {len({t.plot for t in usable})} plots; tracing an effect needs at least {MIN_CLUSTERS}"
+        )
+    counts: dict[str, int] = {}
+    chosen = []
+    for twin in usable:
+        counts[twin.plot] = counts.get(twin.plot, 0) + 1
+        if counts[twin.plot] <= per_plot:
+            chosen.append(twin)
+    return chosen, len(every) - len(usable)
+
+
+def _twin(target: LocalTarget, surface: Surface, cells: tuple[str, str]) -> Twin:
+    first, second = (_side(target, surface, next(c for c in surface.cases if c.cell == cell)) for cell in cells)
+    a, b = first.functional, second.functional
+    onto, taken = _align(a.tree.ids_N[: a.prompt].tolist(), b.tree.ids_N[: b.prompt].tolist())
+    replies = torch.arange(len(a.tree) - a.prompt)  # continuations are the same texts in the same order
+    return Twin(
+        surface.plot,
+        surface.name,
+        first,
+        second,
+        torch.cat([torch.tensor(onto, dtype=torch.long), replies + a.prompt]),
+        torch.cat([torch.tensor(taken, dtype=torch.long), replies + b.prompt]),
+    )
+
+
+def _align(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Positions of two prompts that correspond: all, where they are equally long; else common beginning and end."""
+    if len(a) == len(b):
+        return list(range(len(a))), list(range(len(b)))
+    shorter = min(len(a), len(b))
+    start = next((i for i in range(shorter) if a[i] != b[i]), shorter)
+    end = next((i for i in range(shorter - start) if a[-1 - i] != b[-1 - i]), shorter - start)
+    onto = [*range(start), *range(len(a) - end, len(a))]
+    return onto, [*range(start), *range(len(b) - end, len(b))]
+
+
+def _side(target: LocalTarget, surface: Surface, case: Case) -> Side:
+    functional = target.functional(surface.decision, case.messages)
+    text, content = target.prompt_text(case.messages), case.messages[-1].content
+    begin = text.rindex(content)
+    ends, end = [], begin
+    for label, part in case.segments:
+        end += len(part)
+        ends.append((end, label))
+
+    def label_at(char: int) -> str:
+        if char < begin:
+            return FRAME
+        return next((label for end, label in ends if char < end), REPLY)
+
+    labels = [label_at(start) for start, _ in target.prompt_offsets(case.messages)]
+    return Side(functional, (*labels, *[REPLY] * (len(functional.tree) - functional.prompt)))

@@ -1,0 +1,246 @@
+"""Fit a LoRA adapter. Small, deterministic by seed, checkpointed in units of a few steps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as pack_tensors
+from torch import Tensor
+
+from truing.errors import TrainingError
+from truing.records import Blob, Pairs, Step, Training
+from truing.runner import Unit, Watcher, run
+from truing.store import Store
+from truing.targets import need
+from truing.targets.local import LocalTarget
+from truing.train.batches import Batch, batches
+from truing.train.losses import LogProbs, dpo, margin, sft
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an adapter is fitted."""
+
+    method: Literal["dpo", "sft"] = "dpo"
+    beta: float = 0.1
+    lr: float = 2e-4
+    rank: int = 8
+    alpha: int = 16
+    batch: int = 8
+    epochs: int = 1
+    most_steps: int = 0
+    """0: as many as the epochs give."""
+    clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 7
+
+
+TARGET_MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
+
+
+class _Run:
+    """A model with a fresh adapter and its optimiser, at some step."""
+
+    def __init__(self, target: LocalTarget, settings: Settings) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=0.0,
+            target_modules=list(TARGET_MODULES),
+            task_type="CAUSAL_LM",
+        )
+        before = torch.get_rng_state()
+        torch.manual_seed(settings.seed)
+        with warnings.catch_warnings():
+            # PEFT reads a property of transformers that is on its way out.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft: Any = get_peft_model(deepcopy(target.model), config)
+        torch.set_rng_state(before)
+        self.model: Any = self.peft.get_base_model()
+        self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.lr, weight_decay=0.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on."""
+        tensors = {f"weight.{name}": p.detach() for name, p in self.named.items()}
+        for name, parameter in self.named.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on exactly where a state was taken."""
+        for name, parameter in self.named.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight.{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
+
+
+def fit(
+    target: LocalTarget, pairs: Pairs, store: Store, *, settings: Settings | None = None, watcher: Watcher | None = None
+) -> Training:
+    """Train an adapter on the pairs; the record's blob is the adapter in PEFT's layout.
+
+    TrainingError where the step-0 loss is not ln 2 (DPO) or a loss is not finite. Killed and rerun, training goes on
+    from its last checkpoint and ends with the same bytes.
+    """
+    need(target, "Trainable")
+    settings = settings or Settings()
+    laid = batches(target, pairs.pairs, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
+    laid = laid[: settings.most_steps] if settings.most_steps else laid
+    loop = _Loop(target, pairs, laid, settings, store, watcher)
+    inputs = {"target": target.card.id, "pairs": pairs.id, "settings": asdict(settings)}
+    chunks = range(0, len(laid), settings.checkpoint_every)
+    units = [
+        Unit(
+            item=(start, min(start + settings.checkpoint_every, len(laid))),
+            stage="fit",
+            inputs={**inputs, "from": start},
+        )
+        for start in chunks
+    ]
+    if watcher:
+        watcher.start(f"train: {settings.method}", len(laid))
+    done: list[Training] = []
+    for unit in units:
+        loop.previous = done[-1] if done else None
+        (records,) = run([unit], loop.chunk, ledger=store)
+        (record,) = (r for r in records if isinstance(r, Training))
+        done.append(record)
+        if watcher:
+            watcher.step(unit.item[1] - unit.item[0])
+    return done[-1]
+
+
+class _Loop:
+    """Steps in chunks; a model is built only when a chunk has to be computed."""
+
+    def __init__(
+        self,
+        target: LocalTarget,
+        pairs: Pairs,
+        laid: Sequence[Batch],
+        settings: Settings,
+        store: Store,
+        watcher: Watcher | None,
+    ) -> None:
+        self.target, self.pairs, self.laid, self.settings, self.store = target, pairs, laid, settings, store
+        self.watcher = watcher
+        self.previous: Training | None = None
+        self._run: _Run | None = None
+        self._at = 0
+
+    def chunk(self, item: tuple[int, int]) -> list[Training]:
+        """Do steps start..stop and keep the state, or, at the end, the adapter."""
+        start, stop = item
+        if self._run is None:
+            self._run = _Run(self.target, self.settings)
+        if self._at != start:
+            assert self.previous is not None  # chunks come in order
+            self._run.restore(load_file(self.store.blob_path(self.previous.state)))
+        steps = [
+            *(self.previous.steps if self.previous else ()),
+            *(self._step(number) for number in range(start, stop)),
+        ]
+        self._at = stop
+        finished = stop == len(self.laid)
+        state = adapter_blob(self._run.peft, self.store) if finished else self._checkpoint()
+        record = Training(
+            method=self.settings.method,
+            target=self.target.card.id,
+            settings=tuple(asdict(self.settings).items()),
+            pairs=self.pairs.id,
+            steps=tuple(steps),
+            state=state,
+            finished=finished,
+            parents=(self.target.card.id, self.pairs.id),
+        )
+        return [record]
+
+    def _checkpoint(self) -> Blob:
+        assert self._run is not None
+        return self.store.put_blob(pack_tensors(self._run.state()), "safetensors")
+
+    def _step(self, number: int) -> Step:
+        assert self._run is not None
+        batch, settings, run_ = self.laid[number], self.settings, self._run
+        policy = batch.log_probs(run_.model)
+        reference = self._reference(batch, policy)
+        loss = dpo(policy, reference, beta=settings.beta) if settings.method == "dpo" else sft(policy)
+        self._check(float(loss.detach()), number)
+        loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(run_.named.values(), settings.clip))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient norm at step {number} is {norm}; lower the learning rate ({settings.lr})"
+            )
+        run_.optimiser.step()
+        run_.optimiser.zero_grad()
+        gap = margin(policy, reference, beta=settings.beta)
+        return Step(
+            step=number,
+            loss=float(loss.detach()),
+            margin=float(gap.detach().mean()),
+            chosen=float(policy.chosen.detach().mean()),
+            rejected=float(policy.rejected.detach().mean()),
+            grad_norm=norm,
+        )
+
+    @torch.no_grad()
+    def _reference(self, batch: Batch, policy: LogProbs) -> LogProbs:
+        """The untrained model's log-probabilities."""
+        if self.settings.method == "sft":
+            return LogProbs(policy.chosen.detach(), policy.rejected.detach())
+        return batch.log_probs(self.target.model)
+
+    def _check(self, loss: float, number: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss at step {number} is {loss}; lower the learning rate ({self.settings.lr})")
+        if number == 0 and self.settings.method == "dpo" and abs(loss - math.log(2)) > 1e-4:
+            raise TrainingError(
+                f"the loss before the first step is {loss:.6f}, not ln 2 = {math.log(2):.6f}: policy and reference"
+                " differ"
+                " (an adapter that is not fresh, a stale reference, or text that tokenises differently)"
+            )
+
+
+def adapter_blob(peft: Any, store: Store) -> Blob:
+    """The adapter's weights, in PEFT's own names."""
+    from peft import get_peft_model_state_dict
+
+    return store.put_blob(
+        pack_tensors({k: v.contiguous() for k, v in get_peft_model_state_dict(peft).items()}), "safetensors"
+    )
+
+
+def export(training: Training, store: Store, folder: Path) -> Path:
+    """Write a finished adapter as a PEFT folder (adapter_config.json, adapter_model.safetensors)."""
+    from peft import LoraConfig
+
+    if not training.finished:
+        raise TrainingError(
+            f"training {training.id[:12]} is not finished ({len(training.steps)} steps); run it to its end"
+        )
+    said = dict(training.settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(store.blob_path(training.state).read_bytes())
+    LoraConfig(
+        r=int(said["rank"]),
+        lora_alpha=int(said["alpha"]),
+        lora_dropout=0.0,
+        target_modules=list(TARGET_MODULES),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).save_pretrained(folder)
+    return folder
