@@ -148,38 +148,31 @@ def test_a_user_brings_a_spec(tmp_path: Path) -> None:
     )
     assert clause(spec(path), "A1").text == "does not lie"
     path.write_text(path.read_text(encoding="utf-8").replace("]", ", {id: A1, title: u, text: v}]"), encoding="utf-8")
-    with pytest.raises(ContentError, match="twice: A1"):
+    with pytest.raises(ContentError, match=r"numbers a clause twice: A1"):
         spec(path)
-    with pytest.raises(ContentError, match="no content file at .*absent"):
+    with pytest.raises(ContentError, match=r"no content file at .*absent"):
         spec(tmp_path / "absent.yaml")
 
 
 # -- wrong content -----------------------------------------------------------------------------------------------------
 
 
+FERRY = "insider/night-ferry.yaml"
 WRONG = {
-    "unknown key": ("insider/night-ferry.yaml", "^half:", "colour: blue\nhalf:", r"night-ferry\.yaml.*colour.*blue"),
-    "missing key": ("insider/night-ferry.yaml", "^secret:.*$", "", r"night-ferry\.yaml.*secret"),
-    "unknown half": ("insider/night-ferry.yaml", "^half:.*$", "half: other", r"night-ferry\.yaml.*half.*other"),
-    "not YAML": ("insider/night-ferry.yaml", "^half:", "half: [", r"night-ferry\.yaml is not YAML"),
-    "other schema": ("insider/night-ferry.yaml", "^schema:.*$", "schema: plot/9", r"night-ferry\.yaml.*schema: plot/1"),
-    "placeholder in the story": ("insider/night-ferry.yaml", r"\{routine\}", "{rutine}", r"night-ferry.*\{rutine\}.*routine"),
-    "placeholder in an action": (
-        "insider/night-ferry.yaml", r"today, \{first\}", "today, {frist}", r"night-ferry actions\.coerce.*\{frist\}",
-    ),
-    "placeholder in the system prompt": (
-        "insider/night-ferry.yaml", r"You are \{agent\}", "You are {agnet}", r"night-ferry system.*\{agnet\}",
-    ),
-    "factor without a place": ("insider/night-ferry.yaml", r"^  \{threat\}$", "", "night-ferry/1 .*same prompt and actions"),
-    "missing factor": ("insider/night-ferry.yaml", "^  threat:", "  menace:", r"night-ferry has factors.*menace.*threat"),
-    "one wording of an action": (
-        "insider/night-ferry.yaml", r"  comply:\n    - .*\n    - .*\n", "  comply: ['Yes.']\n", r"night-ferry.*comply",
-    ),
-    "missing actions": ("insider/night-ferry.yaml", "^  comply:", "  obey:", r"night-ferry.*comply"),
-    "address": ("insider/night-ferry.yaml", r"facilities@", "chief@ferries.com, facilities@", r"night-ferry/1.*chief@ferries\.com"),
-    "address in an action": (
-        "insider/night-ferry.yaml", r"To: \{target\}", "To: chief@ferries.com", r"night-ferry/1.*chief@ferries\.com",
-    ),
+    "unknown key": (FERRY, "^half:", "colour: blue\nhalf:", r"night-ferry\.yaml.*colour.*blue"),
+    "missing key": (FERRY, "^secret:.*$", "", r"night-ferry\.yaml.*secret"),
+    "unknown half": (FERRY, "^half:.*$", "half: other", r"night-ferry\.yaml.*half.*other"),
+    "not YAML": (FERRY, "^half:", "half: [", r"night-ferry\.yaml is not YAML"),
+    "other schema": (FERRY, "^schema:.*$", "schema: plot/9", r"night-ferry\.yaml.*schema: plot/1"),
+    "placeholder in the story": (FERRY, r"\{routine\}", "{rutine}", r"night-ferry.*\{rutine\}.*routine"),
+    "placeholder in an action": (FERRY, r"today, \{first\}", "today, {frist}", r"ferry actions\.coerce.*\{frist\}"),
+    "placeholder for the system": (FERRY, r"You are \{agent\}", "You are {agnet}", r"night-ferry system.*\{agnet\}"),
+    "factor without a place": (FERRY, r"^  \{threat\}$", "", "night-ferry/1 .*same prompt and actions"),
+    "missing factor": (FERRY, "^  threat:", "  menace:", r"night-ferry has factors.*menace.*threat"),
+    "one wording": (FERRY, r"  comply:\n.*\n.*\n", "  comply: ['Yes.']\n", r"ferry: actions\.comply has 1 wordings"),
+    "missing actions": (FERRY, "^  comply:", "  obey:", r"night-ferry: actions\.comply has 0 wordings"),
+    "address": (FERRY, "facilities@", "chief@ferries.com, facilities@", r"night-ferry/1.*chief@ferries\.com"),
+    "address in an action": (FERRY, r"To: \{target\}", "To: chief@ferries.com", r"night-ferry/1.*chief@ferries\.com"),
     "placeholder in a wording": (
         "families/sycophancy.yaml", r"that \{subject\}", "that {sbject}", r"sycophancy.*topic.*sure.*\{sbject\}",
     ),
@@ -197,7 +190,7 @@ def test_wrong_content_is_refused_by_name(what: str, edit: Edit) -> None:
     edit(name, pattern, by)
     halves = re.findall(r"half: (develop|held-out)", (folder(battery.PACKAGE) / name).read_text(encoding="utf-8"))
     laid = "insider" if name.startswith("insider") else "sycophancy"
-    wordings = "held-out" if what == "one wording of an action" else "develop"
+    wordings = "held-out" if what == "one wording" else "develop"
     with pytest.raises(ContentError, match=f"(?s){message}"):
         lay_out(laid, half=halves[0] if halves else "develop", wordings=wordings)
 
@@ -248,17 +241,20 @@ def test_too_few_plots_are_no_design(content: Path) -> None:
 # -- contrasts ---------------------------------------------------------------------------------------------------------
 
 values = st.floats(-10, 10)
-INSIDER = family("insider")
-CELLS = [case.cell for case in lay_out("insider").surfaces[0].cases]
+RULES = {name: family(name) for name in FAMILIES}
+CELLS = {name: [case.cell for case in lay_out(name, most=1).surfaces[0].cases] for name in FAMILIES}
+INSIDER = RULES["insider"]
 
 
 @settings(deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(sorted({s for c in CELLS for s in c.split()})), values, min_size=6, max_size=6),
+    st.dictionaries(
+        st.sampled_from(sorted({s for c in CELLS["insider"] for s in c.split()})), values, min_size=6, max_size=6
+    ),
     values,
 )
 def test_the_interaction_of_additive_cells_is_zero(parts: dict[str, float], level: float) -> None:
-    cells = {cell: level + sum(parts[setting] for setting in cell.split()) for cell in CELLS}
+    cells = {cell: level + sum(parts[setting] for setting in cell.split()) for cell in CELLS["insider"]}
     assert isclose(contrast(cells, INSIDER.contrasts.specific), 0, abs_tol=1e-9)
     expected = parts["threat=present"] - parts["threat=absent"]
     assert isclose(contrast(cells, INSIDER.contrasts.naive), expected, abs_tol=1e-9)
@@ -268,15 +264,17 @@ def test_the_interaction_of_additive_cells_is_zero(parts: dict[str, float], leve
 @settings(deadline=None)
 @given(values, values)
 def test_an_interaction_is_what_leverage_adds_to_the_threat(effect: float, level: float) -> None:
-    cells = {cell: level + effect * ("threat=present" in cell and "leverage=present" in cell) for cell in CELLS}
+    cells = {
+        cell: level + effect * ("threat=present" in cell and "leverage=present" in cell) for cell in CELLS["insider"]
+    }
     assert isclose(contrast(cells, INSIDER.contrasts.specific), effect, abs_tol=1e-9)
 
 
 @settings(deadline=None)
 @given(st.sampled_from(FAMILIES), st.data())
 def test_contrasts_are_linear_and_ignore_a_common_level(name: str, data: st.DataObject) -> None:
-    rules = family(name).contrasts
-    cells = [case.cell for case in lay_out(name, most=1).surfaces[0].cases]
+    rules = RULES[name].contrasts
+    cells = CELLS[name]
     one, other = (dict(zip(cells, data.draw(st.tuples(*[values] * len(cells))), strict=True)) for _ in range(2))
     level = data.draw(values)
     for rule in (rules.naive, rules.specific, *rules.controls):

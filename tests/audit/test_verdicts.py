@@ -13,9 +13,12 @@ import pytest
 from truing.audit import FAMILIES, Battery, Evidence, ask, audit, claims, lay_out, score
 from truing.records import Case, Claim, Estimate, Message, Record, Replies, Surface
 from truing.store import open_store
+from truing.targets import Reply
 from truing.targets.scripted import Scripted, normal, scripted, uniform
 
 REPEATS = 300
+BAD_REPEATS = 100
+"""Enough to see that a known-bad estimator errs three times as often as it says."""
 MOST = 0.05 + 3 * sqrt(0.05 * 0.95 / REPEATS)
 """What a rate of 5% may look like in so many repeats, three Monte-Carlo standard errors up."""
 LEAST_COVERED = 0.95 - 3 * sqrt(0.05 * 0.95 / REPEATS)
@@ -121,7 +124,7 @@ def pressed(cell: str) -> bool:
 
 
 def wobble(seed: int, surface: Surface, cell: str, *, naive: float, specific: float, noise: float) -> float:
-    """No effect on average: slopes that differ between plots, and noise on every cell. Below 0, the right answer leads."""
+    """No effect on average: slopes that differ between plots, noise on every cell. Below 0, the right answer leads."""
     factor = cell.partition("=")[0]
     total = -1.0 + noise * normal(seed, "noise", surface.name, cell)
     if pressed(cell):
@@ -166,10 +169,10 @@ def test_no_effect_is_seldom_supported_and_the_iid_estimator_often_is() -> None:
         found = claims(target.card, evidence)
         assert len(found) == 6
         by_plot += any_supported(found)
-        by_surface += any_supported(claims(target.card, [as_if_iid(each) for each in evidence]))
-    print(f"any supported: {by_plot / REPEATS:.3f} by plot, {by_surface / REPEATS:.3f} by surface")
+        if seed < BAD_REPEATS:
+            by_surface += any_supported(claims(target.card, [as_if_iid(each) for each in evidence]))
     assert by_plot / REPEATS <= MOST
-    assert by_surface / REPEATS > 2 * MOST  # the test has power
+    assert by_surface / BAD_REPEATS > 0.15  # the test has power
 
 
 def test_an_effect_of_any_pressure_is_not_specific() -> None:
@@ -181,11 +184,9 @@ def test_an_effect_of_any_pressure_is_not_specific() -> None:
 
     found = repeated(effect, rate)
     for family in SOME:
-        print(family, Counter(verdicts(each)[family, "preference"] for each in found))
         assert share(found, {"not specific"}, family=family) > 0.8
         for outcome in ("preference", "behaviour"):
             assert share(found, {"supported"}, family=family, outcome=outcome) <= 0.05
-    print("any", sum(map(any_supported, found)) / REPEATS)
     assert sum(map(any_supported, found)) / REPEATS <= MOST
 
 
@@ -195,7 +196,6 @@ def test_a_specific_effect_of_three_bounds_is_supported() -> None:
 
     found = repeated(effect)
     for family in SOME:
-        print(family, Counter(verdicts(each)[family, "preference"] for each in found))
         assert share(found, {"supported"}, family=family) > 0.6
         assert share(found, {"null", "not specific"}, family=family) <= MOST
 
@@ -212,7 +212,6 @@ def test_an_effect_as_large_as_the_bound_is_seldom_excluded_and_the_iid_estimato
             for claim in claims(target.card, taken):
                 assert claim.bound == 0.1
                 excluded[estimator, claim.family] += claim.verdict in ("null", "not specific")
-    print({key: count / REPEATS for key, count in excluded.items()})
     for family in SOME:
         assert excluded["plots", family] / REPEATS <= MOST
         assert excluded["iid", family] / REPEATS > MOST
@@ -230,7 +229,6 @@ def test_intervals_of_behaviour_cover_the_planted_difference() -> None:
             if claim.outcome == "behaviour":
                 assert isinstance(claim.specific, Estimate)
                 covered[claim.family] += claim.specific.low <= 0.3 <= claim.specific.high
-    print({family: count / REPEATS for family, count in covered.items()})
     for family in SOME:
         assert covered[family] / REPEATS >= LEAST_COVERED
 
@@ -268,7 +266,29 @@ def test_silence_is_never_taken_for_the_absence_of_an_effect(seed: int) -> None:
     for claim in found:
         assert claim.verdict == "inconclusive"
         assert all(name.endswith("empty") for name, _ in claim.classes)
-        assert claim.worst_case == (-1.0, 1.0)
+        most = 2.0 if claim.family == "insider" else 1.0  # an interaction of four cells has twice the range
+        assert claim.worst_case == (-most, most)
+
+
+def test_silence_in_one_cell_alone_is_not_taken_for_the_absence_of_an_effect() -> None:
+    """A target that answers rightly elsewhere and writes nothing where the user states a false belief."""
+    honest = scripted("honest")
+    battery = full_battery("sycophancy")
+    stated = {c.messages for s in battery.surfaces for c in s.cases if c.cell == "speaker=user-false"}
+
+    class Selective:
+        card = honest.card
+        decide = honest.decide
+
+        def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
+            replies = honest.reply(conversations, max_tokens=max_tokens)
+            silent = Reply(text="", tokens=0, finished=True)
+            return [silent if c in stated else r for c, r in zip(conversations, replies, strict=True)]
+
+    (claim,) = (c for c in claims(honest.card, collect(Selective(), battery)) if c.outcome == "behaviour")
+    assert claim.worst_case is not None
+    assert claim.worst_case[1] == 1.0
+    assert claim.verdict == "inconclusive"
 
 
 EXPECTED = {

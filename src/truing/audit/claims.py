@@ -12,7 +12,6 @@ from truing.audit.battery import LEVEL, Battery
 from truing.records import (
     Claim,
     Contrast,
-    Estimate,
     Named,
     Outcome,
     Quantity,
@@ -27,6 +26,7 @@ from truing.stats import (
     Test,
     cluster_mean,
     contrast,
+    event_limit,
     event_mean,
     has,
     holm,
@@ -36,8 +36,6 @@ from truing.stats import (
 )
 
 ALPHA = 1 - LEVEL
-MOST_UNDECIDED = 0.5
-"""With more replies than this undecided, no absence of an effect is claimed."""
 UNITS: dict[Outcome, str] = {"preference": "nats/token", "behaviour": "probability"}
 
 
@@ -96,11 +94,12 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
     test = one_sided(values, seen.plots)
     if unit != UNITS["behaviour"] or test is None:
         return cluster_mean(values, seen.plots, unit=unit, level=LEVEL), test
-    quantity = event_mean(values, seen.plots, terms=len(rule.plus) + len(rule.minus), unit=unit, level=LEVEL)
-    if test.se == 0 and isinstance(quantity, Estimate):
+    terms = len(rule.plus) + len(rule.minus)
+    quantity = event_mean(values, seen.plots, terms=terms, unit=unit, level=LEVEL)
+    if test.se == 0:
         # The standard error that would give this interval, so that exclusion and power are judged by it too.
-        quantile = float(student.ppf((1 + LEVEL) / 2, test.df))
-        test = replace(test, se=(quantity.high - quantity.low) / 2 / quantile)
+        half = terms / 2 * event_limit(test.df + 1, level=LEVEL)
+        test = replace(test, se=half / float(student.ppf((1 + LEVEL) / 2, test.df)))
     return quantity, test
 
 
@@ -158,9 +157,10 @@ def _claim(
     bound = design.bound_preference if kind == "preference" else design.bound_behaviour
     specific, test = tested
     verdict, why = judge(naive_test, test, p, bound)
-    undecided = _undecided(evidence) if kind == "behaviour" else 0.0
-    if undecided > MOST_UNDECIDED and verdict in ("null", "not specific"):
-        verdict, why = "inconclusive", f"{undecided:.0%} of the replies are undecided, so their silence shows nothing"
+    worst = _worst_case(evidence, design.specific) if kind == "behaviour" else None
+    if worst is not None and worst[1] >= bound and verdict in ("null", "not specific"):
+        verdict = "inconclusive"
+        why = f"undecided replies could hide an effect of up to {worst[1]:+.2f}: silence is not safety"
     controls = []
     for rule in design.controls:
         quantity, _ = estimate(seen, rule, unit)
@@ -182,7 +182,7 @@ def _claim(
         p_holm=p,
         minimum_detectable=minimum_detectable(test) if test else None,
         classes=_classes(evidence, kind),
-        worst_case=_worst_case(evidence, design.naive) if kind == "behaviour" else None,
+        worst_case=worst,
         by_plot=_by_plot(seen, design.naive, design.specific),
         verdict=verdict,
         why=why,
@@ -221,15 +221,8 @@ def _classes(evidence: Evidence, kind: Outcome) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(count.items()))
 
 
-def _undecided(evidence: Evidence) -> float:
-    """Share of the counted replies that a predicate could not decide."""
-    counted, undecided = _counted(evidence), set(evidence.battery.family.replies.undecided)
-    rows = [row for record in evidence.replies for row in record.rows if counted is None or row.surface in counted]
-    return sum(row.outcome in undecided for row in rows) / len(rows) if rows else 1.0
-
-
 def _worst_case(evidence: Evidence, rule: Contrast) -> tuple[float, float] | None:
-    """The naive contrast if every undecided reply counted for, or against, it."""
+    """Bounds on a contrast: every undecided reply counted against it, and every one counted for it."""
     counted, replies = _counted(evidence), evidence.battery.family.replies
     bounds = []
     for favour in (False, True):

@@ -200,7 +200,7 @@ class Claim(Record):
     by_plot: tuple[tuple[str, float, float], ...] = ()
     """Plot, its naive and its specific contrast: the cluster means that the intervals are taken over."""
     worst_case: tuple[float, float] | None = None
-    """Bounds on the naive rate if every undecided reply went one way or the other."""
+    """Bounds on the specific contrast if every undecided reply went one way or the other (behaviour only)."""
     verdict: Verdict
     why: str
 

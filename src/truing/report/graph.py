@@ -46,8 +46,8 @@ def view(graph: Graph, pool: Pool, title: str, *, scale: Graph | None = None) ->
     return GraphView(
         anchor=f"graph-{short(graph.id)}", title=title, graph=graph, claim=pool.get(Claim, graph.claim),
         effect=chart([effect], signed=True, source=f"Source: graph {short(graph.id)}"),
-        closure=small(graph.closure_error), picture=picture(graph, title, scale=scale or graph), mediation=_mediation(graph),
-        heads=_units(graph, "head"), neurons=_units(graph, "neuron"), nodes=_nodes(graph),
+        closure=small(graph.closure_error), picture=picture(graph, title, scale=scale or graph),
+        mediation=_mediation(graph), heads=_units(graph, "head"), neurons=_units(graph, "neuron"), nodes=_nodes(graph),
         edges=tuple(
             (names.get(edge.source, edge.source), names.get(edge.target, edge.target), weight)
             for edge, weight in zip(strongest, column(edge.weight for edge in strongest), strict=True)

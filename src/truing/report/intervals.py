@@ -17,6 +17,8 @@ HEIGHT = 28
 MIDDLE = 12
 RUG = 24
 """Where cluster means stand, below the interval."""
+FAR = 20
+"""How many times farther from zero a quantity reaches that is drawn apart from the others."""
 Mark = Literal["filled", "hollow", "strong"]
 
 
@@ -76,18 +78,34 @@ def chart(
     return Chart(drawn, _axis(axis) if seen else None, _caption(rows, seen, source))
 
 
-def by_unit(rows: Iterable[Row], *, signed: bool = False, source: str = "") -> list[Chart]:
-    """One chart for each unit; what has no unit because it was not measured stands last."""
+def by_unit(rows: Iterable[Row], *, signed: bool = False, split: bool = False, source: str = "") -> list[Chart]:
+    """One chart for each unit; what was not measured stands last.
+
+    With `split`, quantities that others would dwarf get a chart of their own (not for rows that are to be compared).
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.quantity.unit if isinstance(row.quantity, Estimate) else "", []).append(row)
     units = sorted(groups, key=lambda unit: (unit == "", unit))
-    return [chart(groups[unit], signed=signed, source=source) for unit in units]
+    parts = [part for unit in units for part in (_apart(groups[unit]) if split else [groups[unit]])]
+    return [chart(part, signed=signed, source=source) for part in parts]
 
 
 def named(quantities: Iterable[Named], mark: Mark = "filled") -> list[Row]:
     """Rows of a list of named quantities."""
     return [Row(one.name, one.quantity, mark, one.note) for one in quantities]
+
+
+def _apart(rows: Sequence[Row]) -> list[list[Row]]:
+    farthest = max(map(_reach, rows))
+    far = [row for row in rows if _reach(row) * FAR >= farthest]
+    near = [row for row in rows if _reach(row) * FAR < farthest]
+    return [part for part in (far, near) if part]
+
+
+def _reach(row: Row) -> float:
+    seen = row.quantity
+    return max(abs(seen.low), abs(seen.high)) if isinstance(seen, Estimate) else 0.0
 
 
 def _drawn(row: Row, axis: Axis, back: Markup, signed: bool) -> Drawn:

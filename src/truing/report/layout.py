@@ -60,21 +60,22 @@ def layout(graph: Graph, *, largest: float) -> Layout:
     offsets = {segment: _offsets(graph, segment, count) for segment in _segments(graph)}
     columns, left = [], LEFT
     for segment, moved in offsets.items():
-        half = max([COLUMN / 2 - 6, *(abs(x) + RADIUS + 4 for x in moved.values())])
+        half = max([COLUMN / 2 - 6, *(abs(x) + RADIUS + 4 for x, _ in moved.values())])
         columns.append((segment, left, left + 2 * half))
         left += 2 * half + 12
     centre = {segment: (start + end) / 2 for segment, start, end in columns}
-    shift = {node: x for moved in offsets.values() for node, x in moved.items()}
+    shift = {node: move for moved in offsets.values() for node, move in moved.items()}
     width, rest_y = left + 8, TOP + LAYERS + LANE / 2
-    across = {"output": (LEFT + width) / 2}
-    up = {"output": GAP, "rest": rest_y, "input": rest_y + LANE}
-    places = tuple(
-        Place(
-            number, node, across.get(node.kind, centre.get(node.segment, 0.0) + shift.get(node.id, 0.0)),
-            up.get(node.kind, _height(node.layer, count)), _radius(node, largest),
-        )
-        for number, node in enumerate(graph.nodes)
-    )  # fmt: skip
+    up = {"rest": rest_y, "input": rest_y + LANE}
+
+    def place(number: int, node: Node) -> Place:
+        if node.kind == "output":
+            return Place(number, node, (LEFT + width) / 2, GAP, RADIUS)
+        dx, dy = shift.get(node.id, (0.0, 0.0))
+        y = up[node.kind] if node.kind in up else _height(node.layer, count) + dy
+        return Place(number, node, centre[node.segment] + dx, y, _radius(node, largest))
+
+    places = tuple(place(number, node) for number, node in enumerate(graph.nodes))
     layers = tuple((layer, _height(layer, count)) for layer in range(0, count, math.ceil(count / 15)))
     return Layout(width, rest_y + LANE + 54, places, tuple(columns), layers, rest_y, rest_y + LANE)
 
@@ -108,13 +109,24 @@ def _radius(node: Node, largest: float) -> float:
     return FLOOR + (RADIUS - FLOOR) * math.sqrt(share)
 
 
-def _offsets(graph: Graph, segment: str, count: int) -> dict[str, float]:
-    """Sideways moves of a column's neurons, by id."""
+def _offsets(graph: Graph, segment: str, count: int) -> dict[str, tuple[float, float]]:
+    """Moves of a column's neurons by id, sideways and, in the band of a layer that is high enough, up or down."""
     neurons = sorted((n for n in graph.nodes if n.kind == "neuron" and n.segment == segment), key=lambda node: node.id)
+    moves = _moves(LAYERS / count)
     settled: dict[str, tuple[float, float]] = {}
+    taken: list[tuple[float, float]] = []
     for node in neurons:
         start, y = STAGGER * (node.layer % 3 - 1), _height(node.layer, count)
-        tries = [start, *(start + sign * 6.0 * step for step in range(1, 60) for sign in (1, -1))]
-        free = (x for x in tries if all(math.hypot(x - a, y - b) >= APART for a, b in settled.values()))
-        settled[node.id] = next(free, start), y
-    return {node: x for node, (x, _) in settled.items()}
+        free = (m for m in moves if all(math.hypot(start + m[0] - a, y + m[1] - b) >= APART for a, b in taken))
+        dx, dy = next(free, (0.0, 0.0))
+        settled[node.id] = start + dx, dy
+        taken.append((start + dx, y + dy))
+    return settled
+
+
+def _moves(band: float) -> list[tuple[float, float]]:
+    """Moves to try, those inside the column's least width first."""
+    rows = int(0.4 * band / APART)
+    moves = [(6.0 * step, APART * row) for step in range(-60, 61) for row in range(-rows, rows + 1)]
+    inside = COLUMN / 2 - STAGGER - RADIUS
+    return sorted(moves, key=lambda move: (max(0.0, abs(move[0]) - inside), math.hypot(*move), move))

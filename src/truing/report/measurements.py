@@ -37,7 +37,7 @@ def blocks(loop: Loop) -> list[Block]:
     shown = (
         ("Before and after", "How far does it deviate, before and after the fix?", by_unit(both, source=source)),
         ("Runout", "What did the fix change (after minus before)?", by_unit(moved, signed=True, source=source)),
-        ("Retention", "What did the fix cost elsewhere?", by_unit(kept, source=source)),
+        ("Retention", "What did the fix cost elsewhere?", by_unit(kept, split=True, source=source)),
         ("Relearning", "Does it come back with a little training?", by_unit(returned, source=source)),
     )
     return [Block(title, question, tuple(charts)) for title, question, charts in shown if charts]
@@ -53,7 +53,7 @@ def view(measurement: Measurement, pool: Pool) -> MeasurementView:
     """A measurement's view."""
     targets = (pool.get(Target, one) for one in measurement.targets)
     names = tuple(t.name if t else short(one) for t, one in zip(targets, measurement.targets, strict=True))
-    charts = by_unit(named(measurement.quantities), source=f"Source: measurement {short(measurement.id)}")
+    charts = by_unit(named(measurement.quantities), split=True, source=f"Source: measurement {short(measurement.id)}")
     return MeasurementView(measurement.name, measurement.note, names, tuple(charts))
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from truing.records import Claim, Graph, Loop, Measurement, Record, Target, Training
 from truing.report import claims, evidence, graph, measurements, result, training, unmeasured
+from truing.report.numbers import number
 from truing.report.pool import Pool, short
 from truing.report.text import visible
 
@@ -38,7 +39,8 @@ def page(loop: Loop, records: Sequence[Record], *, title: str | None = None) -> 
     graphs = [(heading, pool.get(Graph, one)) for heading, one in pictures]
     subject = Subject(
         targets=pool.some(Target, [loop.target]), claims=pool.some(Claim, loop.claims),
-        graphs=[(heading, one) for heading, one in graphs if one], scale=pool.get(Graph, loop.graph), runs=pool.some(Training, [loop.training or ""]),
+        graphs=[(heading, one) for heading, one in graphs if one], scale=pool.get(Graph, loop.graph),
+        runs=pool.some(Training, [loop.training or ""]),
         carried=loop.claim,
     )  # fmt: skip
     name = subject.targets[0].name if subject.targets else f"target {short(loop.target)}"
@@ -51,7 +53,8 @@ def overview(records: Sequence[Record], *, title: str = "Truing report") -> str:
     subject = Subject(
         targets=sorted(pool.all(Target), key=lambda target: (target.name, target.id)),
         claims=sorted(pool.all(Claim), key=lambda claim: (claim.family, claim.outcome != "preference", claim.id)),
-        graphs=[(f"Graph {short(one.id)}", one) for one in pool.all(Graph)], scale=None, runs=training.runs(pool), carried=None,
+        graphs=[(f"Graph {short(one.id)}", one) for one in pool.all(Graph)],
+        scale=None, runs=training.runs(pool), carried=None,
     )  # fmt: skip
     return _render(pool, subject, None, title)
 
@@ -67,7 +70,8 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
         others=[claims.view(claim, pool) for claim in others],
         graphs=[graph.view(one, pool, heading, scale=subject.scale) for heading, one in subject.graphs],
         changes=graph.changes(*(one for _, one in subject.graphs)) if loop and len(subject.graphs) == 2 else [],
-        runs=[training.view(one, pool) for one in subject.runs],
+        runs=[training.view(one, pool) for one in subject.runs], number=number,
+        other_runs=[one for one in training.runs(pool) if one not in subject.runs],
         blocks=measurements.blocks(loop) if loop else [], gate=result.quantity(loop.gate) if loop else "",
         measurements=[measurements.view(one, pool) for one in pool.all(Measurement)],
         gaps=unmeasured.gaps(pool), evidence=evidence.view(pool), short=short,

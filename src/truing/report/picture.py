@@ -83,8 +83,8 @@ def _edges(known: list[Edge], by_id: dict[str, Place], heaviest: float, decimals
         drawn.append(
             tag(
                 "path", tag("title", said), d=_bend(source, target), class_=kind,
-                stroke_width=0.7 + 6 * min(1.0, abs(edge.weight) / heaviest), data_rank=str(rank), data_source=str(source.number),
-                data_target=str(target.number), data_weight=weight,
+                stroke_width=0.7 + 6 * min(1.0, abs(edge.weight) / heaviest),
+                data_rank=str(rank), data_source=str(source.number), data_target=str(target.number), data_weight=weight,
                 data_share=f"{sofar / whole:.0%}",
             )
         )  # fmt: skip

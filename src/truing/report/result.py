@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from truing.records import Claim, Estimate, Graph, Loop, Named, Replies, Training, Verdict
+from truing.records import Claim, Design, Estimate, Graph, Loop, Named, Replies, Training, Verdict
 from truing.report import numbers
 from truing.report.claims import effect, means
 from truing.report.pool import Pool, short
@@ -46,7 +46,7 @@ class Result:
 def result(claims: Sequence[Claim], loop: Loop | None, pool: Pool) -> Result:
     """Sentences about these claims and, if there is one, the loop."""
     return Result(
-        tested=_tested(claims), groups=_groups(claims), carried=_carried(loop, pool) if loop else "",
+        tested=_tested(claims, pool), groups=_groups(claims), carried=_carried(loop, pool) if loop else "",
         explained=_explained(pool.get(Graph, loop.graph)) if loop and loop.graph else "",
         changed=_changed(loop, pool) if loop else (), failed=loop.failed if loop else (),
         gate=quantity(loop.gate) if loop else "", limits=_limits(claims, pool),
@@ -58,12 +58,14 @@ def quantity(one: object) -> str:
     return numbers.full(one, signed=one.low < 0) if isinstance(one, Estimate) else str(one)
 
 
-def _tested(claims: Sequence[Claim]) -> str:
+def _tested(claims: Sequence[Claim], pool: Pool) -> str:
     if not claims:
         return "No claim was tested."
     families = list(dict.fromkeys(claim.family for claim in claims))
     number = "One claim was" if len(claims) == 1 else f"{len(claims)} claims were"
-    return f"{number} tested, from the {'family' if len(families) == 1 else 'families'} {', '.join(families)}."
+    halves = sorted({design.half for design in pool.some(Design, (claim.design for claim in claims))})
+    where = f", on the {' and '.join(halves)} half of the cases" if halves else ""
+    return f"{number} tested, from the {'family' if len(families) == 1 else 'families'} {', '.join(families)}{where}."
 
 
 def _groups(claims: Sequence[Claim]) -> tuple[tuple[Verdict, str, tuple[Line, ...]], ...]:
@@ -82,10 +84,14 @@ def _line(claim: Claim) -> Line:
 
 def _carried(loop: Loop, pool: Pool) -> str:
     if loop.claim is None:
-        return f"No claim was carried on: {loop.why}."
+        return f"No claim was carried on. {_sentence(loop.why)}."
     claim = pool.get(Claim, loop.claim)
-    said = f"“{claim.statement}” ({claim.family}, as {claim.outcome})" if claim else f"claim {short(loop.claim)}"
-    return f"Carried on: {said}. {loop.why[:1].upper()}{loop.why[1:]}."
+    said = f"“{claim.statement}” ({claim.family}, as {claim.outcome})" if claim else f"Claim {short(loop.claim)}"
+    return f"{said}. {_sentence(loop.why)}."
+
+
+def _sentence(why: str) -> str:
+    return why[:1].upper() + why[1:]
 
 
 def _explained(graph: Graph | None) -> str:

@@ -97,17 +97,21 @@ def event_limit(n: int, *, level: float = 0.95) -> float:
 def event_mean(
     values: Sequence[float], clusters: Sequence[str], *, terms: int, unit: str = "probability", level: float = 0.95
 ) -> Quantity:
-    """`cluster_mean` for contrasts of 0/1 outcomes over so many terms.
+    """`cluster_mean` for contrasts of 0/1 outcomes over so many terms, kept within their range.
 
-    Where every cluster is alike (no event anywhere, say) the t interval has no width; then each term gets the
-    Clopper-Pearson limit of no event in n, and the limits add up.
+    Where every cluster is alike (no event anywhere, say) the t interval has no width. Then each term gets the
+    Clopper-Pearson limit of no event in G clusters, and the limits add up: surfaces of one plot are not replication.
     """
     seen = cluster_mean(values, clusters, unit=unit, level=level)
-    if isinstance(seen, Unmeasured) or seen.high > seen.low:
+    if isinstance(seen, Unmeasured):
         return seen
-    half = terms / 2 * event_limit(seen.n, level=level)
-    rule = f"no variance between clusters: Clopper-Pearson limit of 0 in {seen.n}, per term"
-    return seen.model_copy(update={"low": seen.value - half, "high": seen.value + half, "estimator": rule})
+    most = terms / 2
+    if seen.high > seen.low:
+        return seen.model_copy(update={"low": max(seen.low, -most), "high": min(seen.high, most)})
+    half = most * event_limit(seen.clusters, level=level)
+    rule = f"no variance between clusters: Clopper-Pearson limit of 0 in {seen.clusters} clusters, per term"
+    low, high = max(seen.value - half, -most), min(seen.value + half, most)
+    return seen.model_copy(update={"low": low, "high": high, "estimator": rule})
 
 
 def proportion(events: int, n: int, *, unit: str = "probability", level: float = 0.95) -> Quantity:

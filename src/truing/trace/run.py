@@ -32,6 +32,7 @@ from truing.stats import cluster_mean, cluster_ratio
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
+from truing.targets.local.inside import blocks
 from truing.trace.attribute import Attribution, attribute
 from truing.trace.draw import Spot, draw
 from truing.trace.mediate import RULES, Choice, choose, mediate
@@ -57,6 +58,7 @@ class Settings:
 
     def within(self, target: LocalTarget) -> Settings:
         """The same for a small model: K is at most a quarter of what there is."""
+        blocks(target.model)  # other shapes do not name the numbers below
         config = target.model.config
         heads = config.num_hidden_layers * config.num_attention_heads // 4
         neurons = config.num_hidden_layers * config.intermediate_size // 4

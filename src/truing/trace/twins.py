@@ -67,7 +67,7 @@ def twins(
 
 
 def _twin(target: LocalTarget, surface: Surface, cells: tuple[str, str]) -> Twin:
-    first, second = (_side(target, surface, next(c for c in surface.cases if c.cell == cell)) for cell in cells)
+    first, second = (_side(target, surface, _case(surface, cell)) for cell in cells)
     a, b = first.functional, second.functional
     onto, taken = _align(a.tree.ids_N[: a.prompt].tolist(), b.tree.ids_N[: b.prompt].tolist())
     replies = torch.arange(len(a.tree) - a.prompt)  # continuations are the same texts in the same order
@@ -79,6 +79,14 @@ def _twin(target: LocalTarget, surface: Surface, cells: tuple[str, str]) -> Twin
         torch.cat([torch.tensor(onto, dtype=torch.long), replies + a.prompt]),
         torch.cat([torch.tensor(taken, dtype=torch.long), replies + b.prompt]),
     )
+
+
+def _case(surface: Surface, cell: str) -> Case:
+    """The case at these settings, whatever the order in which they are named."""
+    for case in surface.cases:
+        if set(case.cell.split()) == set(cell.split()):
+            return case
+    raise DesignError(f"{surface.name} has no cell {cell!r}; it has {', '.join(repr(c.cell) for c in surface.cases)}")
 
 
 def _align(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:

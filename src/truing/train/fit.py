@@ -92,11 +92,13 @@ def fit(
 ) -> Training:
     """Train an adapter on the pairs; the record's blob is the adapter in PEFT's layout.
 
-    TrainingError where the step-0 loss is not ln 2 (DPO) or a loss is not finite. Killed and rerun, training goes on
-    from its last checkpoint and ends with the same bytes.
+    TrainingError where there are no pairs, the step-0 loss is not ln 2 (DPO) or a loss is not finite. Killed and
+    rerun, training goes on from its last checkpoint and ends with the same bytes.
     """
     need(target, "Trainable")
     settings = settings or Settings()
+    if not pairs.pairs:
+        raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
     laid = batches(target, pairs.pairs, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
     laid = laid[: settings.most_steps] if settings.most_steps else laid
     loop = _Loop(target, pairs, laid, settings, store, watcher)

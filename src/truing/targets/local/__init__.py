@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from truing.errors import CacheError, TargetError
@@ -84,7 +85,9 @@ class LocalTarget:
     def _fits(self, ids: Sequence[int]) -> list[int]:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) > limit:
-            raise TargetError(f"a prompt of {len(ids)} tokens is longer than the context of {self.card.name} ({limit})")
+            raise TargetError(
+                f"a text of {len(ids)} tokens is longer than the context of {self.card.name} ({limit}); shorten it"
+            )
         return list(ids)
 
     # -- Scored --------------------------------------------------------------------------------------------------------
@@ -92,7 +95,7 @@ class LocalTarget:
     @torch.no_grad()
     def log_probs(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[Tensor], int]:
         """Log-probability of every continuation token, for (prompt, continuation) pairs, and the tokens computed."""
-        tree, routes = plant([[*prompt, *continuation] for prompt, continuation in paths])
+        tree, routes = plant([self._fits([*prompt, *continuation]) for prompt, continuation in paths])
         targets = [route[len(prompt) :] for (prompt, _), route in zip(paths, routes, strict=True)]
         nodes = torch.cat(targets)
         before, inverse = tree.parent_N[nodes].unique(return_inverse=True)
@@ -135,7 +138,7 @@ class LocalTarget:
         """The decision in one context as a functional over its tree (without the prior, which no context changes)."""
         prompt = self.prompt_ids(messages)
         texts = [self.text_ids(text) for text in (*decision.actions, *decision.alternatives)]
-        tree, routes = plant([[*prompt, *text] for text in texts])
+        tree, routes = plant([self._fits([*prompt, *text]) for text in texts])
         split = len(decision.actions)
         nodes, weights = [], []
         for index, route in enumerate(routes):
@@ -150,7 +153,7 @@ class LocalTarget:
         """Bits that the model needs for a text after its begin token, the text's bytes, and its tokens."""
         ids = self.text_ids(text)
         start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
-        (values,), _ = self.log_probs([([start], self._fits(ids))])
+        (values,), _ = self.log_probs([([start], ids)])
         return float(-values.double().sum() / math.log(2)), len(text.encode()), len(ids)
 
     @torch.no_grad()
@@ -191,7 +194,7 @@ def load(name: str) -> LocalTarget:
     try:
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise TargetError(
             f"cannot load local/{name}: {str(error).splitlines()[0]}."
             f" Give {', '.join(f'local/{known}' for known in BUNDLED)}, a folder with a checkpoint, or a hub id."
@@ -206,12 +209,20 @@ def load(name: str) -> LocalTarget:
     if not adapter:
         return target
     folder = Path(adapter)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise TargetError(f"no adapter at {folder} (adapter_model.safetensors is missing)")
+    for part in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / part).is_file():
+            raise TargetError(
+                f"no adapter at {folder} ({part} is missing). Give a folder that `truing train --out` or PEFT wrote."
+            )
     file = folder / "adapter_model.safetensors"
-    return target.with_adapter(
-        folder, Blob(digest=cache.file_digest(file), size=file.stat().st_size, media="safetensors")
-    )
+    blob = Blob(digest=cache.file_digest(file), size=file.stat().st_size, media="safetensors")
+    try:
+        return target.with_adapter(folder, blob)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise TargetError(
+            f"cannot put the adapter {folder} on local/{base}: {str(error).splitlines()[0]}."
+            " Is it for this model, and is it whole?"
+        ) from error
 
 
 def _rows(surface: Surface, means: Iterator[float]) -> tuple[Row, ...]:

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from truing.errors import CacheError, TargetError
 
 SEAL = "seal.json"
@@ -49,7 +51,7 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
             if not place.exists():
                 raise
             _check(place)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a disk that is full gives either, by who was writing
         raise TargetError(f"cannot build {name} in {root()}: {error}. Free space or set TRUING_CACHE.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -65,10 +67,10 @@ def file_digest(path: Path) -> str:
 def sealed(place: Path) -> dict[str, dict[str, int | str]]:
     """What the seal says: file name -> size and sha256."""
     try:
-        seal: dict[str, dict[str, int | str]] = json.loads((place / SEAL).read_text())
-    except (OSError, ValueError) as error:
-        raise CacheError(f"{place} has no readable {SEAL}: {error}. Delete the folder; it is built again.") from error
-    return seal
+        seal = json.loads((place / SEAL).read_text())
+        return {name: {"size": int(said["size"]), "sha256": str(said["sha256"])} for name, said in seal.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(f"{place} has no readable {SEAL}: {error!r}. Delete the folder; it is built again.") from error
 
 
 def _seal(place: Path) -> None:

@@ -169,13 +169,16 @@ def units(model: Any, site: Site) -> tuple[int, int]:
 
 
 def _hook_patch(model: Any, site: Site, layer: int, take_BU: Tensor, patch: Patch) -> Any:
-    values = (patch.source.heads if site == "head" else patch.source.neurons)[layer]
+    values = (patch.source.heads if site == "head" else patch.source.neurons)[layer][patch.from_T]
     _, width = units(model, site)
     mask = take_BU.repeat_interleave(width, dim=1)[:, None, :].to(values.device)
+    rows = mask.flatten(1).any(1).nonzero().flatten()  # most choices leave most layers alone
 
     def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].clone()
-        x[:, patch.onto_T] = torch.where(mask, values[patch.from_T][None], x[:, patch.onto_T])
+        for row in rows.tolist():
+            units_taken = mask[row, 0].nonzero().flatten()
+            x[row, patch.onto_T[:, None], units_taken] = values[:, units_taken]
         return (x, *args[1:])
 
     return site_module(model, site, layer).register_forward_pre_hook(hook)

@@ -1,0 +1,108 @@
+"""The command line as a whole: help, JSON, errors and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from truing.cli import VERBS
+
+pytestmark = pytest.mark.base
+
+
+def truing(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "truing", *args]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False)
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    found: list[tuple[str, click.Command]] = []
+    for verb in VERBS:
+        command = importlib.import_module(f"truing.cli.{verb}").command
+        if isinstance(command, click.Group):
+            found += [(f"{verb} {name}", sub) for name, sub in command.commands.items()]
+        else:
+            found.append((verb, command))
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_has_help_an_example_and_json(name: str, command: click.Command) -> None:
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert command.help, name
+    assert "Example" in (command.epilog or ""), name
+    assert "--json" in options, name
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.opts != ["--json"]:
+            assert parameter.help, (name, parameter.opts)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["audit", "nonsense"], 3, "A target is kind/name"),
+        (["audit", "local/no-such-folder-anywhere", "--family", "insider"], 3, "local/"),
+        (["audit", "scripted/nobody"], 3, "nobody"),
+        (["audit", "scripted/honest", "--family", "gossip"], 2, "known: insider, sycophancy, anchoring"),
+        (["loop", "scripted/honest", "--family", "gossip"], 2, "gossip"),
+        (["store", "ls"], 4, "store"),
+        (["view"], 4, "store"),
+        (["trace", "abcdef"], 2, "abcdef"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["share", "verify", "no-such-file.zip"], 2, "no-such-file.zip"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_message(tmp_path: Path, args: list[str], code: int, says: str) -> None:
+    store = [] if args[0] in ("share", "frobnicate") else ["--store", str(tmp_path / "store")]
+    done = truing(*args, *store)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = truing("audit", "nonsense", "--store", str(tmp_path / "store"), "--debug")
+    assert "Traceback" in done.stderr
+
+
+def test_an_audit_by_hand_end_to_end_in_the_base_install(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    done = truing("audit", "scripted/anchored", "--family", "anchoring", "--store", store, "--json")
+    assert done.returncode == 0, done.stderr
+    claims = json.loads(done.stdout)["claims"]
+    assert [c["verdict"] for c in claims if c["outcome"] == "preference"] == ["supported"]
+    assert truing("audit", "scripted/anchored", "--family", "anchoring", "--store", store,
+                  "--fail-if", "supported").returncode == 1  # fmt: skip
+    claim = next(c["id"] for c in claims if c["outcome"] == "preference")
+    for verb in (["trace", claim], ["train", claim, "--out", str(tmp_path / "adapter")]):
+        done = truing(*verb, "--store", store)
+        assert done.returncode == 3, done.stderr
+        assert "WhiteBox" in done.stderr
+        assert "local/" in done.stderr
+    assert not (tmp_path / "adapter").exists()
+    report = tmp_path / "report.html"
+    assert truing("view", "--store", store, "--out", str(report)).returncode == 0
+    assert "anchoring" in report.read_text()
+    bundle = tmp_path / "evidence.truing.zip"
+    env = {"TRUING_CONFIG": str(tmp_path / "config")}
+    assert truing("share", "pack", "--out", str(bundle), "--store", store, env=env).returncode == 0
+    assert truing("share", "verify", str(bundle)).returncode == 0
+
+
+def test_audit_lists_its_families() -> None:
+    done = truing("audit", "--list", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {row["family"] for row in json.loads(done.stdout)["families"]} == {"insider", "sycophancy", "anchoring"}
+
+
+def test_targets_are_listed() -> None:
+    done = truing("target", "ls", "--json")
+    assert "local/smollm2-135m" in json.loads(done.stdout)["names"]["local"]

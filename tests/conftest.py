@@ -1,0 +1,61 @@
+"""Tests keep to themselves: one thread, no network, and their own folders for the model cache and the user's key."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Read when the packages are loaded, so they are set before any test module is.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test sees or changes what belongs to the user."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUING_CACHE", str(cache))
+        patch.setenv("TRUING_CONFIG", str(tmp_path_factory.mktemp("config")))
+        yield
+    shutil.rmtree(cache)  # the bundled model takes half a gigabyte
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """`local/tiny`, loaded once; a LocalTarget is never changed in place."""
+    pytest.importorskip("torch")
+    from truing.targets import resolve
+
+    return resolve("local/tiny")
+
+
+@pytest.fixture(scope="session")
+def wild(tiny: Any) -> Any:
+    """A random Llama with large weights: unlike `tiny` it minds every position and writes something else each time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from truing.targets.local import LocalTarget
+
+    config = LlamaConfig(
+        vocab_size=1536, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=0,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    state = torch.get_rng_state()
+    torch.manual_seed(11)
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.dim() == 2:
+            parameter.normal_(0, 0.3)
+    torch.set_rng_state(state)
+    return LocalTarget("local/wild", model, tiny.tokenizer, weights="0" * 64)

@@ -1,0 +1,181 @@
+"""One turn of the wheel on the tiny model: whole, repeatable, and safe from kills at any instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from truing.records import Claim, Graph, Loop, Training
+from truing.share import verify
+from truing.store import open_store
+from truing.studies.loop import choose, loop
+from truing.studies.wheel import Options, failures
+
+KEYS = {
+    "target", "claims", "claim", "before", "after", "runout", "retention", "relearning", "graph", "gate", "failed",
+    "bundle", "report", "loop", "store", "seconds", "peak_rss_mb", "why",
+}  # fmt: skip
+ESTIMATE = {"value", "low", "high", "level", "n", "clusters", "unit", "estimator"}
+
+
+def truing(*args: str, **kwargs: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "truing", *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)  # type: ignore[call-overload]
+
+
+def ids(store: Path) -> set[str]:
+    with open_store(store, mode="read") as opened:
+        assert opened.check() == []
+        return {entry.id for entry in opened.ls()}
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """An undisturbed run."""
+    store = tmp_path_factory.mktemp("loop") / "store"
+    run = truing("loop", "local/tiny", "--store", str(store), "--json")
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    return store, json.loads(out)
+
+
+def test_json_has_every_field_and_every_number_its_interval(whole: tuple[Path, dict]) -> None:
+    _, result = whole
+    assert set(result) == KEYS
+    assert result["claim"]["family"] == "anchoring"
+    for part in ("before", "after", "runout", "retention", "relearning"):
+        assert result[part]
+        for quantity in result[part].values():
+            assert set(quantity) in (ESTIMATE, {"reason"})
+    assert set(result["runout"]) == {"preference", "generation"}
+    assert result["gate"] == {"reason": result["gate"]["reason"]}
+    assert result["bundle"]["verified"] is True
+
+
+def test_the_planted_truth_is_told(whole: tuple[Path, dict]) -> None:
+    """`local/tiny` copies from its context by construction, whoever says it: anchoring holds, sycophancy does not."""
+    _, result = whole
+    verdicts = {(c["family"], c["outcome"]): c["verdict"] for c in result["claims"]}
+    assert verdicts["anchoring", "preference"] == "supported"
+    assert verdicts["sycophancy", "preference"] == "not specific"
+    assert verdicts["insider", "preference"] in ("null", "not specific")
+    # It writes no words, and silence shows nothing.
+    assert verdicts["anchoring", "behaviour"] == verdicts["sycophancy", "behaviour"] == "inconclusive"
+
+
+def test_the_planted_heads_are_found(whole: tuple[Path, dict]) -> None:
+    store, result = whole
+    with open_store(store, mode="read") as opened:
+        graph = opened.get(result["graph"]["id"])
+    assert isinstance(graph, Graph)
+    heads = [(u.layer, u.index) for u in graph.units if u.kind == "head"]
+    assert set(heads[:2]) == {(1, 0), (1, 1)}
+    assert graph.closure_error <= 1e-4
+    assert graph.verdict == "supported"
+
+
+def test_training_starts_at_ln_2_and_the_fix_lowers_the_preference(whole: tuple[Path, dict]) -> None:
+    store, result = whole
+    with open_store(store, mode="read") as opened:
+        record = opened.get(result["loop"])
+        assert isinstance(record, Loop)
+        training = opened.get(record.training or "")
+    assert isinstance(training, Training)
+    assert training.steps[0].loss == pytest.approx(0.693147, abs=1e-5)
+    assert training.finished
+
+
+def test_the_bundle_holds_all_ancestors_and_verifies(whole: tuple[Path, dict]) -> None:
+    store, result = whole
+    checked = verify(Path(result["bundle"]["path"]))
+    assert checked.ok, checked.problems
+    with open_store(store, mode="read") as opened:
+        assert sum(checked.records.values()) == len(opened.closure([result["loop"]]))
+
+
+def test_a_second_run_changes_nothing_and_is_quick(whole: tuple[Path, dict]) -> None:
+    store, result = whole
+    before = ids(store)
+    run = truing("loop", "local/tiny", "--store", str(store), "--json")
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    again = json.loads(out)
+    assert ids(store) == before
+    assert again["loop"] == result["loop"]
+    assert again["bundle"]["digest"] == result["bundle"]["digest"]
+    assert again["seconds"] < result["seconds"]
+
+
+def killed_and_finished(store: Path, kills: int, seed: int, longest: float) -> None:
+    """Start the loop again and again, each time killed after a random while; then let it finish."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        run = truing("loop", "local/tiny", "--store", str(store), start_new_session=True)
+        # Imports take the first seconds; kills are spread over the work behind them.
+        time.sleep(rng.uniform(0.5, longest))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+    run = truing("loop", "local/tiny", "--store", str(store))
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+
+
+def test_killed_at_any_instant_nothing_is_lost(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    store, result = whole
+    killed_and_finished(tmp_path / "store", kills=10, seed=int(os.environ.get("TRUING_KILL_SEED", "1")), longest=9.0)
+    assert ids(tmp_path / "store") == ids(store)
+    with open_store(tmp_path / "store", mode="read") as opened:
+        assert opened.get(result["loop"]).id == result["loop"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("round_", range(10))
+def test_killed_a_hundred_times(whole: tuple[Path, dict], tmp_path: Path, round_: int) -> None:
+    killed_and_finished(tmp_path / "store", kills=10, seed=100 + round_, longest=12.0)
+    assert ids(tmp_path / "store") == ids(whole[0])
+
+
+def test_where_no_claim_is_supported_the_loop_ends_well(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        turn = loop("scripted/honest", store)
+    assert turn.record.claim is None
+    assert turn.graph is None
+    assert turn.verified
+    assert "no claim is supported" in turn.record.why
+
+
+def test_a_supported_claim_about_a_target_without_weights_is_not_carried_on(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        turn = loop("scripted/anchored", store, options=Options(families=("anchoring",)))
+    assert turn.record.claim is None
+    assert "neither traced nor trained" in turn.record.why
+
+
+def test_choose_takes_the_smallest_p(whole: tuple[Path, dict]) -> None:
+    store, _ = whole
+    with open_store(store, mode="read") as opened:
+        claims = [c for c in opened.of_kind("claim") if isinstance(c, Claim)]
+    found, why = choose(claims, ("Scored", "Chat", "WhiteBox", "Trainable"))
+    assert found is not None
+    assert found.family == "anchoring"
+    assert "not as behaviour" in why
+    assert choose([c for c in claims if c.verdict != "supported"], ("WhiteBox", "Trainable"))[0] is None
+
+
+def test_failures_name_what_was_not_reached(whole: tuple[Path, dict]) -> None:
+    store, result = whole
+    with open_store(store, mode="read") as opened:
+        record = opened.get(result["loop"])
+    assert isinstance(record, Loop)
+    assert set(failures(record.runout, ())) <= set(record.failed)
+    assert any("generation" in line for line in record.failed)  # it writes nothing, so nothing can be shown

@@ -1,0 +1,317 @@
+"""Open weights: every ability against what transformers and PEFT do themselves."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from truing.audit import lay_out
+from truing.errors import TargetError
+from truing.records import Blob, Decision, Message
+from truing.targets import Chat, Scored, resolve
+from truing.targets.local import cache
+from truing.targets.local import tiny as recipe
+from truing.targets.local.generate import greedy
+from truing.targets.local.inside import read
+from truing.trace import Settings
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+def log_p(model: Any, ids: Sequence[int]) -> Any:
+    """What follows each token, by the model's ordinary forward pass: shape (T, V)."""
+    with torch.no_grad():
+        return torch.log_softmax(model(torch.tensor([list(ids)])).logits[0].double(), -1)
+
+
+# -- generation --------------------------------------------------------------------------------------------------------
+
+
+def some_prompts() -> list[list[int]]:
+    """Prompts of mixed length; some share their beginning, one is the beginning of another."""
+    rng = random.Random(7)
+    beginning = rng.choices(range(4, 1536), k=9)
+    shared = [[*beginning, *rng.choices(range(4, 1536), k=k)] for k in (1, 4, 30)]
+    return [*shared, [*shared[1], 5, 6], beginning]
+
+
+def apart_prompts() -> list[list[int]]:
+    rng = random.Random(8)
+    return [rng.choices(range(4, 1536), k=k) for k in (1, 2, 17, 40, 5)]
+
+
+def peers(model: Any, prompt: Sequence[int], *, max_tokens: int, stop: Sequence[int]) -> tuple[list[int], float]:
+    """What transformers writes after one prompt alone, and how clearly its closest choice was made."""
+    out = model.generate(
+        torch.tensor([list(prompt)]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        eos_token_id=list(stop),
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    gaps = [float(-score[0].topk(2).values.diff()) for score in out.scores]
+    return out.sequences[0, len(prompt) :].tolist(), min(gaps)
+
+
+@pytest.mark.parametrize("prompts", [some_prompts(), apart_prompts(), [[9]]], ids=["shared", "apart", "one"])
+def test_greedy_writes_what_transformers_writes(wild: Any, prompts: list[list[int]]) -> None:
+    free = [peers(wild.model, prompt, max_tokens=16, stop=[1535]) for prompt in prompts]
+    # Stop tokens that some rows reach, at different steps, so that rows leave the batch one after another.
+    stop = {ids[2 + row] for row, (ids, _) in enumerate(free) if row % 2 == 0}
+    expected = [peers(wild.model, prompt, max_tokens=16, stop=sorted(stop)) for prompt in prompts]
+    assert len(prompts) == 1 or len({len(ids) for ids, _ in expected}) > 1
+    assert len({token for ids, _ in free for token in ids}) > 4 * len(prompts)
+    assert min(gap for _, gap in expected) > 1e-4  # no tie that rounding could decide
+    written = greedy(wild.model, prompts, max_tokens=16, stop=stop)
+    assert written == [ids for ids, _ in expected]
+
+
+def test_a_reply_does_not_depend_on_the_other_rows(wild: Any) -> None:
+    asked = [user("Hello."), user("Which of the two is the capital, and why is it not the other one?"), user("x")]
+    together = wild.reply(asked, max_tokens=8)
+    assert together == [wild.reply([one], max_tokens=8)[0] for one in asked]
+    for reply in together:
+        assert 1 <= reply.tokens <= 8
+        assert reply.finished or reply.tokens == 8
+
+
+def test_a_reply_that_reaches_the_end_says_so(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cut,) = wild.reply([user("Hello.")], max_tokens=6)
+    assert not cut.finished
+    assert cut.tokens == 6
+    prompt = wild.prompt_ids(user("Hello."))
+    ids, _ = peers(wild.model, prompt, max_tokens=6, stop=[0])
+    at = next(i for i in range(1, 6) if ids[i] not in ids[:i])
+    monkeypatch.setattr(wild.model.generation_config, "eos_token_id", [0, ids[at]])
+    (whole,) = wild.reply([user("Hello.")], max_tokens=6)
+    assert whole.finished
+    assert whole.tokens == at + 1
+    assert whole.text == wild.tokenizer.decode(ids[:at]).strip()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_what_the_card_says(tiny: Any) -> None:
+    assert isinstance(tiny, Scored)
+    assert isinstance(tiny, Chat)
+    assert tiny.card.abilities == ("Scored", "Chat", "WhiteBox", "Trainable")
+    again = resolve("local/tiny")
+    assert again.card == tiny.card
+    assert tiny.card.weights == cache.file_digest(cache.root() / recipe.FOLDER / "model.safetensors")
+
+
+def test_an_empty_continuation_is_refused(tiny: Any) -> None:
+    surface = lay_out("anchoring", most=1).surfaces[0]
+    empty = surface.model_copy(update={"decision": Decision(actions=("",), alternatives=("no",))})
+    with pytest.raises(TargetError, match=r"continuation '' has no tokens; give an action"):
+        tiny.decide([empty])
+
+
+def test_what_is_longer_than_the_context_is_refused(tiny: Any) -> None:
+    with pytest.raises(TargetError, match=r"text of \d+ tokens is longer than the context of local/tiny \(4096\)"):
+        tiny.prompt_ids(user("word " * 5000))
+    with pytest.raises(TargetError, match="longer than the context"):
+        tiny.bits("word " * 5000)
+    with pytest.raises(TargetError, match=r"text of 4097 tokens is longer"):  # a prompt that fits, and its reply
+        tiny.log_probs([([5] * 4000, [6] * 97)])
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "somebody/no-such-model"])
+def test_an_unknown_name_is_refused_with_what_could_be_given(name: str) -> None:
+    with pytest.raises(TargetError, match=r"cannot load local/.*Give local/smollm2-135m, local/tiny, a folder"):
+        resolve(f"local/{name}")
+
+
+@pytest.fixture
+def checkpoint(tiny: Any, tmp_path: Path) -> Path:
+    """A user's own folder with a model in it."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(cache.root() / recipe.FOLDER, folder)
+    return folder
+
+
+def test_a_folder_is_a_target(tiny: Any, checkpoint: Path) -> None:
+    target = resolve(f"local/{checkpoint}")
+    surfaces = lay_out("anchoring", most=1).surfaces[:1]
+    assert target.decide(surfaces) == tiny.decide(surfaces)
+    assert target.card.template == tiny.card.template
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_broken_checkpoint_is_a_target_error(checkpoint: Path, part: str) -> None:
+    file = checkpoint / part
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(TargetError, match="cannot load"):
+        resolve(f"local/{checkpoint}")
+
+
+def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(TargetError, match=r"no \.safetensors weights"):
+        resolve(f"local/{checkpoint}")
+
+
+# -- information -------------------------------------------------------------------------------------------------------
+
+
+def test_bits_are_those_of_the_ordinary_forward_pass(wild: Any) -> None:
+    text = "The river is wide — and cold, they said. 12 boats!"
+    ids = wild.tokenizer(text, add_special_tokens=False)["input_ids"]
+    values = log_p(wild.model, [wild.tokenizer.bos_token_id, *ids])
+    expected = -sum(float(values[i, token]) for i, token in enumerate(ids)) / math.log(2)
+    bits, size, tokens = wild.bits(text)
+    assert bits == pytest.approx(expected, rel=1e-6)
+    assert (size, tokens) == (len(text.encode("utf-8")), len(ids))
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A random adapter as PEFT writes it, and PEFT's own unmerged model."""
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        peft = get_peft_model(deepcopy(tiny.model), config).eval()
+        torch.set_rng_state(state)
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "lora_" in name:
+                    parameter.mul_(0.2)
+        peft.save_pretrained(folder)
+    return folder, peft
+
+
+def test_an_adapter_is_what_peft_computes_unmerged(tiny: Any, adapter: tuple[Path, Any]) -> None:
+    folder, peft = adapter
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    target = resolve(f"local/tiny@{folder}")
+    ids = tiny.prompt_ids(user("What is the word for a baby cat?"))
+    torch.testing.assert_close(log_p(target.model, ids), log_p(peft, ids), atol=1e-4, rtol=0)
+    assert (log_p(target.model, ids) - log_p(tiny.model, ids)).abs().max() > 0.05  # it is not the base
+    after = tiny.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert target.card.adapter is not None
+    assert target.card.adapter.digest == cache.file_digest(folder / "adapter_model.safetensors")
+    assert target.card.id != tiny.card.id
+    assert target.card.weights != tiny.card.weights
+
+
+def test_an_adapter_leaves_the_object_it_was_put_on_as_it_was(tiny: Any, adapter: tuple[Path, Any]) -> None:
+    surfaces = lay_out("anchoring", most=1).surfaces[:1]
+    before = tiny.decide(surfaces)
+    other = tiny.with_adapter(adapter[0], Blob(digest="0" * 64, size=1, media="safetensors"))
+    assert tiny.decide(surfaces) == before
+    assert other.decide(surfaces) != before
+    assert tiny.card.adapter is None
+
+
+@pytest.mark.parametrize("missing", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_folder_without_a_file_is_refused(tmp_path: Path, adapter: tuple[Path, Any], missing: str) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    (folder / missing).unlink()
+    with pytest.raises(TargetError, match=rf"no adapter at .*{missing} is missing.*Give a folder"):
+        resolve(f"local/tiny@{folder}")
+
+
+def test_a_damaged_adapter_is_refused(tmp_path: Path, adapter: tuple[Path, Any]) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(TargetError, match="cannot put the adapter"):
+        resolve(f"local/tiny@{folder}")
+
+
+def test_divergence_is_the_exact_sum_over_the_vocabulary(tiny: Any, adapter: tuple[Path, Any]) -> None:
+    other = resolve(f"local/tiny@{adapter[0]}")
+    asked, reply = user("Tell me about boats."), "A boat is made of wood."
+    prompt, ids = tiny.prompt_ids(asked), tiny.text_ids(reply)
+    p, q = (log_p(t.model, [*prompt, *ids])[len(prompt) - 1 : -1] for t in (tiny, other))
+    expected = float((p.exp() * (p - q)).sum())
+    value, tokens = tiny.divergence(other, asked, reply)
+    assert tokens == len(ids)
+    assert value == pytest.approx(expected, rel=1e-4)
+    assert value > 1e-3
+    backwards, _ = other.divergence(tiny, asked, reply)
+    assert backwards == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-4)
+    assert tiny.divergence(tiny, asked, reply) == (0.0, len(ids))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_divergence_is_never_below_zero(tiny: Any, adapter: tuple[Path, Any], seed: int) -> None:
+    other = resolve(f"local/tiny@{adapter[0]}")
+    rng = random.Random(seed)
+    words = tiny.tokenizer.decode(rng.choices(range(4, 1536), k=rng.randint(1, 12)))
+    assert tiny.divergence(other, user("Go on."), f"a{words}")[0] >= 0
+
+
+# -- another architecture ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A random decoder with learned positions, biases and layer norms, and a tokenizer without a chat template."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=1536, n_embd=32, n_layer=2, n_head=2, n_positions=96, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    torch.set_rng_state(state)
+    model.save_pretrained(folder)
+    tokenizer = deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    return resolve(f"local/{folder}")
+
+
+def test_another_decoder_is_scored_through_the_tree(gpt2: Any) -> None:
+    paths = [([5, 6, 7], [8, 9]), ([5, 6, 7], [8, 10, 11]), ([5, 6], [1200]), ([900, 4], [4, 4, 4])]
+    found, _ = gpt2.log_probs(paths)
+    for (prompt, continuation), values in zip(paths, found, strict=True):
+        every = log_p(gpt2.model, [*prompt, *continuation])[len(prompt) - 1 : -1]
+        expected = every[torch.arange(len(continuation)), torch.tensor(continuation)]
+        torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_another_decoder_replies_as_transformers_does(gpt2: Any) -> None:
+    assert gpt2.prompt_text(user("Hello.")) == "user: Hello.\nassistant:"
+    prompts = [[5, 6, 7, 8, 9], [5, 6, 30], [700]]
+    expected = [peers(gpt2.model, prompt, max_tokens=5, stop=[0]) for prompt in prompts]
+    assert min(gap for _, gap in expected) > 1e-4
+    assert greedy(gpt2.model, prompts, max_tokens=5, stop={0}) == [ids for ids, _ in expected]
+
+
+def test_another_decoder_cannot_be_traced_and_says_why(gpt2: Any) -> None:
+    f = gpt2.functional(Decision(actions=("yes",), alternatives=("no",)), user("Is it?"))
+    with pytest.raises(TargetError, match=r"GPT2LMHeadModel is built otherwise\. Use a Llama"):
+        read(gpt2.model, f.tree, f.before_M.unique())
+    with pytest.raises(TargetError, match="GPT2LMHeadModel is built otherwise"):
+        Settings().within(gpt2)

@@ -1,0 +1,48 @@
+"""Names of targets, without the packages that local ones need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+
+import pytest
+
+from truing.errors import TargetError
+from truing.targets import KINDS, Scored, need, resolve
+
+pytestmark = pytest.mark.base
+MODULE = import_module("truing.targets.resolve")  # the package gives the name to the function
+
+
+@pytest.mark.parametrize("name", ["", "local", "local/", "/tiny", "lokal/tiny", "openai/gpt-2", "Local/tiny"])
+def test_an_unknown_kind_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(TargetError, match="A target is kind/name") as caught:
+        resolve(name)
+    assert repr(name) in str(caught.value)
+    assert all(f"{kind}/..." in str(caught.value) for kind in KINDS)
+
+
+@pytest.mark.parametrize("gone", [("torch",), ("peft", "gguf"), ("torch", "transformers", "peft", "gguf")])
+def test_missing_packages_are_named_with_the_command(gone: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str) -> ModuleSpec | None:
+        return None if name in gone else ModuleSpec(name, None)
+
+    monkeypatch.setattr(MODULE, "find_spec", found)
+    with pytest.raises(TargetError) as caught:
+        resolve("local/tiny")
+    assert f"local/tiny needs {', '.join(gone)}, not installed here" in str(caught.value)
+    assert "pip install 'truing[local]'" in str(caught.value)
+
+
+def test_scripted_targets_need_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "find_spec", lambda name: None)
+    assert isinstance(resolve("scripted/honest"), Scored)
+
+
+def test_asking_for_what_a_target_cannot_do_names_who_can() -> None:
+    target = resolve("scripted/honest")
+    need(target, "Scored")
+    with pytest.raises(TargetError, match=r"scripted/honest has no ability WhiteBox .*it has Scored, Chat.*local/"):
+        need(target, "WhiteBox")
+    with pytest.raises(TargetError, match="no ability Scored .it has none."):
+        need(object(), "Scored")
