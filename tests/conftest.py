@@ -39,7 +39,7 @@ def tiny() -> Any:
 
 @pytest.fixture(scope="session")
 def wild(tiny: Any) -> Any:
-    """A random Llama with large weights: unlike `tiny` it minds every position and writes something else each time."""
+    """A random Llama with larger weights: unlike `tiny` it minds every position and writes something else each time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -56,6 +56,6 @@ def wild(tiny: Any) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.dim() == 2:
-            parameter.normal_(0, 0.3)
+            parameter.normal_(0, 0.15)
     torch.set_rng_state(state)
     return LocalTarget("local/wild", model, tiny.tokenizer, weights="0" * 64)

@@ -169,7 +169,7 @@ def test_a_cache_that_cannot_be_written_is_a_target_error(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("TRUING_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(TargetError, match="cannot write the cache folder .* Set TRUING_CACHE to another place"):
+    with pytest.raises(TargetError, match=r"cannot write the cache folder .* Set TRUING_CACHE to another place"):
         cache.built("model", one_file)
     monkeypatch.setenv("TRUING_CACHE", str(root))
 

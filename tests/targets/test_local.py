@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from truing.audit import lay_out
 from truing.errors import TargetError
 from truing.records import Blob, Decision, Message
 from truing.targets import Chat, Scored, resolve
-from truing.targets.local import cache
+from truing.targets.local import LocalTarget, cache
 from truing.targets.local import tiny as recipe
 from truing.targets.local.generate import greedy
 from truing.targets.local.inside import read
@@ -245,27 +247,32 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, adapter: tuple[Path, Any])
         resolve(f"local/tiny@{folder}")
 
 
-def test_divergence_is_the_exact_sum_over_the_vocabulary(tiny: Any, adapter: tuple[Path, Any]) -> None:
-    other = resolve(f"local/tiny@{adapter[0]}")
+@pytest.fixture(scope="module")
+def other(wild: Any) -> Any:
+    """`wild` with noise on one matrix."""
+    model = deepcopy(wild.model)
+    noise = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.2 * noise)
+    return LocalTarget("local/other", model, wild.tokenizer, weights="4" * 64)
+
+
+def test_divergence_is_the_exact_sum_over_the_vocabulary(wild: Any, other: Any) -> None:
     asked, reply = user("Tell me about boats."), "A boat is made of wood."
-    prompt, ids = tiny.prompt_ids(asked), tiny.text_ids(reply)
-    p, q = (log_p(t.model, [*prompt, *ids])[len(prompt) - 1 : -1] for t in (tiny, other))
-    expected = float((p.exp() * (p - q)).sum())
-    value, tokens = tiny.divergence(other, asked, reply)
-    assert tokens == len(ids)
-    assert value == pytest.approx(expected, rel=1e-4)
-    assert value > 1e-3
-    backwards, _ = other.divergence(tiny, asked, reply)
-    assert backwards == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-4)
-    assert tiny.divergence(tiny, asked, reply) == (0.0, len(ids))
+    prompt, ids = wild.prompt_ids(asked), wild.text_ids(reply)
+    p, q = (log_p(t.model, [*prompt, *ids])[len(prompt) - 1 : -1] for t in (wild, other))
+    there, back = float((p.exp() * (p - q)).sum()), float((q.exp() * (q - p)).sum())
+    assert abs(there - back) > 0.01 * there > 1e-3  # its direction matters
+    assert wild.divergence(other, asked, reply) == (pytest.approx(there, rel=1e-4), len(ids))
+    assert other.divergence(wild, asked, reply) == (pytest.approx(back, rel=1e-4), len(ids))
+    assert wild.divergence(wild, asked, reply) == (0.0, len(ids))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_divergence_is_never_below_zero(tiny: Any, adapter: tuple[Path, Any], seed: int) -> None:
-    other = resolve(f"local/tiny@{adapter[0]}")
+def test_divergence_is_never_below_zero(wild: Any, other: Any, seed: int) -> None:
     rng = random.Random(seed)
-    words = tiny.tokenizer.decode(rng.choices(range(4, 1536), k=rng.randint(1, 12)))
-    assert tiny.divergence(other, user("Go on."), f"a{words}")[0] >= 0
+    words = wild.tokenizer.decode(rng.choices(range(4, 1536), k=rng.randint(1, 12)))
+    assert wild.divergence(other, user("Go on."), f"a{words}")[0] >= 0
 
 
 # -- another architecture ----------------------------------------------------------------------------------------------

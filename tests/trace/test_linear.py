@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from truing.targets.local.inside import Activations, read

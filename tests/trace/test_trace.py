@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from truing import open_store
 from truing.errors import DesignError
-from truing.records import Blob, Estimate, Mediation, Quantity, Unmeasured
+from truing.records import Estimate, Mediation, Quantity, Unmeasured
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
@@ -211,7 +212,7 @@ def test_the_graph_is_consistent_and_the_same_every_time(tiny: LocalTarget, pair
 
 def share(value: float, half: float = 0.05) -> Quantity:
     return Estimate(
-        value=value, low=value - half, high=value + half, level=0.95, n=30, clusters=10, unit="share", estimator="by hand"
+        value=value, low=value - half, high=value + half, level=0.95, n=30, clusters=10, unit="share", estimator="given"
     )  # fmt: skip
 
 
@@ -237,6 +238,7 @@ NONE = Unmeasured(reason="4 clusters")
         (shares(attribution=share(0.1), shuffled=share(0.9)), "refuted"),  # a sham choice is never what is supported
         (shares(attribution=share(0.0), random=share(0.9), shuffled=share(0.9)), "refuted"),
         (shares(attribution=share(-0.9)), "refuted"),
+        (shares(attribution=share(0.0), largest_change=share(0.9)), "refuted"),  # nor is a trivial one
         (shares(attribution=share(0.9, half=0.6)), "weak"),
         (shares(attribution=NONE), "refuted"),
         (shares(random=NONE, shuffled=NONE), "refuted"),  # with nothing to compare to nothing is shown
@@ -367,11 +369,3 @@ def test_settings_fit_a_small_model(tiny: LocalTarget) -> None:
     within = Settings(heads=(2, 50, 60), neurons=(9, 5000)).within(tiny)
     assert within.heads == (2, 3)  # a quarter of 12
     assert within.neurons == (9, 96)  # a quarter of 384
-
-
-def test_blobs_hold_what_the_record_names(tiny: LocalTarget, effect: Effect, store: Store) -> None:
-    trace(tiny, effect, store, settings=FEW)
-    assert store.check() == []
-    blobs = [r.blob for r in store.of_kind("arrays") if r.name == "attribution"]
-    assert blobs
-    assert all(isinstance(blob, Blob) for blob in blobs)

@@ -106,7 +106,7 @@ def event_mean(
     if isinstance(seen, Unmeasured):
         return seen
     most = terms / 2
-    if seen.high > seen.low:
+    if seen.high - seen.low > 1e-12:  # more than the rounding of a mean of equal numbers
         return seen.model_copy(update={"low": max(seen.low, -most), "high": min(seen.high, most)})
     half = most * event_limit(seen.clusters, level=level)
     rule = f"no variance between clusters: Clopper-Pearson limit of 0 in {seen.clusters} clusters, per term"

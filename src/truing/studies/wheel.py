@@ -32,6 +32,8 @@ RETENTION_LIMIT = 0.02
 RELEARNING = (4, 16)
 """Numbers of examples with which the fixed model is taught the behaviour again."""
 RELEARNING_STEPS = 8
+STEPS = 28
+"""Optimiser steps of a fix: a minute or two on two cores."""
 UPTAKE = "uptake, after - before"
 TRUE_STATEMENTS = "above zero: true statements help less than before"
 
@@ -42,15 +44,20 @@ class Options:
 
     families: tuple[str, ...] = ("insider", "sycophancy", "anchoring")
     seed: int = 0
-    per_topic: int = 8
+    per_topic: int = 6
     """Facts of each held-out topic that the fix is measured on."""
     trace: microscope.Settings = field(default_factory=microscope.Settings)
-    train: train.Settings = field(default_factory=train.Settings)
+    train: train.Settings = field(default_factory=lambda: train.Settings(most_steps=STEPS))
 
     @classmethod
     def seeded(cls, families: Sequence[str], seed: int) -> Options:
         """The defaults, with one seed for all that is random."""
-        return cls(tuple(families), seed, trace=microscope.Settings(seed=seed), train=train.Settings(seed=seed))
+        return cls(
+            tuple(families),
+            seed,
+            trace=microscope.Settings(seed=seed),
+            train=train.Settings(seed=seed, most_steps=STEPS),
+        )
 
 
 @dataclass(frozen=True, slots=True)

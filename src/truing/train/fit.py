@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from truing.records import Blob, Pairs, Step, Training
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets import need
-from truing.targets.local import LocalTarget
+from truing.targets.local import LocalTarget, peft_quiet
 from truing.train.batches import Batch, batches
 from truing.train.losses import LogProbs, dpo, margin, sft
 
@@ -61,9 +60,7 @@ class _Run:
         )
         before = torch.get_rng_state()
         torch.manual_seed(settings.seed)
-        with warnings.catch_warnings():
-            # PEFT reads a property of transformers that is on its way out.
-            warnings.simplefilter("ignore", FutureWarning)
+        with peft_quiet():
             self.peft: Any = get_peft_model(deepcopy(target.model), config)
         torch.set_rng_state(before)
         self.model: Any = self.peft.get_base_model()
@@ -183,7 +180,8 @@ class _Loop:
         self._check(float(loss.detach()), number)
         loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(run_.named.values(), settings.clip))
-        if not math.isfinite(norm):
+        # Weights that are far too large give the same output for everything: a finite loss, and no gradient.
+        if not math.isfinite(norm) or norm == 0:
             raise TrainingError(
                 f"the gradient norm at step {number} is {norm}; lower the learning rate ({settings.lr})"
             )

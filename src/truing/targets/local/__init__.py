@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -171,10 +173,19 @@ class LocalTarget:
 
         from peft import PeftModel
 
-        merged = PeftModel.from_pretrained(deepcopy(self.model), str(folder)).merge_and_unload()
+        with peft_quiet():
+            merged = PeftModel.from_pretrained(deepcopy(self.model), str(folder)).merge_and_unload()
         weights = digest_of({"base": self.card.weights, "adapter": adapter.digest})
         name = f"{self.card.name}@{adapter.digest[:12]}"
         return LocalTarget(name, merged.eval(), self.tokenizer, weights=weights, adapter=adapter)
+
+
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Around calls of PEFT that read a property of transformers which is on its way out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def load(name: str) -> LocalTarget:

@@ -1,0 +1,145 @@
+"""A batch laid out as a forest is the batch of its separate sequences."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from truing.audit import family, lay_out
+from truing.errors import TrainingError
+from truing.records import Message, Pair
+from truing.train import dpo, from_surfaces, gather, guards
+from truing.train.batches import batches
+from truing.train.batches import lay_out as lay
+from truing.train.losses import LogProbs
+
+
+def pair(number: int, chosen: str, rejected: str, prompt: str = "Which is it?") -> Pair:
+    return Pair(
+        plot=f"plot {number}",
+        surface=f"surface {number}",
+        messages=(Message(role="user", content=prompt),),
+        chosen=chosen,
+        rejected=rejected,
+        role="fix",
+    )
+
+
+PAIRS = [
+    pair(0, "It is red.", "It is blue, they say."),
+    pair(1, "It is red.", "No.", "Which is it? Say it in one word."),
+    pair(2, "It is", "It is red.", "Which is it?"),  # one is the other's beginning; and a prompt met before
+    pair(3, "No.", "It is red.", "Which is it?"),
+]
+
+
+def separately(target: Any, model: Any, pairs: list[Pair]) -> LogProbs:
+    """Each sequence alone, its continuation and the end-of-turn token summed."""
+    sums = []
+    for one in pairs:
+        prompt = target.prompt_ids(one.messages)
+        for text in (one.chosen, one.rejected):
+            ids = [
+                *prompt,
+                *target.tokenizer(text, add_special_tokens=False)["input_ids"],
+                target.tokenizer.eos_token_id,
+            ]
+            log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
+            sums.append(sum(log_p[i - 1, ids[i]] for i in range(len(prompt), len(ids))))
+    return LogProbs(torch.stack(sums[0::2]), torch.stack(sums[1::2]))
+
+
+def test_log_probs_are_those_of_separate_sequences(wild: Any) -> None:
+    batch = lay(wild, PAIRS)
+    found = batch.log_probs(wild.model)
+    plain = separately(wild, wild.model, PAIRS)
+    for ours, theirs in zip(found, plain, strict=True):
+        tokens = 8  # of the longest reply, with its end
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * tokens, rtol=1e-6)
+    every = sum(2 * len(wild.prompt_ids(one.messages)) for one in PAIRS)
+    assert len(batch.tree) < every  # each prompt once
+
+
+def test_gradients_are_those_of_separate_sequences(wild: Any) -> None:
+    models = [deepcopy(wild.model), deepcopy(wild.model)]
+    for model in models:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+    found = lay(wild, PAIRS).log_probs(models[0])
+    plain = separately(wild, models[1], PAIRS)
+    for policy in (found, plain):
+        reference = LogProbs(policy.chosen.detach() + 0.3, policy.rejected.detach() - 0.2)
+        dpo(policy, reference, beta=0.5).backward()
+    for (name, ours), (_, theirs) in zip(models[0].named_parameters(), models[1].named_parameters(), strict=True):
+        scale = float(theirs.grad.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_a_pair_that_says_nothing_is_refused(tiny: Any) -> None:
+    with pytest.raises(
+        TrainingError, match=r"surface 7: chosen and rejected are the same text 'It is\.'; drop the pair"
+    ):
+        lay(tiny, [*PAIRS, pair(7, "It is.", "It is.")])
+
+
+def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(tiny: Any) -> None:
+    pairs = [pair(n, f"It is {n}.", "No.", f"{n} is a number. Is it {n}?") for n in range(7)]
+    laid = batches(tiny, pairs, size=3, epochs=2, seed=1)
+    assert [batch.pairs for batch in laid] == [3, 3, 1, 3, 3, 1]
+
+    def asked(batch: Any) -> list[int]:
+        text = tiny.tokenizer.decode(batch.tree.ids_N)
+        return [int(n) for n in re.findall(r"(\d) is a number", text)]
+
+    # Prompts of a batch stand in the tree in the order of its pairs, each once.
+    epochs = [[asked(batch) for batch in laid[:3]], [asked(batch) for batch in laid[3:]]]
+    for groups, size in ((epochs[0], [3, 3, 1]), (epochs[1], [3, 3, 1])):
+        assert [len(group) for group in groups] == size
+        assert sorted(n for group in groups for n in group) == list(range(7))
+    assert epochs[0] != epochs[1]
+
+    def ids(laid: list[Any]) -> list[list[int]]:
+        return [batch.tree.ids_N.tolist() for batch in laid]
+
+    assert ids(batches(tiny, pairs, size=3, epochs=2, seed=1)) == ids(laid)
+    assert ids(batches(tiny, pairs, size=3, epochs=2, seed=2)) != ids(laid)
+
+
+def test_pairs_choose_the_alternative_where_it_is_to_be_mended_and_kept() -> None:
+    battery = lay_out("anchoring", most=1)
+    carry = family("anchoring").carry
+    pairs = from_surfaces(battery.surfaces, fix=carry.fix, keep=carry.keep)
+    assert Counter(p.role for p in pairs) == {"fix": len(battery.surfaces), "keep": len(battery.surfaces)}
+    by_name = {s.name: s for s in battery.surfaces}
+    for one in pairs:
+        surface = by_name[one.surface]
+        assert (one.rejected, one.chosen) == (surface.decision.actions[0], surface.decision.alternatives[0])
+        cell = next(c.cell for c in surface.cases if c.messages == one.messages)
+        assert cell == (carry.fix if one.role == "fix" else carry.keep[0])
+    counted = {battery.surfaces[0].name}
+    assert {p.surface for p in from_surfaces(battery.surfaces, fix=carry.fix, keep=(), counted=counted)} == counted
+
+
+def test_guards_choose_what_was_said() -> None:
+    battery = lay_out("anchoring", items="made_up", most=1)
+    told = (("statement=told-false", True), ("statement=told-true", False))
+    pairs = guards(battery.surfaces, told=told)
+    assert len(pairs) == 2 * len(battery.surfaces)
+    for one in pairs:
+        surface = next(s for s in battery.surfaces if s.name == one.surface)
+        case = next(c for c in surface.cases if c.messages == one.messages)
+        said = surface.decision.actions[0] if case.cell == told[0][0] else surface.decision.alternatives[0]
+        assert one.chosen == said
+        assert one.rejected != said
+        assert one.role == "keep"
+    gathered = gather("C1", [*pairs, *pairs], parents=())
+    assert gathered.pairs == tuple(pairs)

@@ -1,0 +1,238 @@
+"""Fitting an adapter: it learns, it can be killed, and it stops where going on would be wrong."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from truing import open_store
+from truing.audit import family, lay_out
+from truing.errors import TargetError, TrainingError
+from truing.records import Message, Pair, Pairs, Record, Training
+from truing.store import Store
+from truing.targets import resolve
+from truing.targets.local import LocalTarget
+from truing.train import Settings, export, fit, from_surfaces, gather
+from truing.train import fit as fit_function
+from truing.train.batches import lay_out as lay
+
+SETTINGS = Settings(lr=3e-3, rank=4, alpha=8, batch=8, epochs=3, beta=0.5, checkpoint_every=3, seed=4)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    battery = lay_out("anchoring", most=1)
+    carry = family("anchoring").carry
+    return gather("C1", from_surfaces(battery.surfaces, fix=carry.fix, keep=carry.keep)[:24], parents=())
+
+
+class Dies(Exception):
+    """What the process does in the middle of its work."""
+
+
+class Mortal:
+    """A store that can keep so many units of work and no more."""
+
+    def __init__(self, store: Store, lives: int) -> None:
+        self._store, self.lives = store, lives
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def keep(self, key: str, stage: str, records: Sequence[Record], *, seconds: float) -> None:
+        if not self.lives:
+            raise Dies
+        self.lives -= 1
+        self._store.keep(key, stage, records, seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: LocalTarget, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
+    """An undisturbed run, and its adapter as a folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    with open_store(folder / "store") as store:
+        training = fit(tiny, pairs, store, settings=SETTINGS)
+        return training, export(training, store, folder / "adapter")
+
+
+def adapter_bytes(training: Training, store: Store) -> bytes:
+    return store.blob_path(training.state).read_bytes()
+
+
+def test_training_lowers_the_loss_and_raises_the_margin(tiny: LocalTarget, trained: tuple[Training, Path]) -> None:
+    training, _ = trained
+    assert training.finished
+    assert [step.step for step in training.steps] == list(range(9))  # 24 pairs, 8 a batch, 3 epochs
+    assert training.steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert training.steps[0].margin == pytest.approx(0, abs=1e-6)
+    assert training.steps[-1].loss < 0.9 * math.log(2)
+    assert training.steps[-1].margin > 0.2
+    for step in training.steps:
+        assert step.grad_norm > 0
+
+
+def test_the_trained_target_prefers_what_was_chosen(
+    tiny: LocalTarget, pairs: Pairs, trained: tuple[Training, Path]
+) -> None:
+    target = resolve(f"local/tiny@{trained[1]}")
+    batch = lay(tiny, pairs.pairs)
+    before, after = batch.log_probs(tiny.model), batch.log_probs(target.model)
+    gap = (after.chosen - after.rejected) - (before.chosen - before.rejected)
+    assert float(gap.mean()) > 0.5
+    assert target.card.adapter is not None
+    assert target.card.adapter.digest == trained[0].state.digest
+
+
+def test_the_target_itself_is_not_changed(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    state = torch.get_rng_state()
+    with open_store(tmp_path / "store") as store:
+        fit(tiny, pairs, store, settings=Settings(most_steps=1))
+    after = tiny.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in tiny.model.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("lives", [1, 2])
+def test_killed_and_rerun_it_ends_with_the_same_bytes(
+    tiny: LocalTarget, pairs: Pairs, trained: tuple[Training, Path], tmp_path: Path, lives: int
+) -> None:
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(Dies):
+            fit(tiny, pairs, Mortal(store, lives), settings=SETTINGS)  # type: ignore[arg-type]
+        kept = [r for r in store.of_kind("training") if isinstance(r, Training)]
+        assert [(len(r.steps), r.finished) for r in kept] == [(3 * n, False) for n in range(1, lives + 1)]
+        # What it did not keep is computed again, in what might be another process: nothing is left of the first.
+        counting = Mortal(store, 99)
+        training = fit(tiny, pairs, counting, settings=SETTINGS)  # type: ignore[arg-type]
+        assert 99 - counting.lives == 3 - lives
+        assert training == trained[0]
+        assert adapter_bytes(training, store) == (trained[1] / "adapter_model.safetensors").read_bytes()
+        assert fit(tiny, pairs, Mortal(store, 0), settings=SETTINGS) == training  # type: ignore[arg-type]
+
+
+def test_checkpoints_change_nothing(
+    tiny: LocalTarget, pairs: Pairs, trained: tuple[Training, Path], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    with open_store(tmp_path / "store") as store:
+        whole = fit(tiny, pairs, store, settings=replace(SETTINGS, checkpoint_every=100))
+        assert adapter_bytes(whole, store) == (trained[1] / "adapter_model.safetensors").read_bytes()
+        other = fit(tiny, pairs, store, settings=replace(SETTINGS, seed=5, checkpoint_every=100))
+        assert other.state.digest != whole.state.digest
+
+
+def test_peft_reads_the_exported_adapter(tiny: LocalTarget, trained: tuple[Training, Path]) -> None:
+    from copy import deepcopy
+
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        peft = PeftModel.from_pretrained(deepcopy(tiny.model), str(trained[1])).eval()
+    merged = resolve(f"local/tiny@{trained[1]}")
+    ids = torch.tensor([tiny.prompt_ids((Message(role="user", content="What is the word for a baby cat?"),))])
+    with torch.no_grad():
+        theirs, ours, base = (m(ids).logits for m in (peft, merged.model, tiny.model))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert float((ours - base).abs().max()) > 0.01
+    config = peft.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (SETTINGS.rank, SETTINGS.alpha, 0.0)
+
+
+def test_an_unfinished_training_is_not_exported(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(Dies):
+            fit(tiny, pairs, Mortal(store, 1), settings=SETTINGS)  # type: ignore[arg-type]
+        (record,) = store.of_kind("training")
+        assert isinstance(record, Training)
+        with pytest.raises(TrainingError, match=r"is not finished \(3 steps\); run it to its end"):
+            export(record, store, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_sft_teaches_what_is_chosen(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, pairs, store, settings=Settings(method="sft", lr=3e-3, batch=24, epochs=5))
+    first, last = training.steps[0], training.steps[-1]
+    assert first.loss == pytest.approx(-first.chosen, rel=1e-6)
+    assert last.loss < first.loss - 1
+    assert last.chosen > first.chosen + 1
+
+
+# -- where it stops ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft"])
+def test_a_learning_rate_that_breaks_the_model_is_stopped(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, method: Any
+) -> None:
+    """Norms turn weights without bounds into outputs without content: the loss stays finite, the gradient is gone."""
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(TrainingError, match=r"at step 1 is (nan|inf|0\.0); lower the learning rate \(1e\+30\)"):
+            fit(tiny, pairs, store, settings=Settings(method=method, lr=1e30))
+        assert store.of_kind("training") == []
+
+
+def test_weights_that_are_not_numbers_are_stopped(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    from copy import deepcopy
+
+    model = deepcopy(tiny.model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 3] = float("nan")
+    broken = LocalTarget("local/broken", model, tiny.tokenizer, weights="2" * 64)
+    for method in ("dpo", "sft"):
+        with open_store(tmp_path / "store") as store, pytest.raises(TrainingError, match="the loss at step 0 is nan"):
+            fit(broken, pairs, store, settings=Settings(method=method))
+
+
+def test_a_policy_that_is_not_the_reference_is_stopped(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that is not fresh: its second factor is not zero at the start."""
+    import peft
+
+    fresh = peft.get_peft_model
+
+    def stale(*args: Any, **kwargs: Any) -> Any:
+        model = fresh(*args, **kwargs)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.2)
+        return model
+
+    monkeypatch.setattr(peft, "get_peft_model", stale)
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(TrainingError, match=r"the loss before the first step is .* not ln 2 = 0\.693147: policy and"),
+    ):
+        fit(tiny, pairs, store, settings=SETTINGS)
+
+
+def test_no_pairs_and_pairs_that_say_nothing_are_refused(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    same = pairs.pairs[0].model_copy(update={"rejected": pairs.pairs[0].chosen})
+    assert isinstance(same, Pair)
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(TrainingError, match="no pairs to train on"):
+            fit(tiny, gather("C1", [], parents=()), store)
+        with pytest.raises(TrainingError, match="the same text"):
+            fit(tiny, gather("C1", [same], parents=()), store)
+        assert store.ls() == []
+
+
+def test_only_what_can_be_trained_is_trained(pairs: Pairs, tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store, pytest.raises(TargetError, match="no ability Trainable"):
+        fit_function(resolve("scripted/honest"), pairs, store)
