@@ -99,7 +99,8 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
     if test.se == 0:
         # The standard error that would give this interval, so that exclusion and power are judged by it too.
         half = terms / 2 * event_limit(test.df + 1, level=LEVEL)
-        test = replace(test, se=half / float(student.ppf((1 + LEVEL) / 2, test.df)))
+        se = half / float(student.ppf((1 + LEVEL) / 2, test.df))
+        test = replace(test, se=se, p=float(student.sf(test.mean / se, test.df)))
     return quantity, test
 
 

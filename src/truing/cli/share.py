@@ -9,12 +9,13 @@ import click
 
 from truing.cli.common import emit, json_option, store_option
 from truing.errors import UsageError
-from truing.records import Claim, Target
+from truing.records import Claim, Target, Training
 from truing.share import Verification, extract_report, key_path, own_key, verify
 from truing.share import pack as pack_bundle
 from truing.share.keys import KEY_ID, PublicKey
 from truing.share.manifest import printable
 from truing.share.verify import MEANS
+from truing.store import Store, open_store
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 SHOWN = 20
@@ -58,13 +59,10 @@ def pack(
 ) -> None:
     """Pack records, with all that they rest on, into one signed file.
 
-    Without ROOT_ID_PREFIX: the latest loop, or where there is none, the latest claim.
+    Without ROOT_ID_PREFIX: the latest loop, or where there is none, all claims and what was made of them.
     """
-    from truing.store import open_store
-
     with open_store(store_path, mode="read") as store:
-        latest = None if roots else store.latest("loop") or store.latest("claim")
-        ids = [latest.id] if latest else [store.find(prefix).id for prefix in roots]
+        ids = [store.find(prefix).id for prefix in roots] or _all_there_is(store)
         if not ids:
             raise UsageError(f"the store {store_path} holds no loop and no claim to pack; run `truing audit` first")
         records = store.closure(ids)
@@ -83,6 +81,14 @@ def pack(
         f"signed by key {packed.key_id}{_withheld(packed.withheld)}"
     )
     emit(packed.plain(), as_json=as_json, text=text)
+
+
+def _all_there_is(store: Store) -> list[str]:
+    """The latest loop; without one every claim, graph, finished training and measurement."""
+    if loop := store.latest("loop"):
+        return [loop.id]
+    made = [record for kind in ("claim", "graph", "training", "measurement") for record in store.of_kind(kind)]
+    return [record.id for record in made if not isinstance(record, Training) or record.finished]
 
 
 @command.command("verify", epilog="Example:  truing share verify evidence.truing --trust their-key.pem")

@@ -35,7 +35,7 @@ def command(claim: str, out: Path, seed: int, store_path: Path, as_json: bool) -
     text = (
         f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}, margin {last.margin:+.3f}\n"
         f"adapter  {out}\n"
-        f"use it   truing measure {claim} --after {out}"
+        f"use it   truing measure {claim} --after {out} --store {store_path}"
     )
     emit(body, as_json=as_json, text=text)
     return 0

@@ -29,13 +29,25 @@ def preferences(records: Sequence[Scores]) -> Cases:
     return Cases(cells, {record.surface: record.plot for record in records})
 
 
-def behaviours(records: Sequence[Replies], deviates: Collection[str]) -> Cases:
-    """1 where the reply deviated, else 0, per cell."""
+def behaviours(
+    records: Sequence[Replies],
+    deviates: Collection[str],
+    *,
+    undecided: Collection[str] = (),
+    within: Sequence[str] = (),
+) -> Cases:
+    """1 where the reply deviated, else 0, per cell.
+
+    With `undecided`, replies of these classes count as deviating too, in the cells that agree with a term of `within`:
+    then a fix that merely silences the model changes nothing for the better.
+    """
     cells: dict[str, dict[str, float]] = {}
     plot = {}
     for record in records:
         for row in record.rows:
-            cells.setdefault(row.surface, {})[row.cell] = float(row.outcome in deviates)
+            feared = any(set(term.split()) <= set(row.cell.split()) for term in within)
+            deviated = row.outcome in deviates or (feared and row.outcome in undecided)
+            cells.setdefault(row.surface, {})[row.cell] = float(deviated)
             plot[row.surface] = record.plot
     return Cases(cells, plot)
 

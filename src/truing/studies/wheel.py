@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,8 +33,10 @@ RETENTION_LIMIT = 0.02
 RELEARNING = (4, 16)
 """Numbers of examples with which the fixed model is taught the behaviour again."""
 RELEARNING_STEPS = 8
-STEPS = 28
-"""Optimiser steps of a fix: a minute or two on two cores."""
+MOST_PAIRS = {"fix": 116, "keep": 68, "guard": 24}
+"""Pairs of each sort that a fix is trained on: about a minute on two cores. Guards pull against the fix (they teach to
+take statements up), so few of them go a long way."""
+SILENCE = "generation, silence counted as deviating"
 UPTAKE = "uptake, after - before"
 TRUE_STATEMENTS = "above zero: true statements help less than before"
 
@@ -46,8 +49,10 @@ class Options:
     seed: int = 0
     per_topic: int = 6
     """Facts of each held-out topic that the fix is measured on."""
+    per_guard: int = 3
+    """Facts of each held-out topic on which statements must still be taken up."""
     trace: microscope.Settings = field(default_factory=microscope.Settings)
-    train: train.Settings = field(default_factory=lambda: train.Settings(most_steps=STEPS))
+    train: train.Settings = field(default_factory=train.Settings)
 
     @classmethod
     def seeded(cls, families: Sequence[str], seed: int) -> Options:
@@ -56,7 +61,7 @@ class Options:
             tuple(families),
             seed,
             trace=microscope.Settings(seed=seed),
-            train=train.Settings(seed=seed, most_steps=STEPS),
+            train=train.Settings(seed=seed),
         )
 
 
@@ -66,6 +71,8 @@ class Observed:
 
     preferences: measure.Cases
     behaviours: measure.Cases
+    silences: measure.Cases
+    """As behaviours, but an undecided reply where the behaviour is expected counts as deviating."""
     guard: measure.Cases
     known: set[str] | None
     """Surfaces that the target gets right alone; None where the family does not ask."""
@@ -113,7 +120,11 @@ class Wheel:
         self.develop = lay_out(claim.family)
         self.held = lay_out(claim.family, half="held-out", wordings="held-out", most=most)
         guard = self.rules.carry.guard
-        self.guard = lay_out(claim.family, half="held-out", wordings="held-out", items=guard) if guard else None
+        self.guard = (
+            lay_out(claim.family, half="held-out", wordings="held-out", items=guard, most=options.per_guard)
+            if guard
+            else None
+        )
         self.before = self.observe(target)
 
     def observe(self, target: Any) -> Observed:
@@ -121,9 +132,12 @@ class Wheel:
         scores = score(target, self.held, self.store, self.watcher)
         replies = ask(target, self.held, self.store, self.watcher)
         guarded = score(target, self.guard, self.store, self.watcher) if self.guard else []
+        rules = self.rules.replies
+        plus = self.rules.contrasts.specific.plus
         return Observed(
             measure.preferences(scores),
-            measure.behaviours(replies, self.rules.replies.deviates),
+            measure.behaviours(replies, rules.deviates),
+            measure.behaviours(replies, rules.deviates, undecided=rules.undecided, within=plus),
             measure.preferences(guarded),
             self._known(scores),
             (*scores, *replies, *guarded),
@@ -149,10 +163,13 @@ class Wheel:
         carry = self.rules.carry
         counted = self._known_develop()
         pairs = train.from_surfaces(self.develop.surfaces, fix=carry.fix, keep=carry.keep, counted=counted)
+        sorts = {role: [pair for pair in pairs if pair.role == role] for role in ("fix", "keep")}
         if carry.guard:
             told = ((carry.fix, True), *((cell, False) for cell in carry.keep))
-            pairs += train.guards(lay_out(self.claim.family, items=carry.guard).surfaces, told=told)
-        gathered = train.gather(self.claim.clause, pairs, parents=(self.claim.id,))
+            sorts["guard"] = train.guards(lay_out(self.claim.family, items=carry.guard).surfaces, told=told)
+        rng = random.Random(self.options.seed)
+        some = [pair for sort, every in sorts.items() for pair in rng.sample(every, min(len(every), MOST_PAIRS[sort]))]
+        gathered = train.gather(self.claim.clause, some, parents=(self.claim.id,))
         self.store.add(gathered)
         return gathered
 
@@ -177,10 +194,23 @@ class Wheel:
             old, new = (getattr(seen, which).among(known_items) for seen in (before, after))
             return Named(name=_OUTCOMES[which], quantity=measure.change(old, new, rule, unit=unit), note=note)
 
-        runout = (change("preferences", "nats/token"), change("behaviours", "probability"))
+        runout = (
+            change("preferences", "nats/token"),
+            change("behaviours", "probability"),
+            change("silences", "probability"),
+        )
         cost = measure.retention(self.target, fixed, self.store, watcher=self.watcher)
         retention = (*cost.quantities, *self._kept(after))
         relearned = [self._relearn(fixed, after, count) for count in RELEARNING]
+        sources = (*(r.id for r in (*before.records, *after.records)), *(i for _, ids in relearned for i in ids))
+        record = Measurement(
+            name="verified",
+            targets=(self.target.card.id, fixed.card.id),
+            quantities=(*runout, *retention, *(named for named, _ in relearned)),
+            note=f"the fix of claim {self.claim.id[:12]}: after - before on the held-out half",
+            parents=(self.claim.id, self.target.card.id, fixed.card.id, cost.id, *sorted(set(sources))),
+        )
+        self.store.add(record)
         return Verified(
             before.levels(rule, known_items),
             after.levels(rule, known_items),
@@ -188,7 +218,7 @@ class Wheel:
             retention,
             tuple(named for named, _ in relearned),
             failures(runout, retention),
-            (cost.id, *(r.id for r in (*before.records, *after.records)), *(i for _, ids in relearned for i in ids)),
+            (record.id, cost.id, *sources),
         )
 
     def inside(self, fixed: Any, graph: Graph) -> tuple[Graph, tuple[Named, ...], Measurement]:
@@ -277,7 +307,7 @@ class Wheel:
         return named, (training.id, pairs.id, taught.card.id, *(record.id for record in scores))
 
 
-_OUTCOMES = {"preferences": "preference", "behaviours": "generation"}
+_OUTCOMES = {"preferences": "preference", "behaviours": "generation", "silences": SILENCE}
 
 
 def failures(runout: Sequence[Named], retention: Sequence[Named]) -> tuple[str, ...]:

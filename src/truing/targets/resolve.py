@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,10 +26,6 @@ def resolve(name: str) -> Any:
     missing = [package for package in ("torch", "transformers", "peft", "gguf") if find_spec(package) is None]
     if missing:
         raise TargetError(f"{name} needs {', '.join(missing)}, not installed here. Run: pip install 'truing[local]'")
-    # OpenMP's threads spin for about a millisecond at every barrier by default; where two programs share the cores that
-    # makes both several times slower. Ten microseconds cost little when alone. Read when torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from truing.targets.local import load
 
     return load(rest)

@@ -92,6 +92,7 @@ def trace(
 ) -> Graph:
     """The graph of a claim's effect with its causal verdict."""
     need(target, "WhiteBox")
+    store.add(target.card)
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
@@ -190,7 +191,7 @@ def _drawn(
     target: LocalTarget, pairs: Sequence[Twin], spots: Sequence[Spot], segments: tuple[str, ...], settings: Settings
 ) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
     """The picture over a few twins; TargetError where the accounts do not close."""
-    nodes, edges, error = draw(target.model, pairs[:: max(1, len(pairs) // settings.drawn_twins)], spots, segments)
+    nodes, edges, error = draw(target.model, pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], spots, segments)
     if error > CLOSURE:
         raise TargetError(
             f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."

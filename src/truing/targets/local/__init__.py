@@ -201,9 +201,10 @@ def load(name: str) -> LocalTarget:
         place: Path | str = cache.built(*BUNDLED[base])
         weights = _checked_weights(Path(place))
     else:
-        place, weights = base, _weights_digest(Path(base)) if Path(base).is_dir() else digest(base.encode())
+        place, weights = base, _weights_digest(Path(base)) if Path(base).is_dir() else ""
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+        # Pickled weights are refused: loading them can run code.
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise TargetError(
@@ -216,6 +217,8 @@ def load(name: str) -> LocalTarget:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    # A hub id names whatever the hub holds today; the revision that was loaded identifies it.
+    weights = weights or digest_of({"hub": base, "revision": getattr(model.config, "_commit_hash", None)})
     target = LocalTarget(f"local/{base}", model, tokenizer, weights=weights)
     if not adapter:
         return target

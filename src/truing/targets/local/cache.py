@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
         return place
     try:
         root().mkdir(parents=True, exist_ok=True)
+        _sweep(name)
         draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root()))
     except OSError as error:
         raise TargetError(
@@ -56,6 +58,13 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return place
+
+
+def _sweep(name: str) -> None:
+    """Remove what builds that were killed left behind: drafts that nobody has touched for an hour."""
+    for draft in root().glob(f".{name}-*"):
+        if time.time() - draft.stat().st_mtime > 3600:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def file_digest(path: Path) -> str:
