@@ -12,9 +12,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize
 from scipy import stats as sps
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import DescrStatsW
 
 from truing.records import Estimate, Quantity, Unmeasured
 from truing.stats import (
@@ -30,6 +27,11 @@ from truing.stats import (
     proportion,
     upper,
 )
+
+pytest.importorskip("statsmodels")
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
 Test.__test__ = False  # type: ignore[attr-defined]  # a result, not a test case
 REPEATS = 1000

@@ -38,14 +38,14 @@ def command(
     from truing.audit import FAMILIES, family
     from truing.store import open_store
     from truing.studies.loop import loop
-    from truing.studies.wheel import Options
+    from truing.studies.options import Options
 
     chosen = families or FAMILIES
     for name in chosen:
         family(name)
     progress = Progress()
     with open_store(store_path) as store, progress.running():
-        turn = loop(target, store, options=Options.seeded(tuple(chosen), seed), watcher=progress)
+        turn = loop(target, store, options=Options(families=tuple(chosen), seed=seed), watcher=progress)
         result = turn.plain(store)
     emit(result, as_json=as_json, text=summary(result))
     failed = {

@@ -24,11 +24,12 @@ def command(claim: str, out: Path, seed: int, store_path: Path, as_json: bool) -
     """
     from truing.store import open_store
     from truing.studies.one import wheel_of
-    from truing.train import export
 
     progress = Progress()
     with open_store(store_path) as store, progress.running():
         training = wheel_of(claim, store, seed=seed, watcher=progress).fix()
+        from truing.train import export  # torch is loaded by now, and only where it is needed
+
         export(training, store, out)
     body = training.plain()["body"] | {"id": training.id, "adapter": str(out)}
     first, last = training.steps[0], training.steps[-1]

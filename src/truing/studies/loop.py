@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truing import share, train
+from truing import share
 from truing.audit import audit, spec
 from truing.records import Claim, Graph, Loop, Named, Training, Unmeasured
 from truing.report import page
 from truing.runner import Silent, Watcher
 from truing.store import Store
-from truing.studies.wheel import Options, Wheel
+from truing.studies.options import Options
 from truing.targets import resolve
 
 NO_GATE = "there is no gate yet: whether the behaviour is gone or only hidden is not decided"
@@ -87,6 +87,8 @@ def loop(name: str, store: Store, *, options: Options | None = None, watcher: Wa
     if carried is None:
         gate = Unmeasured(reason="no claim was carried on")
         return _finish(Loop(**found, claim=None, gate=gate, parents=parents), claims, None, None, store, began)
+    from truing.studies.wheel import Wheel  # needs torch, which an audit of a scripted target does not
+
     wheel = Wheel(target, carried, store, options, watcher)
     graph = wheel.explain()
     training = wheel.fix()
@@ -143,6 +145,8 @@ def _finish(
     draft.write_bytes(html)
     draft.replace(folder / "report.html")
     if training is not None:
+        from truing import train
+
         train.export(training, store, folder / "adapter")
     # The adapter goes along; attribution sums and relearned adapters stay in the store, listed as withheld.
     along = {} if training is None else {training.state.digest: store.blob_path(training.state)}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from truing.errors import TargetError, UsageError
 from truing.records import Blob, Claim, Target
 from truing.runner import Watcher
 from truing.store import Store
-from truing.studies.wheel import Options, Wheel
+from truing.studies.options import Options
 from truing.targets import need, resolve
+
+if TYPE_CHECKING:
+    from truing.studies.wheel import Wheel
 
 
 def wheel_of(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Wheel:
@@ -38,7 +42,9 @@ def wheel_of(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | Non
             " template differ"
             f" (weights {card.weights[:12]} then, {target.card.weights[:12]} now). Audit it anew."
         )
-    return Wheel(target, claim, store, Options.seeded((claim.family,), seed), watcher)
+    from truing.studies.wheel import Wheel  # needs torch, which the checks above do not
+
+    return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher)
 
 
 def adapter_of(folder: Path, store: Store) -> Blob:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from truing.records import (
 )
 from truing.runner import Silent, Watcher
 from truing.store import Store
+from truing.studies.options import Options
 
 RETENTION_LIMIT = 0.02
 """Bits per byte that a fix may cost."""
@@ -39,30 +40,6 @@ take statements up), so few of them go a long way."""
 SILENCE = "generation, silence counted as deviating"
 UPTAKE = "uptake, after - before"
 TRUE_STATEMENTS = "above zero: true statements help less than before"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How far the wheel is turned."""
-
-    families: tuple[str, ...] = ("insider", "sycophancy", "anchoring")
-    seed: int = 0
-    per_topic: int = 6
-    """Facts of each held-out topic that the fix is measured on."""
-    per_guard: int = 3
-    """Facts of each held-out topic on which statements must still be taken up."""
-    trace: microscope.Settings = field(default_factory=microscope.Settings)
-    train: train.Settings = field(default_factory=train.Settings)
-
-    @classmethod
-    def seeded(cls, families: Sequence[str], seed: int) -> Options:
-        """The defaults, with one seed for all that is random."""
-        return cls(
-            tuple(families),
-            seed,
-            trace=microscope.Settings(seed=seed),
-            train=train.Settings(seed=seed),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +88,20 @@ class Wheel:
     """One claim about one target. Every step keeps its units of work in the store as it goes."""
 
     def __init__(
-        self, target: Any, claim: Claim, store: Store, options: Options, watcher: Watcher | None = None
+        self,
+        target: Any,
+        claim: Claim,
+        store: Store,
+        options: Options,
+        watcher: Watcher | None = None,
+        *,
+        tracing: microscope.Settings | None = None,
+        fitting: train.Settings | None = None,
     ) -> None:
         self.target, self.claim, self.store, self.options = target, claim, store, options
         self.watcher = watcher or Silent()
+        self.tracing = tracing or microscope.Settings(seed=options.seed)
+        self.fitting = fitting or train.Settings(seed=options.seed)
         self.rules = family(claim.family)
         most = min(options.per_topic, self.rules.per_topic)
         self.develop = lay_out(claim.family)
@@ -156,7 +143,7 @@ class Wheel:
 
     def explain(self) -> Graph:
         """EXPLAIN: which parts carry the effect."""
-        return microscope.trace(self.target, self.effect, self.store, settings=self.options.trace, watcher=self.watcher)
+        return microscope.trace(self.target, self.effect, self.store, settings=self.tracing, watcher=self.watcher)
 
     def pairs(self) -> Pairs:
         """Preference pairs on the develop half: what to mend, and what to keep."""
@@ -175,7 +162,7 @@ class Wheel:
 
     def fix(self) -> Training:
         """FIX: train an adapter with DPO."""
-        return train.fit(self.target, self.pairs(), self.store, settings=self.options.train, watcher=self.watcher)
+        return train.fit(self.target, self.pairs(), self.store, settings=self.fitting, watcher=self.watcher)
 
     def adapted(self, target: Any, training: Training) -> Any:
         """The target with a finished adapter merged in."""
@@ -224,7 +211,7 @@ class Wheel:
     def inside(self, fixed: Any, graph: Graph) -> tuple[Graph, tuple[Named, ...], Measurement]:
         """The trace in the fixed model, and how much of the effect its units still carry."""
         again, sources = microscope.retrace(
-            fixed, graph, self.effect, self.store, settings=self.options.trace, watcher=self.watcher
+            fixed, graph, self.effect, self.store, settings=self.tracing, watcher=self.watcher
         )
         old = [record for parent in graph.parents if isinstance(record := self.store.get(parent), Arrays)]
         files = {

@@ -92,10 +92,10 @@ def trace(
 ) -> Graph:
     """The graph of a claim's effect with its causal verdict."""
     need(target, "WhiteBox")
-    store.add(target.card)
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
+    store.add(target.card)
     segments = _segments(choosing)
     mean, sources = averaged(target, choosing, segments, store, watcher)
     choices = [
