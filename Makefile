@@ -19,8 +19,8 @@ demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 setup: $(VENV)/.dev ## everything that developing needs
 
 check: $(VENV)/.dev ## lint, types, import contract
-	$(BIN)/ruff format --check src tests scripts benchmarks
-	$(BIN)/ruff check src tests scripts benchmarks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,5 +1,5 @@
 """All five stages in one turn of the wheel, on `local/tiny`. Run: python examples/loop.py [STORE]."""
-# ruff: noqa: T201 - an example prints
+
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Run: python examples/share.py [STORE]. Needs the base install alone.
 """
-# ruff: noqa: T201 - an example prints
+
 
 from __future__ import annotations
 

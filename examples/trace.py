@@ -2,7 +2,7 @@
 
 The tiny model's copy circuit is planted in heads 0 and 1 of layer 1. Run: python examples/trace.py [STORE].
 """
-# ruff: noqa: T201 - an example prints
+
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The tiny model copies and knows nothing, so the fix does not work, and the last lines say so.
 Run: python examples/train.py [STORE].
 """
-# ruff: noqa: T201 - an example prints
+
 
 from __future__ import annotations
 
