@@ -1,6 +1,5 @@
 """All five stages in one turn of the wheel, on `local/tiny`. Run: python examples/loop.py [STORE]."""
 
-
 from __future__ import annotations
 
 import sys

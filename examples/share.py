@@ -3,7 +3,6 @@
 Run: python examples/share.py [STORE]. Needs the base install alone.
 """
 
-
 from __future__ import annotations
 
 import sys

@@ -3,7 +3,6 @@
 The tiny model's copy circuit is planted in heads 0 and 1 of layer 1. Run: python examples/trace.py [STORE].
 """
 
-
 from __future__ import annotations
 
 import sys

@@ -4,7 +4,6 @@ The tiny model copies and knows nothing, so the fix does not work, and the last 
 Run: python examples/train.py [STORE].
 """
 
-
 from __future__ import annotations
 
 import sys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import sqrt
 from pathlib import Path
@@ -56,23 +56,6 @@ def asked(family: str, full: bool) -> dict[str, tuple[Surface, str]]:
     """Surface and cell of every prompt."""
     laid = full_battery(family) if full else battery(family)
     return {case.messages[-1].content: (surface, case.cell) for surface in laid.surfaces for case in surface.cases}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_digests() -> Iterator[None]:
-    """The same digests of the same surfaces, computed once rather than in every repeat."""
-    from truing.audit import run
-
-    computed, known = run._digest, {}
-
-    def digest(surface: Surface) -> str:
-        if id(surface) not in known:
-            known[id(surface)] = (computed(surface), surface)  # held, so that its id stays its own
-        return known[id(surface)][0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_digest", digest)
-        yield
 
 
 def planted(seed: int, effect: Effect, rate: Rate | None = None, *, full: bool = False) -> Scripted:

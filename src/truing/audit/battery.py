@@ -208,7 +208,7 @@ def lay_out(
         bound_preference=rules.bounds.preference,
         bound_behaviour=rules.bounds.behaviour,
         level=LEVEL,
-        surfaces=tuple(digest_of(s.model_dump(mode="json")) for s in surfaces),
+        surfaces=tuple(s.digest for s in surfaces),
     )
     return Battery(rules, design, groups)
 

@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import t as student
-
 from truing.audit.battery import LEVEL, Battery
 from truing.records import (
     Claim,
@@ -32,6 +30,8 @@ from truing.stats import (
     holm,
     minimum_detectable,
     one_sided,
+    t_quantile,
+    t_upper_tail,
     upper,
 )
 
@@ -99,8 +99,8 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
     if test.se == 0:
         # The standard error that would give this interval, so that exclusion and power are judged by it too.
         half = terms / 2 * event_limit(test.df + 1, level=LEVEL)
-        se = half / float(student.ppf((1 + LEVEL) / 2, test.df))
-        test = replace(test, se=se, p=float(student.sf(test.mean / se, test.df)))
+        se = half / t_quantile((1 + LEVEL) / 2, test.df)
+        test = replace(test, se=se, p=t_upper_tail(test.mean / se, test.df))
     return quantity, test
 
 

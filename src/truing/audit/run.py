@@ -8,7 +8,7 @@ from typing import Any
 from truing.audit.battery import Battery, lay_out
 from truing.audit.claims import Evidence, claims
 from truing.audit.outcomes import classify
-from truing.records import Claim, Half, Replies, Said, Scores, Surface, digest_of
+from truing.records import Claim, Half, Replies, Said, Scores, Surface
 from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
@@ -42,7 +42,7 @@ def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None =
     units = [
         Unit(
             item=group, stage="score",
-            inputs={"target": target.card.id, "surfaces": [_digest(surface) for surface in group]},
+            inputs={"target": target.card.id, "surfaces": [surface.digest for surface in group]},
         )
         for group in battery.groups
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None =
         found, tokens = target.decide(group)
         return [
             Scores(
-                target=target.card.id, plot=surface.plot, surface=surface.name, digest=_digest(surface), rows=rows,
+                target=target.card.id, plot=surface.plot, surface=surface.name, digest=surface.digest, rows=rows,
                 tokens=tokens if number == 0 else 0, parents=(target.card.id,),
             )
             for number, (surface, rows) in enumerate(zip(group, found, strict=True))
@@ -82,7 +82,7 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
             item=(plot, asked), stage="ask",
             inputs={
                 "target": target.card.id, "max_tokens": rules.max_tokens,
-                "asked": [[_digest(surface), cell] for surface, cell, _ in asked],
+                "asked": [[surface.digest, cell] for surface, cell, _ in asked],
             },
         )
         for plot, asked in plots.items()
@@ -115,7 +115,3 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
         for r in records
         if isinstance(r, Replies)
     ]
-
-
-def _digest(surface: Surface) -> str:
-    return digest_of(surface.model_dump(mode="json"))

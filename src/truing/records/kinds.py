@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar, Literal
 
-from truing.records.base import Id, Record, Value
+from truing.records.base import Id, Record, Value, digest_of
 from truing.records.values import Blob, Estimate, Named, Quantity
 
 Half = Literal["develop", "held-out"]
@@ -88,6 +89,11 @@ class Surface(Value):
     cases: tuple[Case, ...]
     says: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Word lists that classify a free reply, by label."""
+
+    @cached_property
+    def digest(self) -> Id:
+        """SHA-256 of the surface's canonical JSON."""
+        return digest_of(self.model_dump(mode="json"))
 
 
 class Contrast(Value):

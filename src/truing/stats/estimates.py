@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as sps
+from scipy import special
 
 from truing.records import Estimate, Quantity, Unmeasured
 
@@ -14,6 +14,16 @@ MIN_CLUSTERS = 5
 """Under five clusters the t interval rests on a variance that is hardly known, and none is given."""
 
 Floats = NDArray[np.float64]
+
+
+def t_quantile(p: float, df: int) -> float:
+    """Quantile of Student's t, from scipy.special: importing scipy.stats takes longer than most commands do."""
+    return float(special.stdtrit(df, p))
+
+
+def t_upper_tail(t: float, df: int) -> float:
+    """Probability that Student's t exceeds a value."""
+    return float(special.stdtr(df, -t))
 
 
 def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> Floats:
@@ -34,7 +44,7 @@ def cluster_mean(values: Sequence[float], clusters: Sequence[str], *, unit: str,
     if groups < MIN_CLUSTERS:
         return Unmeasured(reason=f"{groups} clusters; an interval needs at least {MIN_CLUSTERS}")
     means = by_cluster(values, clusters)
-    half = float(sps.t.ppf((1 + level) / 2, groups - 1) * means.std(ddof=1) / np.sqrt(groups))
+    half = float(t_quantile((1 + level) / 2, groups - 1) * means.std(ddof=1) / np.sqrt(groups))
     mean = float(means.mean())
     return Estimate(
         value=mean,
@@ -67,7 +77,7 @@ def cluster_ratio(
     y = np.array([np.asarray(parts, dtype=np.float64)[labels == name].sum() for name in names])
     x = np.array([np.asarray(wholes, dtype=np.float64)[labels == name].sum() for name in names])
     g = len(names)
-    quantile = sps.t.ppf((1 + level) / 2, g - 1)
+    quantile = t_quantile((1 + level) / 2, g - 1)
     if abs(x.mean()) <= quantile * x.std(ddof=1) / np.sqrt(g):
         return Unmeasured(
             reason=f"the whole ({x.mean() * g / len(wholes):+.3f} per case) does not differ clearly from 0"
@@ -121,8 +131,8 @@ def proportion(events: int, n: int, *, unit: str = "probability", level: float =
     if not 0 <= events <= n:
         raise ValueError(f"{events} events of {n}")
     tail = (1 - level) / 2
-    low = float(sps.beta.ppf(tail, events, n - events + 1)) if events else 0.0
-    high = float(sps.beta.ppf(1 - tail, events + 1, n - events)) if events < n else 1.0
+    low = float(special.betaincinv(events, n - events + 1, tail)) if events else 0.0
+    high = float(special.betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
     return Estimate(
         value=events / n,
         low=low,

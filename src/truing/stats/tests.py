@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as sps
 
-from truing.stats.estimates import MIN_CLUSTERS, by_cluster
+from truing.stats.estimates import MIN_CLUSTERS, by_cluster, t_quantile, t_upper_tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +32,19 @@ def one_sided(values: Sequence[float], clusters: Sequence[str], *, above: float 
     mean, se = float(means.mean()), float(means.std(ddof=1) / np.sqrt(groups))
     if se == 0.0:
         return Test(p=0.5**groups if mean > above else 1.0, mean=mean, se=0.0, df=groups - 1)
-    return Test(p=float(sps.t.sf((mean - above) / se, groups - 1)), mean=mean, se=se, df=groups - 1)
+    return Test(p=t_upper_tail((mean - above) / se, groups - 1), mean=mean, se=se, df=groups - 1)
 
 
 def upper(test: Test, *, alpha: float = 0.05) -> float:
     """One-sided upper limit of the mean at 1 - alpha: where it lies below a bound, an effect that large is excluded."""
-    return test.mean + float(sps.t.ppf(1 - alpha, test.df)) * test.se
+    return test.mean + t_quantile(1 - alpha, test.df) * test.se
 
 
 def minimum_detectable(test: Test, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """Effect that a one-sided t test with this standard error finds with the given power (noncentral t, approximated
     by the sum of the two quantiles, which is within 3% from df = 4 on).
     """
-    return float((sps.t.ppf(1 - alpha, test.df) + sps.t.ppf(power, test.df)) * test.se)
+    return (t_quantile(1 - alpha, test.df) + t_quantile(power, test.df)) * test.se
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -52,6 +52,7 @@ class LocalTarget:
 
     def __init__(self, name: str, model: Any, tokenizer: Any, *, weights: str, adapter: Blob | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._tokens: dict[tuple[Message, ...], list[int]] = {}
         self.card = Target(
             name=name,
             weights=weights,
@@ -70,6 +71,12 @@ class LocalTarget:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of the conversation. TargetError where they do not fit the context."""
+        known = self._tokens.get(key := tuple(messages))
+        if known is None:
+            known = self._tokens[key] = self._prompt_ids(messages)
+        return known
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         return self._fits(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
 
     def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
