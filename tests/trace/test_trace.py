@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import torch
 
 from truing import open_store
+from truing.audit import lay_out
 from truing.errors import DesignError
 from truing.records import Estimate, Mediation, Quantity, Unmeasured
 from truing.store import Store
@@ -369,3 +370,20 @@ def test_settings_fit_a_small_model(tiny: LocalTarget) -> None:
     within = Settings(heads=(2, 50, 60), neurons=(9, 5000)).within(tiny)
     assert within.heads == (2, 3)  # a quarter of 12
     assert within.neurons == (9, 96)  # a quarter of 384
+
+
+def test_the_shared_beginning_need_not_be_patched(wild: LocalTarget) -> None:
+    """Computing it once for all rows gives what patching every position of every row gives."""
+    laid = lay_out("anchoring")
+    pairs, _ = twins(wild, laid.surfaces, laid.family.carry.twins, per_plot=1)
+    twin = pairs[0]
+    segments = tuple(dict.fromkeys(twin.first.segment_T))
+    found = attribute(wild.model, twin, segments)
+    choices = [*choose("head", 2, found.heads, found.heads_change, seed=1)]
+    choices += choose("neuron", 9, found.neurons, found.neurons_change, seed=2)
+    _, _, quick = mediate(wild.model, twin, choices)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("truing.trace.mediate._alike", lambda _: 0)
+        _, _, plain = mediate(wild.model, twin, choices)
+    assert quick == pytest.approx(plain, abs=1e-5)
+    assert max(abs(a - b) for a, b in pairwise(plain)) > 1e-3  # the choices do differ

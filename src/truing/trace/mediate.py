@@ -74,5 +74,14 @@ def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, f
             mask = take.setdefault((choice.site, layer), torch.zeros(len(choices), count, dtype=torch.bool))
             mask[row, index] = True
     patch = Patch(take, second, twin.onto_T, twin.from_T)
-    logits = run(model, twin.first.functional.tree, kept, rows=len(choices), patch=patch)
+    logits = run(model, twin.first.functional.tree, kept, rows=len(choices), patch=patch, start=_alike(twin))
     return base, other, decision_value(twin.first, logits).tolist()
+
+
+def _alike(twin: Twin) -> int:
+    """Nodes at the beginning that both cells share: their values are the same, so patching them changes nothing."""
+    a, b = twin.first.functional, twin.second.functional
+    # The last node of the prompt stays out: the reply goes on from it.
+    most = min(a.prompt, b.prompt) - 1
+    differ = (a.tree.ids_N[:most] != b.tree.ids_N[:most]).nonzero()
+    return int(differ[0]) if len(differ) else most

@@ -7,7 +7,7 @@ Llama-shaped: RMSNorm, grouped-query attention, a SiLU-gated MLP, no biases (Lla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -88,13 +88,23 @@ def eager(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def run(model: Any, tree: Tree, keep_M: Tensor, *, rows: int = 1, patch: Patch | None = None) -> Tensor:
-    """Logits at the kept nodes, shape (rows, M, V), with a patch per row."""
+def run(model: Any, tree: Tree, keep_M: Tensor, *, patch: Patch, rows: int = 1, start: int = 0) -> Tensor:
+    """Logits at the kept nodes, shape (rows, M, V), with a patch per row.
+
+    The first `start` nodes must be a chain from the root that no row changes: they are computed once, for all rows.
+    """
+    from transformers import DynamicCache
+
+    cache = None
+    if start:
+        cache = DynamicCache(config=model.config)
+        begin = tree.ids_N[None, :start].to(model.device)
+        model(input_ids=begin, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(rows)
     with ExitStack() as stack:
-        if patch is not None:
-            for (site, layer), take in patch.take.items():
-                stack.callback(_hook_patch(model, site, layer, take, patch).remove)
-        return forward(model, tree, keep_M, rows=rows).logits
+        for (site, layer), take in patch.take.items():
+            stack.callback(_hook_patch(model, site, layer, take, patch, start).remove)
+        return forward(model, tree, keep_M, rows=rows, start=start, cache=cache).logits
 
 
 @torch.no_grad()
@@ -136,19 +146,25 @@ def read(model: Any, tree: Tree, keep_M: Tensor) -> Activations:
     return seen
 
 
-def forward(model: Any, tree: Tree, keep_M: Tensor, *, rows: int = 1, **more: Any) -> Any:
-    """One pass over a tree; the output head is applied at the kept nodes alone."""
+def forward(
+    model: Any, tree: Tree, keep_M: Tensor, *, rows: int = 1, start: int = 0, cache: Any = None, **more: Any
+) -> Any:
+    """One pass over a tree, from node `start` on (what is before stands in the cache).
+
+    The output head is applied at the kept nodes alone.
+    """
     device = model.device
     # Additive, because eager attention adds its mask where fused attention would also take booleans.
     blocked = torch.zeros(tree.sees_NN.shape, dtype=model.dtype).masked_fill(
         ~tree.sees_NN, torch.finfo(model.dtype).min
     )
     return model(
-        input_ids=tree.ids_N.to(device).expand(rows, -1),
-        attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),
-        position_ids=tree.depth_N.to(device).expand(rows, -1),
-        logits_to_keep=keep_M.to(device),
-        use_cache=False,
+        input_ids=tree.ids_N[start:].to(device).expand(rows, -1),
+        attention_mask=blocked[start:].to(device)[None, None].expand(rows, 1, -1, -1),
+        position_ids=tree.depth_N[start:].to(device).expand(rows, -1),
+        logits_to_keep=keep_M.to(device) - start,
+        past_key_values=cache,
+        use_cache=cache is not None,
         **more,
     )
 
@@ -168,23 +184,19 @@ def units(model: Any, site: Site) -> tuple[int, int]:
     return int(config.num_attention_heads), int(width)
 
 
-def _hook_patch(model: Any, site: Site, layer: int, take_BU: Tensor, patch: Patch) -> Any:
-    values = (patch.source.heads if site == "head" else patch.source.neurons)[layer][patch.from_T]
+def _hook_patch(model: Any, site: Site, layer: int, take_BU: Tensor, patch: Patch, start: int) -> Any:
+    reached = patch.onto_T >= start
+    onto_T = patch.onto_T[reached] - start
+    values = (patch.source.heads if site == "head" else patch.source.neurons)[layer][patch.from_T[reached]]
     _, width = units(model, site)
-    mask = take_BU.repeat_interleave(width, dim=1)[:, None, :].to(values.device)
-    rows = mask.flatten(1).any(1).nonzero().flatten()  # most choices leave most layers alone
+    mask = take_BU.repeat_interleave(width, dim=1).to(values.device)
+    rows = mask.any(1).nonzero().flatten().tolist()  # most choices leave most layers alone
 
     def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].clone()
-        for row in rows.tolist():
-            units_taken = mask[row, 0].nonzero().flatten()
-            x[row, patch.onto_T[:, None], units_taken] = values[:, units_taken]
+        for row in rows:
+            taken = mask[row].nonzero().flatten()
+            x[row, onto_T[:, None], taken] = values[:, taken]
         return (x, *args[1:])
 
     return site_module(model, site, layer).register_forward_pre_hook(hook)
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive slices."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
