@@ -38,7 +38,7 @@ class Shell:
     def command(self, line: str, old: str) -> str:
         """One command and its output."""
         line = re.sub(r"\b[0-9a-f]{4,64}\b", lambda match: self.follow(match[0]), line)
-        done = subprocess.run(line[2:], shell=True, check=False, capture_output=True, text=True, **self.options)
+        done = subprocess.run(["bash", "-c", line[2:]], check=False, capture_output=True, text=True, **self.options)
         print(f"{line}  (exit code {done.returncode})", flush=True)
         new = "".join(f"{row.rstrip()}\n" for row in done.stdout.splitlines())
         if "2>&1" not in line and done.returncode not in (0, 1):

@@ -85,7 +85,7 @@ def test_the_planted_heads_are_found(whole: tuple[Path, dict]) -> None:
     assert graph.verdict == "supported"
 
 
-def test_training_starts_at_ln_2_and_the_fix_lowers_the_preference(whole: tuple[Path, dict]) -> None:
+def test_training_starts_at_ln_2_and_is_finished(whole: tuple[Path, dict]) -> None:
     store, result = whole
     with open_store(store, mode="read") as opened:
         record = opened.get(result["loop"])
