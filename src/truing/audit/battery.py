@@ -86,7 +86,7 @@ class Replying(Value):
     """Which cells are answered freely, and how a reply is classed."""
 
     cells: tuple[str, ...]
-    max_tokens: int
+    max_tokens: int = Field(ge=1)
     deviates: tuple[str, ...]
     undecided: tuple[str, ...]
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -20,18 +20,22 @@ from truing.train.losses import LogProbs
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pairs laid out in one tree. `owner_M` numbers the sequence (2i chosen, 2i + 1 rejected) of each scored node."""
+    """Pairs laid out in one tree; scored are M tokens.
+
+    `before_M`: the node that predicts each; `token_M`: its id; `owner_M`: its sequence (2i chosen, 2i + 1 rejected).
+    """
 
     tree: Tree
-    nodes_M: Tensor
+    before_M: Tensor
+    token_M: Tensor
     owner_M: Tensor
     pairs: int
 
     def log_probs(self, model: Any) -> LogProbs:
         """Summed log-probability of every continuation, with gradient where the model has one."""
-        before, inverse = self.tree.parent_N[self.nodes_M].unique(return_inverse=True)
-        logits = forward(model, self.tree, before).logits[0].float()
-        log_p = torch.log_softmax(logits, -1)[inverse, self.tree.ids_N[self.nodes_M]]
+        kept, inverse = self.before_M.unique(return_inverse=True)
+        logits = forward(model, self.tree, kept).logits[0].float()
+        log_p = torch.log_softmax(logits, -1)[inverse, self.token_M]
         sums = torch.zeros(2 * self.pairs, dtype=log_p.dtype).index_add(0, self.owner_M, log_p)
         return LogProbs(sums[0::2], sums[1::2])
 
@@ -49,16 +53,18 @@ def batches(target: LocalTarget, pairs: Sequence[Pair], *, size: int, epochs: in
 def lay_out(target: LocalTarget, pairs: Sequence[Pair]) -> Batch:
     """One batch. TrainingError where a pair says nothing: chosen equal to rejected."""
     stop = target.tokenizer.eos_token_id
-    paths, starts = [], []
+    prompts, replies = [], []
     for pair in pairs:
         if pair.chosen == pair.rejected:
             raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
         prompt = target.prompt_ids(pair.messages)
         for text in (pair.chosen, pair.rejected):
             # One end-of-turn token closes each reply, so that stopping is trained with it.
-            paths.append([*prompt, *target.text_ids(text), stop])
-            starts.append(len(prompt))
-    tree, routes = plant(paths)
-    scored = [route[start:] for route, start in zip(routes, starts, strict=True)]
-    owner = torch.cat([torch.full((len(nodes),), number) for number, nodes in enumerate(scored)])
-    return Batch(tree, torch.cat(scored), owner, len(pairs))
+            prompts.append(prompt)
+            replies.append([*target.text_ids(text), stop])
+    # Nothing follows the last token of a reply, so it needs no node.
+    tree, routes = plant([[*prompt, *reply[:-1]] for prompt, reply in zip(prompts, replies, strict=True)])
+    before = [route[len(prompt) - 1 :] for prompt, route in zip(prompts, routes, strict=True)]
+    tokens = torch.tensor([token for reply in replies for token in reply])
+    owner = torch.cat([torch.full((len(reply),), number) for number, reply in enumerate(replies)])
+    return Batch(tree, torch.cat(before), tokens, owner, len(pairs))

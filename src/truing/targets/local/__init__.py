@@ -20,6 +20,7 @@ from truing.records import Blob, Decision, Message, Row, Surface, Target, digest
 from truing.targets.local import bundled, cache, tiny
 from truing.targets.local.generate import greedy
 from truing.targets.local.inside import forward
+from truing.targets.local.onednn import speed_up
 from truing.targets.local.tree import Tree, plant
 from truing.targets.protocols import Reply
 
@@ -91,11 +92,12 @@ class LocalTarget:
             raise TargetError(f"the continuation {text!r} has no tokens; give an action that is not empty")
         return ids
 
-    def _fits(self, ids: Sequence[int]) -> list[int]:
+    def _fits(self, ids: Sequence[int], *, more: int = 0) -> list[int]:
         limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and len(ids) > limit:
+        if limit is not None and len(ids) + more > limit:
             raise TargetError(
-                f"a text of {len(ids)} tokens is longer than the context of {self.card.name} ({limit}); shorten it"
+                f"a text of {len(ids) + more} tokens is longer than the context of {self.card.name} ({limit});"
+                " shorten it"
             )
         return list(ids)
 
@@ -104,13 +106,14 @@ class LocalTarget:
     @torch.no_grad()
     def log_probs(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[Tensor], int]:
         """Log-probability of every continuation token, for (prompt, continuation) pairs, and the tokens computed."""
-        tree, routes = plant([self._fits([*prompt, *continuation]) for prompt, continuation in paths])
-        targets = [route[len(prompt) :] for (prompt, _), route in zip(paths, routes, strict=True)]
-        nodes = torch.cat(targets)
-        before, inverse = tree.parent_N[nodes].unique(return_inverse=True)
-        logits = forward(self.model, tree, before).logits[0].float()
-        values = torch.log_softmax(logits, -1)[inverse, tree.ids_N[nodes]].cpu()
-        return list(values.split([len(t) for t in targets])), len(tree)
+        # Nothing follows the last token of a continuation, so it needs no node.
+        tree, routes = plant([self._fits([*prompt, *continuation])[:-1] for prompt, continuation in paths])
+        before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
+        kept, inverse = torch.cat(before).unique(return_inverse=True)
+        tokens = torch.tensor([token for _, continuation in paths for token in continuation])
+        logits = forward(self.model, tree, kept).logits[0].float()
+        values = torch.log_softmax(logits, -1).cpu()[inverse, tokens]
+        return list(values.split([len(nodes) for nodes in before])), len(tree)
 
     def decide(self, surfaces: Sequence[Surface]) -> tuple[list[tuple[Row, ...]], int]:
         """The decision in every case of every surface; with their priors they go through the model as one tree."""
@@ -128,8 +131,9 @@ class LocalTarget:
     # -- Chat ----------------------------------------------------------------------------------------------------------
 
     def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
-        """Greedy replies, as one batch."""
+        """Greedy replies of 1 to `max_tokens` tokens, as one batch. TargetError where they may not fit the context."""
         prompts = [self.prompt_ids(messages) for messages in conversations]
+        self._fits(max(prompts, key=len), more=max_tokens)
         stop = self._stop_ids()
         replies = []
         for ids in greedy(self.model, prompts, max_tokens=max_tokens, stop=stop):
@@ -224,6 +228,7 @@ def load(name: str) -> LocalTarget:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    speed_up(model)
     # A hub id names whatever the hub holds today; the revision that was loaded identifies it.
     weights = weights or digest_of({"hub": base, "revision": getattr(model.config, "_commit_hash", None)})
     target = LocalTarget(f"local/{base}", model, tokenizer, weights=weights)
