@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -18,10 +19,11 @@ import torch
 
 from truing.audit import lay_out
 from truing.errors import TargetError
-from truing.records import Blob, Decision, Message
+from truing.records import Decision, Message
 from truing.targets import Chat, Scored, resolve
 from truing.targets.local import LocalTarget, cache
 from truing.targets.local import tiny as recipe
+from truing.targets.local.adapter import Adapter
 from truing.targets.local.generate import greedy
 from truing.targets.local.inside import read
 from truing.trace import Settings
@@ -114,7 +116,6 @@ def test_what_the_card_says(tiny: Any) -> None:
     assert tiny.card.abilities == ("Scored", "Chat", "WhiteBox", "Trainable")
     again = resolve("local/tiny")
     assert again.card == tiny.card
-    assert tiny.card.weights == cache.file_digest(cache.root() / recipe.FOLDER / "model.safetensors")
 
 
 def test_an_empty_continuation_is_refused(tiny: Any) -> None:
@@ -154,12 +155,51 @@ def test_a_folder_is_a_target(tiny: Any, checkpoint: Path) -> None:
     assert target.card.template == tiny.card.template
 
 
+def edited(file: Path, **changes: object) -> None:
+    """Change entries of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"rms_norm_eps": 1e-3}),
+        ("config.json", {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+        ("generation_config.json", {"eos_token_id": [0, 17]}),
+    ],
+)
+def test_what_changes_the_answers_changes_the_identity(checkpoint: Path, file: str, change: dict[str, object]) -> None:
+    before = resolve(f"local/{checkpoint}").card
+    edited(checkpoint / file, **change)
+    after = resolve(f"local/{checkpoint}").card
+    assert after.weights != before.weights
+    assert after.id != before.id
+
+
+def test_what_changes_no_answer_changes_no_identity(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    before = resolve(f"local/{checkpoint}").card
+    assert before.weights == resolve(f"local/{shutil.copytree(checkpoint, tmp_path / 'moved')}").card.weights
+    edited(checkpoint / "config.json", transformers_version="4.0.0", _name_or_path="/home/me", use_cache=False)
+    assert resolve(f"local/{checkpoint}").card == before
+
+
 @pytest.mark.parametrize("part", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_broken_checkpoint_is_a_target_error(checkpoint: Path, part: str) -> None:
     file = checkpoint / part
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(TargetError, match="cannot load"):
         resolve(f"local/{checkpoint}")
+
+
+def test_a_folder_may_have_an_at_in_its_name(checkpoint: Path, adapter: tuple[Path, Any], tmp_path: Path) -> None:
+    base, fix = shutil.copytree(checkpoint, tmp_path / "u@h"), shutil.copytree(adapter[0], tmp_path / "fix@2")
+    assert resolve(f"local/{base}").card.name == f"local/{base}"
+    card = resolve(f"local/{base}@{fix}").card
+    assert card.name.startswith(f"local/{base}@")
+    assert card.adapter == Adapter.read(fix).blob
+    assert resolve(f"local/tiny@{fix}").card.adapter == card.adapter
+    with pytest.raises(TargetError, match="no adapter at nowhere"):
+        resolve(f"local/{base}@nowhere")
 
 
 def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
@@ -223,10 +263,54 @@ def test_an_adapter_is_what_peft_computes_unmerged(tiny: Any, adapter: tuple[Pat
 def test_an_adapter_leaves_the_object_it_was_put_on_as_it_was(tiny: Any, adapter: tuple[Path, Any]) -> None:
     surfaces = lay_out("anchoring", most=1).surfaces[:1]
     before = tiny.decide(surfaces)
-    other = tiny.with_adapter(adapter[0], Blob(digest="0" * 64, size=1, media="safetensors"))
+    other = tiny.with_adapter(Adapter.read(adapter[0]))
     assert tiny.decide(surfaces) == before
     assert other.decide(surfaces) != before
     assert tiny.card.adapter is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lora_alpha": 1600}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 1}}],
+)
+def test_settings_of_an_adapter_are_part_of_the_identity(
+    tiny: Any, tmp_path: Path, adapter: tuple[Path, Any], change: dict[str, object]
+) -> None:
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    edited(folder / "adapter_config.json", **change)
+    before, after = resolve(f"local/tiny@{adapter[0]}"), resolve(f"local/tiny@{folder}")
+    assert before.card.adapter == after.card.adapter
+    assert len({target.card.id for target in (tiny, before, after)}) == 3
+    assert before.card.name != after.card.name
+    surfaces = lay_out("anchoring", most=1).surfaces[:1]
+    assert before.decide(surfaces) != after.decide(surfaces)
+
+
+def test_where_an_adapter_came_from_is_not(tmp_path: Path, adapter: tuple[Path, Any]) -> None:
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    # As another version of PEFT writes it elsewhere: sets in another order, its own version, defaults left out.
+    said = json.loads((folder / "adapter_config.json").read_text())
+    said |= {"peft_version": "0.0.1", "base_model_name_or_path": "/home/me", "inference_mode": False}
+    said["target_modules"] = said["target_modules"][::-1]
+    del said["use_dora"], said["loftq_config"]
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    assert resolve(f"local/tiny@{folder}").card == resolve(f"local/tiny@{adapter[0]}").card
+
+
+@pytest.mark.parametrize("config", ["[]", "{", "{}", '{"peft_type": "NONE"}', '{"peft_type": "LORA", "r": "x"}'])
+def test_a_broken_adapter_config_is_refused(tmp_path: Path, adapter: tuple[Path, Any], config: str) -> None:
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(config)
+    with pytest.raises(TargetError, match=rf"cannot .* the adapter {folder}"):
+        resolve(f"local/tiny@{folder}")
+
+
+def test_an_adapter_can_be_put_on_an_adapter(adapter: tuple[Path, Any]) -> None:
+    folder = adapter[0]
+    twice = resolve(f"local/tiny@{folder}@{folder}")
+    once = resolve(f"local/tiny@{folder}")
+    assert twice.card.parents == (once.card.id,)
+    assert twice.card == once.with_adapter(Adapter.read(folder)).card
 
 
 @pytest.mark.parametrize("missing", ["adapter_model.safetensors", "adapter_config.json"])

@@ -12,7 +12,7 @@ from truing.records import Claim, Half, Replies, Said, Scores, Surface
 from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
-from truing.targets import need
+from truing.targets import keep, need
 
 
 def audit(
@@ -24,7 +24,7 @@ def audit(
     """
     need(target, "Scored")
     batteries = [lay_out(name, half=half, wordings=half) for name in families]
-    store.add(target.card)
+    keep(target, store)
     for battery in batteries:
         store.add(battery.design)
     evidence = [

@@ -27,13 +27,16 @@ def command(claim: str, after: Path, fail_if: str | None, seed: int, store_path:
     By preference and by free generation; what the fix costs; whether a few examples bring the behaviour back.
     """
     from truing.store import open_store
-    from truing.studies.one import adapter_of, wheel_of
+    from truing.studies.one import wheel_of
+    from truing.targets import keep
 
     progress = Progress()
     with open_store(store_path) as store, progress.running():
         wheel = wheel_of(claim, store, seed=seed, watcher=progress)
-        fixed = wheel.target.with_adapter(after, adapter_of(after, store))
-        store.add(fixed.card)
+        from truing.targets.local.adapter import Adapter  # torch is loaded by now, and only where it is needed
+
+        fixed = wheel.target.with_adapter(Adapter.read(after))
+        keep(fixed, store)
         seen = wheel.verify(fixed)
     parts = ("before", "after", "runout", "retention", "relearning")
     body = {part: {n.name: n.quantity.model_dump() for n in getattr(seen, part)} for part in parts}

@@ -45,13 +45,15 @@ class Target(Record):
 
     name: str
     weights: str
-    """Digest of the weights ("scripted" targets: of their rules)."""
+    """Digest of weights, configuration and the tokens that end a reply ("scripted" targets: of their rules)."""
     template: str
     """Digest of tokenizer and chat template."""
     dtype: str
     abilities: tuple[str, ...]
     adapter: Blob | None = None
-    """A PEFT LoRA adapter that is merged into the weights."""
+    """A PEFT adapter that is merged into the weights of the parent."""
+    adapter_config: str = ""
+    """Canonical JSON of the adapter's settings that differ from PEFT's defaults."""
 
 
 class Decision(Value):

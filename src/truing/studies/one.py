@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truing.errors import TargetError, UsageError
-from truing.records import Blob, Claim, Target
+from truing.records import Claim, Target
 from truing.runner import Watcher
 from truing.store import Store
 from truing.studies.options import Options
-from truing.targets import need, resolve
+from truing.targets import made_again, need
 
 if TYPE_CHECKING:
     from truing.studies.wheel import Wheel
@@ -34,24 +33,14 @@ def wheel_of(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | Non
                 f" (it has {', '.join(card.abilities)});"
                 " targets that have it: local/..."
             )
-    target = resolve(card.name)
+    target = made_again(card, store)
     need(target, "Scored")
     if target.card.id != card.id:
         raise TargetError(
-            f"{card.name} is not what it was when claim {claim.id[:12]} was made: its weights, tokenizer or"
-            " template differ"
+            f"{card.name} is not what it was when claim {claim.id[:12]} was made: its weights, configuration,"
+            " tokenizer or template differ"
             f" (weights {card.weights[:12]} then, {target.card.weights[:12]} now). Audit it anew."
         )
     from truing.studies.wheel import Wheel  # needs torch, which the checks above do not
 
     return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher)
-
-
-def adapter_of(folder: Path, store: Store) -> Blob:
-    """An adapter's weights as a file of the store. TargetError where the folder holds none."""
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise TargetError(
-            f"no adapter in {folder}: {file.name} is missing. `truing train CLAIM --out {folder}` makes one."
-        )
-    return store.put_file(file, "safetensors")

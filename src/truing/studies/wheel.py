@@ -28,6 +28,7 @@ from truing.records import (
 from truing.runner import Silent, Watcher
 from truing.store import Store
 from truing.studies.options import Options
+from truing.targets.local.adapter import Adapter
 
 RETENTION_LIMIT = 0.02
 """Bits per byte that a fix may cost."""
@@ -167,7 +168,7 @@ class Wheel:
     def adapted(self, target: Any, training: Training) -> Any:
         """The target with a finished adapter merged in."""
         with tempfile.TemporaryDirectory() as folder:
-            other = target.with_adapter(train.export(training, self.store, Path(folder)), training.state)
+            other = target.with_adapter(Adapter.read(train.export(training, self.store, Path(folder))))
         self.store.add(other.card)
         return other
 

@@ -19,7 +19,8 @@ from truing.records import Blob, Pairs, Step, Training
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets import need
-from truing.targets.local import LocalTarget, peft_quiet
+from truing.targets.local import LocalTarget
+from truing.targets.local.adapter import peft_quiet
 from truing.train.batches import Batch, batches
 from truing.train.losses import LogProbs, dpo, margin, sft
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,8 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from truing.errors import CacheError, TargetError
-from truing.records import Blob, Decision, Message, Row, Surface, Target, digest, digest_of
+from truing.records import Decision, Message, Row, Surface, Target, digest, digest_of
 from truing.targets.local import bundled, cache, tiny
+from truing.targets.local.adapter import Adapter
 from truing.targets.local.generate import greedy
 from truing.targets.local.inside import forward
 from truing.targets.local.onednn import speed_up
@@ -25,7 +25,12 @@ from truing.targets.local.tree import Tree, plant
 from truing.targets.protocols import Reply
 
 BUNDLED = {"smollm2-135m": (bundled.FOLDER, bundled.build), "tiny": (tiny.FOLDER, tiny.build)}
+NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+"""Entries of a configuration that change no answer, or that stand in the card already."""
 ABILITIES = ("Scored", "Chat", "WhiteBox", "Trainable")
+
+
+Made = tuple[tuple[Target, bytes | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +56,24 @@ class Functional:
 class LocalTarget:
     """A model with its tokenizer. Weights are never changed in place; an adapter makes a new target."""
 
-    def __init__(self, name: str, model: Any, tokenizer: Any, *, weights: str, adapter: Blob | None = None) -> None:
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, *, weights: str, made: Made = (), adapter: Adapter | None = None
+    ) -> None:
+        """`weights`: a digest of the weights alone. `made`: the target that an adapter was put on, as `made` below."""
         self.model, self.tokenizer = model, tokenizer
         self._tokens: dict[tuple[Message, ...], list[int]] = {}
         self.card = Target(
             name=name,
-            weights=weights,
+            weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self._stop_ids())}),
             template=_template_digest(tokenizer),
             dtype=str(model.dtype).removeprefix("torch."),
             abilities=ABILITIES,
-            adapter=adapter,
+            adapter=adapter and adapter.blob,
+            adapter_config=adapter.config if adapter else "",
+            parents=tuple(card.id for card, _ in made[-1:]),
         )
+        self.made: Made = (*made, (self.card, adapter.weights if adapter else None))
+        """What the target was made of, the base first: cards, and the file of the adapter that gave each."""
 
     # -- text to tokens ------------------------------------------------------------------------------------------------
 
@@ -178,41 +190,32 @@ class LocalTarget:
         p, q = (torch.log_softmax(forward(t.model, tree, before).logits[0].double(), -1) for t in (self, other))
         return float((p.exp() * (p - q)).sum()), len(ids)
 
-    def with_adapter(self, folder: Path, adapter: Blob) -> LocalTarget:
+    def with_adapter(self, adapter: Adapter) -> LocalTarget:
         """A new target with a PEFT adapter merged into a copy of the weights."""
-        from copy import deepcopy
-
-        from peft import PeftModel
-
-        with peft_quiet():
-            merged = PeftModel.from_pretrained(deepcopy(self.model), str(folder)).merge_and_unload()
-        weights = digest_of({"base": self.card.weights, "adapter": adapter.digest})
-        name = f"{self.card.name}@{adapter.digest[:12]}"
-        return LocalTarget(name, merged.eval(), self.tokenizer, weights=weights, adapter=adapter)
-
-
-@contextmanager
-def peft_quiet() -> Iterator[None]:
-    """Around calls of PEFT that read a property of transformers which is on its way out."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
+        weights = digest_of({"base": self.card.weights, "adapter": adapter.id})
+        merged = adapter.onto(self.model).eval()
+        name = f"{self.card.name}@{adapter.id[:12]}"
+        return LocalTarget(name, merged, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
 
 
 def load(name: str) -> LocalTarget:
     """`smollm2-135m`, `tiny`, a folder, or a hub id, each optionally followed by `@adapter-folder`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
+    base, adapter = _split(name)
+    if adapter:
+        return load(base).with_adapter(Adapter.read(Path(adapter)))
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    base, _, adapter = name.partition("@")
-    if base == "tiny":
-        torch.set_num_threads(1)  # its matrices are too small to share
-    if base in BUNDLED:
-        place: Path | str = cache.built(*BUNDLED[base])
+    if name == "tiny":
+        # Its matrices are too small to share. For the whole process and for good: scoring, tracing and training all
+        # run it, and the last digits of its results depend on the number of threads.
+        torch.set_num_threads(1)
+    if name in BUNDLED:
+        place: Path | str = cache.built(*BUNDLED[name])
         weights = _checked_weights(Path(place))
     else:
-        place, weights = base, _weights_digest(Path(base)) if Path(base).is_dir() else ""
+        place, weights = name, _weights_digest(Path(name)) if Path(name).is_dir() else ""
     try:
         # Pickled weights are refused: loading them can run code.
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
@@ -230,25 +233,17 @@ def load(name: str) -> LocalTarget:
         parameter.requires_grad_(False)
     speed_up(model)
     # A hub id names whatever the hub holds today; the revision that was loaded identifies it.
-    weights = weights or digest_of({"hub": base, "revision": getattr(model.config, "_commit_hash", None)})
-    target = LocalTarget(f"local/{base}", model, tokenizer, weights=weights)
-    if not adapter:
-        return target
-    folder = Path(adapter)
-    for part in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / part).is_file():
-            raise TargetError(
-                f"no adapter at {folder} ({part} is missing). Give a folder that `truing train --out` or PEFT wrote."
-            )
-    file = folder / "adapter_model.safetensors"
-    blob = Blob(digest=cache.file_digest(file), size=file.stat().st_size, media="safetensors")
-    try:
-        return target.with_adapter(folder, blob)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise TargetError(
-            f"cannot put the adapter {folder} on local/{base}: {str(error).splitlines()[0]}."
-            " Is it for this model, and is it whole?"
-        ) from error
+    weights = weights or digest_of({"hub": name, "revision": getattr(model.config, "_commit_hash", None)})
+    return LocalTarget(f"local/{name}", model, tokenizer, weights=weights)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Base and adapter folder, "" where there is none. Folders may have an @ in their own names."""
+    if name in BUNDLED or "@" not in name or Path(name).is_dir():
+        return name, ""
+    at = [place for place, letter in enumerate(name) if letter == "@"]
+    cut = next((place for place in at if Path(name[place + 1 :]).is_dir()), at[-1])
+    return name[:cut], name[cut + 1 :]
 
 
 def _rows(surface: Surface, means: Iterator[float]) -> tuple[Row, ...]:
@@ -278,6 +273,12 @@ def _weights_digest(folder: Path) -> str:
     if not files:
         raise TargetError(f"{folder} holds no .safetensors weights (pickled weights are not read)")
     return digest_of([cache.file_digest(file) for file in files])
+
+
+def _config(model: Any) -> str:
+    """What of a model's configuration determines its answers, as JSON with sorted keys."""
+    said = json.loads(model.config.to_json_string())
+    return json.dumps({key: value for key, value in said.items() if key not in NEUTRAL}, sort_keys=True)
 
 
 def _template_digest(tokenizer: Any) -> str:

@@ -1,0 +1,104 @@
+"""A PEFT adapter as a value: weights, and what of its configuration determines the answers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from truing.errors import TargetError
+from truing.records import Blob, Id, canonical, digest, digest_of
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MEDIA = "safetensors"
+NEUTRAL = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+"""Settings that say where an adapter came from and what it is for, not what it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is loaded is what is hashed: PEFT sees these two values and nothing else of the folder they came from."""
+
+    weights: bytes
+    """A safetensors file in PEFT's own names."""
+    config: str
+    """Canonical JSON of the settings that differ from PEFT's defaults."""
+    source: str = field(compare=False)
+    """Where it came from, for messages."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Adapter:
+        """The adapter in a folder that `truing train` or PEFT wrote. TargetError where there is none."""
+        for part in (CONFIG, WEIGHTS):
+            if not (folder / part).is_file():
+                raise TargetError(
+                    f"no adapter at {folder} ({part} is missing)."
+                    " Give a folder that `truing train --out` or PEFT wrote."
+                )
+        try:
+            said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            return cls((folder / WEIGHTS).read_bytes(), canonical(_settled(said)).decode(), str(folder))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TargetError(f"cannot read the adapter {folder}: {error!r}. Is it a whole PEFT adapter?") from error
+
+    @property
+    def blob(self) -> Blob:
+        """The name of the weights."""
+        return Blob(digest=digest(self.weights), size=len(self.weights), media=MEDIA)
+
+    @property
+    def id(self) -> Id:
+        """Digest of weights and settings."""
+        return digest_of({"weights": self.blob.digest, "config": self.config})
+
+    def onto(self, model: Any) -> Any:
+        """A copy of a model with the adapter merged in. TargetError where it does not fit."""
+        from peft import PeftModel
+
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / CONFIG).write_text(self.config, encoding="utf-8")
+            (Path(place) / WEIGHTS).write_bytes(self.weights)
+            try:
+                with peft_quiet():
+                    return PeftModel.from_pretrained(deepcopy(model), place).merge_and_unload()
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+                raise TargetError(
+                    f"cannot put the adapter {self.source} on {type(model).__name__}: {_line(error)}."
+                    " Is it for this model, and is it whole?"
+                ) from error
+
+
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Around calls of PEFT that read a property of transformers which is on its way out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _settled(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that matter. PEFT writes sets of names in no fixed order, and its own version beside them."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[said["peft_type"]]
+    usual: dict[str, Any] = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    usual |= {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
+    kept = {key: _sorted(value) for key, value in said.items() if key not in NEUTRAL}
+    return {key: value for key, value in kept.items() if key == "peft_type" or key not in usual or usual[key] != value}
+
+
+def _sorted(value: Any) -> Any:
+    names = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return sorted(value) if names else value
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
