@@ -490,6 +490,50 @@ def test_a_missing_or_shortened_file_is_a_store_error(store: Store) -> None:
         store.put_file("/nowhere/at/all", "text")
 
 
+def test_a_file_is_read_wholly_before_it_is_used_but_not_each_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = store.put_blob(b"content", "text")
+    read: list[str] = []
+    whole = blob_files.Blobs._read
+    monkeypatch.setattr(
+        blob_files.Blobs, "_read", lambda self, path, digest: (read.append(digest), whole(self, path, digest))
+    )
+    (path,) = {store.blob_path(blob) for _ in range(3)}
+    assert read == [blob.digest]
+    path.write_bytes(b"cOntenT")
+    os.utime(path, ns=(0, 0))  # whatever the clock of the disk says
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"is damaged: its content .* Run the work that makes it again"):
+            store.blob_path(blob)
+        with pytest.raises(StoreError, match="is damaged"):
+            store.blob_path(blob.digest)
+    store.put_blob(b"content", "text")
+    assert store.blob_path(blob).read_bytes() == b"content"
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-2][::-1] + path.read_bytes()[-2:]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_work_whose_file_is_damaged_or_gone_is_done_again(full: Path, damage: str) -> None:
+    with open_store(full) as store:
+        before = store.done("key")
+        assert before is not None
+    with open_store(full) as store:
+        (path,) = [path for path in (full / "blobs").glob("??/*") if path.is_file()]
+        DAMAGE[damage](path)
+        assert store.done("key") is None
+        store.put_blob(b"adapter", "text")
+        store.keep("key", "audit", before, seconds=1.0)
+        assert store.done("key") == before
+        assert store.check() == []
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "", "A" * 64, "0" * 63])
 def test_a_digest_cannot_name_another_file(store: Store, name: str) -> None:
     with pytest.raises(StoreError, match="not the digest of a file"):

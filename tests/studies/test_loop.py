@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from truing.records import Claim, Graph, Loop, Training
+from truing.records import Arrays, Claim, Graph, Loop, Training
 from truing.share import verify
 from truing.store import open_store
 from truing.studies.loop import choose, loop
@@ -115,6 +116,29 @@ def test_a_second_run_changes_nothing_and_is_quick(whole: tuple[Path, dict]) -> 
     assert again["loop"] == result["loop"]
     assert again["bundle"]["digest"] == result["bundle"]["digest"]
     assert again["seconds"] < result["seconds"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_damaged_files_are_made_again(whole: tuple[Path, dict], tmp_path: Path, damage: str) -> None:
+    """One attribution, one checkpoint and the adapter of the fix: whatever named them, the rerun puts them back."""
+    store = tmp_path / "store"
+    shutil.copytree(whole[0], store)
+    with open_store(store, mode="read") as opened:
+        attribution = next(r for r in opened.of_kind("arrays") if isinstance(r, Arrays) and r.blob)
+        trainings = [r for r in opened.of_kind("training") if isinstance(r, Training)]
+        states = [next(r.state for r in trainings if r.finished is done) for done in (False, True)]
+        paths = [opened.blob_path(blob) for blob in (attribution.blob, *states) if blob]
+    assert len(set(paths)) == 3
+    for path in paths:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        data[-1] ^= 1
+        path.write_bytes(data) if damage == "flipped" else path.unlink()
+    run = truing("loop", "local/tiny", "--store", str(store), "--json")
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert json.loads(out)["bundle"]["digest"] == whole[1]["bundle"]["digest"]
+    assert ids(store) == ids(whole[0])  # and that both are whole
 
 
 def killed_and_finished(store: Path, kills: int, seed: int, longest: float) -> None:

@@ -23,6 +23,8 @@ class Blobs:
 
     def __init__(self, folder: Path) -> None:
         self._store, self._folder, self._spool = folder, folder / "blobs", folder / "tmp"
+        self._sound: dict[str, tuple[int, ...]] = {}
+        """Files whose content was found to be what their digests name, and the state that they were in then."""
 
     def put(self, chunks: Iterable[bytes], media: str) -> Blob:
         """Write a file. Writing it again replaces it by the same bytes, and so repairs a damaged one."""
@@ -31,7 +33,27 @@ class Blobs:
         return Blob(digest=digest, size=size, media=media)
 
     def path(self, blob: Blob | str) -> Path:
-        """Where the file is. StoreError if it is missing or cut short."""
+        """Where the file is. StoreError if it is missing, or its content is not what its digest names."""
+        path, digest = self._found(blob)
+        # Read wholly the first time and whenever it has changed since: a loop asks for its large files several times.
+        stamp = _stamp(path)
+        if self._sound.get(digest) != stamp:
+            self._read(path, digest)
+            self._sound[digest] = stamp
+        return path
+
+    def problem(self, blob: Blob, *, known: bool = False) -> str | None:
+        """What is wrong with a file, or None. Reads it wholly, or trusts what is `known` of it."""
+        try:
+            if known:
+                self.path(blob)
+            else:
+                self._read(*self._found(blob))
+        except StoreError as error:
+            return str(error)
+        return None
+
+    def _found(self, blob: Blob | str) -> tuple[Path, str]:
         digest = blob.digest if isinstance(blob, Blob) else blob
         # Digests in records may come from outside: anything but a digest could name a file elsewhere.
         if not DIGEST.fullmatch(digest):
@@ -46,17 +68,15 @@ class Blobs:
                 f"file {digest[:12]} of the store {self._store} is damaged: it has {path.stat().st_size} bytes, "
                 f"not {blob.size}. Run the work that makes it again"
             )
-        return path
+        return path, digest
 
-    def problem(self, blob: Blob) -> str | None:
-        """What is wrong with a file, or None. Reads it wholly."""
-        try:
-            path = self.path(blob)
-        except StoreError as error:
-            return str(error)
+    def _read(self, path: Path, digest: str) -> None:
         with spoken(self._store), path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() == blob.digest
-        return None if same else f"file {blob.digest[:12]} is damaged: its content is not what its digest names"
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise StoreError(
+                    f"file {digest[:12]} of the store {self._store} is damaged: its content is not what its digest "
+                    "names. Run the work that makes it again"
+                )
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file, by digest. What is not named like a blob is not ours and is left out."""
@@ -76,6 +96,12 @@ class Blobs:
 
     def _place(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Changes when the file is replaced or written to."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @contextmanager

@@ -163,7 +163,10 @@ class Store:
     # Finished work (the Ledger of the runner)
 
     def done(self, key: str) -> tuple[Record, ...] | None:
-        """The records of a finished unit of work; None if it is not done, or a record of it is gone."""
+        """The records of a finished unit of work; None if it is not done, or a record or file of it is gone or damaged.
+
+        A file that is damaged is so made again by the work that made it, which puts the same bytes in its place.
+        """
         if not self._database.rows("SELECT 1 FROM work WHERE key = ?", key):
             return None
         rows = self._database.rows(
@@ -173,7 +176,8 @@ class Store:
         )
         if any(body is None for _, body in rows):
             return None
-        return tuple(parse(body, id=record) for record, body in rows)
+        records = tuple(parse(body, id=record) for record, body in rows)
+        return None if any(self._blobs.problem(blob, known=True) for blob in blobs_in(records)) else records
 
     def keep(self, key: str, stage: str, records: Sequence[Record], *, seconds: float) -> None:
         """Remember a finished unit of work and its records, together. What is done stays as it was first kept."""
@@ -214,7 +218,7 @@ class Store:
         return self._blobs.put(read_chunks(Path(path)), media)
 
     def blob_path(self, blob: Blob | str) -> Path:
-        """Where a file is, by its Blob or its digest. StoreError if it is missing or has another size."""
+        """Where a file is, by its Blob or its digest. StoreError if it is missing or its content damaged."""
         return self._blobs.path(blob)
 
     def blobs_of(self, record: Record) -> list[Blob]:
