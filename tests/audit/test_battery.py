@@ -17,6 +17,7 @@ from truing.audit import FAMILIES, battery, clause, family, lay_out, spec
 from truing.errors import ContentError, DesignError, UsageError
 from truing.records import Design, digest_of
 from truing.records.content import folder, read_all
+from truing.share.container import MAX_RECORD
 from truing.stats import MIN_CLUSTERS, contrast
 
 HALVES = ("develop", "held-out")
@@ -57,6 +58,9 @@ def test_every_family_lays_out_in_both_halves_with_both_wordings(name: str, half
     prompts = [(case.messages, surface.decision.actions) for surface in laid.surfaces for case in surface.cases]
     assert len(set(prompts)) == len(prompts)
     assert laid.design.surfaces == tuple(digest_of(s.model_dump(mode="json")) for s in laid.surfaces)
+    assert laid.asked.surfaces == laid.surfaces
+    assert laid.design.parents == (laid.asked.id,)
+    assert len(laid.asked.canonical) < MAX_RECORD  # it goes into bundles
     for surface in laid.surfaces:
         actions = (*surface.decision.actions, *surface.decision.alternatives)
         assert len(set(actions)) == len(actions)

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from truing.records import Arrays, Claim, Graph, Loop, Training
+from truing.records import Arrays, Claim, Graph, Loop, Replies, Scores, Surfaces, Training, parse
 from truing.share import verify
 from truing.store import open_store
 from truing.studies.loop import choose, loop
@@ -103,6 +104,19 @@ def test_the_bundle_holds_all_ancestors_and_verifies(whole: tuple[Path, dict]) -
     assert checked.ok, checked.problems
     with open_store(store, mode="read") as opened:
         assert sum(checked.records.values()) == len(opened.closure([result["loop"]]))
+
+
+def test_the_bundle_holds_every_prompt(whole: tuple[Path, dict]) -> None:
+    """Of both halves: another lab sees what was asked, and can ask it of its own model."""
+    with zipfile.ZipFile(whole[1]["bundle"]["path"]) as bundle:
+        names = [name for name in bundle.namelist() if name.startswith("records/")]
+        records = [parse(bundle.read(name)) for name in names]
+    surfaces = [surface for record in records if isinstance(record, Surfaces) for surface in record.surfaces]
+    asked = {surface.digest for surface in surfaces}
+    assert {record.digest for record in records if isinstance(record, Scores)} <= asked
+    assert {surface.half for surface in surfaces} == {"develop", "held-out"}
+    cells = {(surface.name, case.cell) for surface in surfaces for case in surface.cases}
+    assert {(r.surface, r.cell) for record in records if isinstance(record, Replies) for r in record.rows} <= cells
 
 
 def test_a_second_run_changes_nothing_and_is_quick(whole: tuple[Path, dict]) -> None:

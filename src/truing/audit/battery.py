@@ -21,6 +21,7 @@ from truing.records import (
     Message,
     Spec,
     Surface,
+    Surfaces,
     Value,
     digest_of,
 )
@@ -143,6 +144,8 @@ class Battery:
     """A family laid out for one half and one set of wordings: groups of surfaces (a group is one unit of scoring)."""
 
     family: Family
+    asked: Surfaces
+    """What the design is over; the groups may hold fewer."""
     design: Design
     groups: tuple[tuple[Surface, ...], ...]
 
@@ -192,10 +195,11 @@ def lay_out(
         groups = tuple(_plot_groups(rules, half, wordings, prior))
     else:
         groups = tuple(_topic_groups(rules, half, wordings, prior, items or rules.folder, most or rules.per_topic))
-    surfaces = [surface for group in groups for surface in group]
+    surfaces = tuple(surface for group in groups for surface in group)
     check(surfaces)
     if (plots := len({s.plot for s in surfaces})) < MIN_CLUSTERS:
         raise DesignError(f"family {name}, half {half}: {plots} plots; an interval needs at least {MIN_CLUSTERS}")
+    asked = Surfaces(family=name, half=half, wordings=wordings, surfaces=surfaces)
     design = Design(
         family=name,
         clause=rules.clause,
@@ -209,8 +213,9 @@ def lay_out(
         bound_behaviour=rules.bounds.behaviour,
         level=LEVEL,
         surfaces=tuple(s.digest for s in surfaces),
+        parents=(asked.id,),
     )
-    return Battery(rules, design, groups)
+    return Battery(rules, asked, design, groups)
 
 
 def check(surfaces: Sequence[Surface]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from truing.audit.battery import Battery, lay_out
+from truing.audit.battery import Battery, clause, lay_out, spec
 from truing.audit.claims import Evidence, claims
 from truing.audit.outcomes import classify
 from truing.records import Claim, Half, Replies, Said, Scores, Surface
@@ -20,13 +20,16 @@ def audit(
 ) -> list[Claim]:
     """The claims of these families about a target: as preference, and as behaviour where the target can reply.
 
-    Designs are kept before anything is scored. Units of work that the store has are not done again.
+    Surfaces and designs are kept before anything is scored. Units of work that the store has are not done again.
+    UsageError where a family cites a clause that the spec does not have.
     """
     need(target, "Scored")
     batteries = [lay_out(name, half=half, wordings=half) for name in families]
+    for battery in batteries:
+        clause(spec(), battery.family.clause)
     keep(target, store)
     for battery in batteries:
-        store.add(battery.design)
+        write_down(battery, store)
     evidence = [
         Evidence(battery, score(target, battery, store, watcher), ask(target, battery, store, watcher))
         for battery in batteries
@@ -35,6 +38,12 @@ def audit(
     for claim in found:
         store.add(claim)
     return found
+
+
+def write_down(battery: Battery, store: Store) -> None:
+    """Keep what will be asked and how it will be judged. To be done before anything runs."""
+    store.add(battery.asked)
+    store.add(battery.design)
 
 
 def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None = None) -> list[Scores]:

@@ -34,6 +34,7 @@ from truing.records.kinds import (
     Spec,
     Step,
     Surface,
+    Surfaces,
     Target,
     Training,
     Unit,
@@ -44,8 +45,8 @@ from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, b
 __all__ = [
     "KINDS", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Graph",
     "Half", "Id", "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs",
-    "Quantity", "Record", "Replies", "Row", "Said", "Scores", "Spec", "Step", "Surface", "Target", "Training", "Unit",
-    "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
+    "Quantity", "Record", "Replies", "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target",
+    "Training", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

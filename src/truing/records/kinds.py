@@ -109,8 +109,20 @@ class Contrast(Value):
     minus: tuple[str, ...]
 
 
+class Surfaces(Record):
+    """What will be asked, word for word: the surfaces of a family that one design is over."""
+
+    kind: ClassVar[str] = "surfaces"
+
+    family: str
+    half: Half
+    wordings: str
+    """Which wordings of the content were used: "develop" or "held-out"."""
+    surfaces: tuple[Surface, ...]
+
+
 class Design(Record):
-    """What will be measured, written down and hashed before anything runs."""
+    """What will be measured, written down and hashed before anything runs. Parent: its surfaces."""
 
     kind: ClassVar[str] = "design"
 
@@ -379,6 +391,7 @@ class Loop(Record):
 _ALL: tuple[type[Record], ...] = (
     Spec,
     Target,
+    Surfaces,
     Design,
     Scores,
     Replies,
@@ -395,5 +408,5 @@ KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 __all__ = [
     "KINDS", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Graph", "Half",
     "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Replies", "Row",
-    "Said", "Scores", "Spec", "Step", "Surface", "Target", "Training", "Unit", "Verdict",
+    "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Training", "Unit", "Verdict",
 ]  # fmt: skip

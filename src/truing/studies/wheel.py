@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from truing import measure, train
 from truing import trace as microscope
-from truing.audit import Battery, ask, family, known, lay_out, score
+from truing.audit import Battery, ask, family, known, lay_out, score, write_down
 from truing.records import (
     Arrays,
     Claim,
@@ -113,7 +113,14 @@ class Wheel:
             if guard
             else None
         )
+        for battery in self.unseen:
+            write_down(battery, store)
         self.before = self.observe(target)
+
+    @property
+    def unseen(self) -> tuple[Battery, ...]:
+        """What the fix is measured on, and neither chosen nor trained on."""
+        return (self.held, self.guard) if self.guard else (self.held,)
 
     def observe(self, target: Any) -> Observed:
         """The held-out half: preferences, free replies, and what must still be taken up."""
@@ -190,7 +197,12 @@ class Wheel:
         cost = measure.retention(self.target, fixed, self.store, watcher=self.watcher)
         retention = (*cost.quantities, *self._kept(after))
         relearned = [self._relearn(fixed, after, count) for count in RELEARNING]
-        sources = (*(r.id for r in (*before.records, *after.records)), *(i for _, ids in relearned for i in ids))
+        designs = [battery.design.id for battery in self.unseen]
+        sources = (
+            *designs,
+            *(r.id for r in (*before.records, *after.records)),
+            *(i for _, ids in relearned for i in ids),
+        )
         record = Measurement(
             name="verified",
             targets=(self.target.card.id, fixed.card.id),
@@ -283,7 +295,7 @@ class Wheel:
         )
         training = train.fit(fixed, pairs, self.store, settings=settings, watcher=self.watcher)
         taught = self.adapted(fixed, training)
-        few = Battery(self.held.family, self.held.design, tuple(group[:1] for group in self.held.groups[::2]))
+        few = replace(self.held, groups=tuple(group[:1] for group in self.held.groups[::2]))
         scores = score(taught, few, self.store, self.watcher)
         again = measure.preferences(scores).among(self.before.known)
         rule = self.rules.contrasts.specific

@@ -1,0 +1,60 @@
+"""An audit writes down what it will ask before it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from truing.audit import FAMILIES, audit, lay_out, run, spec
+from truing.errors import UsageError
+from truing.records import Design, Surface, Surfaces
+from truing.store import open_store
+from truing.targets import resolve
+
+pytestmark = pytest.mark.base
+
+
+class Dies(Exception):
+    """What the process does at the first question."""
+
+
+def test_every_prompt_and_every_design_is_kept_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = resolve("scripted/honest")
+
+    def decide(_: Sequence[Surface]) -> None:
+        raise Dies
+
+    monkeypatch.setattr(target, "decide", decide)
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(Dies):
+            audit(target, FAMILIES, store)
+        designs = {record.family: record for record in store.of_kind("design") if isinstance(record, Design)}
+        assert designs == {name: lay_out(name).design for name in FAMILIES}
+        for name, design in designs.items():
+            asked = store.get(design.parents[0])
+            assert isinstance(asked, Surfaces)
+            assert asked.surfaces == lay_out(name).surfaces
+            assert tuple(surface.digest for surface in asked.surfaces) == design.surfaces
+
+
+def test_the_evidence_of_a_claim_can_be_read_back_to_its_prompts(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        (claim, _) = audit(resolve("scripted/anchored"), ["anchoring"], store)
+        records = store.closure([claim.id])
+    asked = {surface.digest for record in records if isinstance(record, Surfaces) for surface in record.surfaces}
+    assert asked == {record.digest for record in records if record.kind == "scores"}
+
+
+def test_a_family_that_cites_an_unknown_clause_is_refused_before_anything_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = spec()
+    monkeypatch.setattr(run, "spec", lambda: ours.model_copy(update={"clauses": ours.clauses[:3]}))
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(UsageError, match="has no clause 'C6'; it has C1, C2, C3"):
+            audit(resolve("scripted/honest"), ["anchoring"], store)
+        assert store.ls() == []
