@@ -18,7 +18,7 @@ def main(path: Path) -> None:
     with truing.open_store(path) as store:
         found = audit(truing.target("local/tiny"), ["anchoring"], store)
         claim = next(claim for claim in found if claim.outcome == "preference")
-        graph = wheel_of(claim.id, store).explain()
+        graph = wheel_of(claim.id, store, ability="WhiteBox").explain()
         print(f"{graph.verdict}: {graph.why}")
         print(f"largest closure error {graph.closure_error:.0e} (accounting, not faithfulness)")
         for unit in graph.units:

@@ -131,6 +131,13 @@ def test_large_weights_are_checked_when_they_are_loaded(root: Path, monkeypatch:
         local.load("tiny")
 
 
+def test_a_seal_that_names_no_weights_is_damage(root: Path) -> None:
+    resolve("local/tiny")
+    (root / tiny.FOLDER / cache.SEAL).write_text("{}")
+    with pytest.raises(CacheError, match=r"seal\.json names another digest, or none.* it is built again"):
+        resolve("local/tiny")
+
+
 def test_a_lost_or_cut_file_is_found(root: Path) -> None:
     place = cache.built("model", one_file)
     (place / "a.bin").write_bytes(b"a" * 999)

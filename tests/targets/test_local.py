@@ -17,16 +17,20 @@ pytest.importorskip("torch")
 
 import torch
 
-from truing.audit import lay_out
+from truing.audit import audit, lay_out
 from truing.errors import TargetError
-from truing.records import Decision, Message
-from truing.targets import Chat, Scored, resolve
+from truing.records import Decision, Message, Pair
+from truing.store import open_store
+from truing.studies.one import wheel_of
+from truing.targets import Chat, Scored, need, resolve
 from truing.targets.local import LocalTarget, cache
 from truing.targets.local import tiny as recipe
 from truing.targets.local.adapter import Adapter
 from truing.targets.local.generate import greedy
 from truing.targets.local.inside import read
+from truing.targets.local.probe import probe
 from truing.trace import Settings
+from truing.train.batches import lay_out as lay
 
 
 def user(text: str) -> tuple[Message, ...]:
@@ -208,6 +212,12 @@ def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
         resolve(f"local/{checkpoint}")
 
 
+def test_weights_of_another_shape_are_a_target_error(checkpoint: Path) -> None:
+    edited(checkpoint / "config.json", intermediate_size=96)
+    with pytest.raises(TargetError, match=r"cannot load local/.*Give local/smollm2-135m"):
+        resolve(f"local/{checkpoint}")
+
+
 # -- information -------------------------------------------------------------------------------------------------------
 
 
@@ -370,7 +380,9 @@ def gpt2(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("gpt2")
     state = torch.get_rng_state()
     torch.manual_seed(3)
-    config = GPT2Config(vocab_size=1536, n_embd=32, n_layer=2, n_head=2, n_positions=96, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=1536, n_embd=32, n_layer=2, n_head=2, n_positions=256, bos_token_id=0, eos_token_id=0
+    )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -400,9 +412,130 @@ def test_another_decoder_replies_as_transformers_does(gpt2: Any) -> None:
     assert greedy(gpt2.model, prompts, max_tokens=5, stop={0}) == [ids for ids, _ in expected]
 
 
-def test_another_decoder_cannot_be_traced_and_says_why(gpt2: Any) -> None:
+def test_another_decoder_cannot_be_traced_or_trained_and_says_why(gpt2: Any, tmp_path: Path) -> None:
+    assert gpt2.card.abilities == ("Scored", "Chat")
+    with pytest.raises(TargetError, match=r"Trainable: .* with layers named q_proj, v_proj, up_proj and down_pr"):
+        need(gpt2, "Trainable")
+    with open_store(tmp_path / "store") as store:
+        (claim, _) = audit(gpt2, ["anchoring"], store)
+        for ability in ("WhiteBox", "Trainable"):
+            with pytest.raises(TargetError, match=f"has no ability {ability}"):
+                wheel_of(claim.id, store, ability=ability)
     f = gpt2.functional(Decision(actions=("yes",), alternatives=("no",)), user("Is it?"))
     with pytest.raises(TargetError, match=r"GPT2LMHeadModel is built otherwise\. Use a Llama"):
         read(gpt2.model, f.tree, f.before_M.unique())
     with pytest.raises(TargetError, match="GPT2LMHeadModel is built otherwise"):
         Settings().within(gpt2)
+
+
+def random_model(kind: str, **settings: Any) -> Any:
+    """A random decoder of an architecture of transformers."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(vocab_size=1536, bos_token_id=0, eos_token_id=0, **settings)
+    state = torch.get_rng_state()
+    torch.manual_seed(9)
+    model = getattr(transformers, f"{kind}ForCausalLM", None) or getattr(transformers, f"{kind}LMHeadModel")
+    model = model(config).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.dim() > 1:
+            parameter.normal_(0, 0.15)
+    torch.set_rng_state(state)
+    return model
+
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "abilities"),
+    [
+        ("Llama", SMALL, ("Scored", "Chat", "WhiteBox", "Trainable")),
+        ("Mistral", SMALL, ("Scored", "Chat", "WhiteBox", "Trainable")),
+        ("Qwen2", SMALL, ("Scored", "Chat", "Trainable")),  # biases
+        ("Gemma2", SMALL, ("Scored", "Chat", "Trainable")),  # another activation, norms that add 1
+        ("Phi3", SMALL, ("Scored", "Chat")),  # fused projections
+        ("GPTNeoX", {**SMALL, "max_position_embeddings": 64}, ("Scored", "Chat")),
+    ],
+)
+def test_what_an_architecture_can_do(
+    tiny: Any, kind: str, settings: dict[str, Any], abilities: tuple[str, ...]
+) -> None:
+    model = random_model(kind, **settings)
+    probe(model)
+    assert LocalTarget(f"local/{kind}", model, tiny.tokenizer, weights="5" * 64).card.abilities == abilities
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
+        ("Mpt", {"d_model": 32, "n_heads": 2, "n_layers": 2}),  # no error of its own: it would score wrongly
+        ("Rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}),
+        (
+            "GPTNeo",
+            {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+        ),
+    ],
+)
+def test_an_architecture_that_cannot_be_given_a_tree_is_refused_when_it_is_loaded(
+    tiny: Any, tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    random_model(kind, **settings).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(TargetError, match=rf"the architecture {kind}\w+ does not take .* Use another, such as a Llama"):
+        resolve(f"local/{tmp_path}")
+
+
+# -- attention windows -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "limit"),
+    [
+        ("Mistral", {"sliding_window": 16}, 16),
+        ("Mistral", {"sliding_window": None}, None),
+        ("Gemma2", {"sliding_window": 16}, 16),
+        ("Qwen2", {"sliding_window": 16, "use_sliding_window": False}, None),
+        ("Qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2}, None),  # no layer has it
+        ("Qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, 16),
+    ],
+)
+def test_what_is_longer_than_an_attention_window_is_refused(
+    tiny: Any, kind: str, settings: dict[str, Any], limit: int | None
+) -> None:
+    target = LocalTarget("local/w", random_model(kind, **SMALL, **settings), tiny.tokenizer, weights="6" * 64)
+    rng = random.Random(3)
+    for length in (16, 40):
+        ids = rng.choices(range(4, 1536), k=length)
+        if limit is not None and length > limit:
+            with pytest.raises(
+                TargetError, match=r"40 tokens is longer than the attention window of local/w \(16\); shor"
+            ):
+                target.log_probs([(ids[:3], ids[3:])])
+            continue
+        (found,), _ = target.log_probs([(ids[:3], ids[3:])])
+        expected = log_p(target.model, ids)[torch.arange(2, length - 1), torch.tensor(ids[3:])]
+        torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_every_way_in_minds_the_window(tiny: Any) -> None:
+    model = random_model("Mistral", **SMALL, sliding_window=12)
+    target = LocalTarget("local/w", model, tiny.tokenizer, weights="6" * 64)
+    asked, text = user("Hi."), "and then it went on and on for a long while, longer than anybody could see"
+    assert len(target.prompt_ids(asked)) < 12
+    pair = Pair(plot="p", surface="s", messages=asked, chosen=text, rejected="no", role="fix")
+    for ask in (
+        lambda: target.reply([asked], max_tokens=12),
+        lambda: target.functional(Decision(actions=(text,), alternatives=("no",)), asked),
+        lambda: target.divergence(target, asked, text),
+        lambda: target.bits(text),
+        lambda: lay(target, [pair]),
+    ):
+        with pytest.raises(TargetError, match=r"longer than the attention window of local/w \(12\)"):
+            ask()

@@ -25,7 +25,7 @@ def command(claim: str, seed: int, store_path: Path, as_json: bool) -> int:
 
     progress = Progress()
     with open_store(store_path) as store, progress.running():
-        graph = wheel_of(claim, store, seed=seed, watcher=progress).explain()
+        graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
     body = graph.plain()["body"] | {"id": graph.id}
     lines = [
         f"{graph.verdict}: {graph.why}",

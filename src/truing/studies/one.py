@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from truing.studies.wheel import Wheel
 
 
-def wheel_of(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Wheel:
-    """The wheel of a claim in the store, its target loaded and checked to be the one that the claim is about."""
+def wheel_of(
+    prefix: str, store: Store, *, ability: str = "Trainable", seed: int = 0, watcher: Watcher | None = None
+) -> Wheel:
+    """The wheel of a claim in the store, its target loaded and checked to be the one that the claim is about.
+
+    TargetError, before anything is loaded, where the target lacks the ability.
+    """
     claim = store.find(prefix, "claim")
     assert isinstance(claim, Claim)
     if claim.outcome != "preference":
@@ -26,15 +31,8 @@ def wheel_of(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | Non
         )
     card = store.get(claim.target)
     assert isinstance(card, Target)
-    for ability in ("WhiteBox", "Trainable"):
-        if ability not in card.abilities:
-            raise TargetError(
-                f"target {card.name} of claim {claim.id[:12]} has no ability {ability}"
-                f" (it has {', '.join(card.abilities)});"
-                " targets that have it: local/..."
-            )
+    need(card, ability)
     target = made_again(card, store)
-    need(target, "Scored")
     if target.card.id != card.id:
         raise TargetError(
             f"{card.name} is not what it was when claim {claim.id[:12]} was made: its weights, configuration,"

@@ -48,14 +48,16 @@ ABILITIES = {"Scored": Scored, "Chat": Chat}
 
 
 def need(target: object, ability: str) -> None:
-    """TargetError, naming the ability and who has it, unless the target has it."""
-    card = getattr(target, "card", None)
+    """TargetError, naming the ability and who has it, unless the target (or the target of this card) has it."""
+    card = target if isinstance(target, Target) else getattr(target, "card", None)
     if not isinstance(card, Target) or ability not in card.abilities:
         name = card.name if isinstance(card, Target) else repr(target)
         raise TargetError(
             f"target {name} has no ability {ability}"
             f" (it has {', '.join(card.abilities) if isinstance(card, Target) else 'none'});"
-            " Scored: local/..., scripted/...; Chat: local/..., scripted/...; WhiteBox and Trainable: local/..."
+            " Scored: local/..., scripted/...; Chat: local/..., scripted/...;"
+            " WhiteBox: local/... with Llama-shaped blocks;"
+            " Trainable: local/... with layers named q_proj, v_proj, up_proj and down_proj"
         )
 
 

@@ -63,7 +63,7 @@ def lay_out(target: LocalTarget, pairs: Sequence[Pair]) -> Batch:
             prompts.append(prompt)
             replies.append([*target.text_ids(text), stop])
     # Nothing follows the last token of a reply, so it needs no node.
-    tree, routes = plant([[*prompt, *reply[:-1]] for prompt, reply in zip(prompts, replies, strict=True)])
+    tree, routes = plant([target.fits([*prompt, *reply[:-1]]) for prompt, reply in zip(prompts, replies, strict=True)])
     before = [route[len(prompt) - 1 :] for prompt, route in zip(prompts, routes, strict=True)]
     tokens = torch.tensor([token for reply in replies for token in reply])
     owner = torch.cat([torch.full((len(reply),), number) for number, reply in enumerate(replies)])

@@ -20,7 +20,7 @@ from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.adapter import peft_quiet
+from truing.targets.local.adapter import MODULES, peft_quiet
 from truing.train.batches import Batch, batches
 from truing.train.losses import LogProbs, dpo, margin, sft
 
@@ -43,9 +43,6 @@ class Settings:
     checkpoint_every: int = 7
 
 
-TARGET_MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
-
-
 class _Run:
     """A model with a fresh adapter and its optimiser, at some step."""
 
@@ -56,7 +53,7 @@ class _Run:
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=0.0,
-            target_modules=list(TARGET_MODULES),
+            target_modules=list(MODULES),
             task_type="CAUSAL_LM",
         )
         before = torch.get_rng_state()
@@ -240,7 +237,7 @@ def export(training: Training, store: Store, folder: Path) -> Path:
         r=int(said["rank"]),
         lora_alpha=int(said["alpha"]),
         lora_dropout=0.0,
-        target_modules=list(TARGET_MODULES),
+        target_modules=list(MODULES),
         task_type="CAUSAL_LM",
         inference_mode=True,
     ).save_pretrained(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,17 +18,17 @@ from torch import Tensor
 from truing.errors import CacheError, TargetError
 from truing.records import Decision, Message, Row, Surface, Target, digest, digest_of
 from truing.targets.local import bundled, cache, tiny
-from truing.targets.local.adapter import Adapter
+from truing.targets.local.adapter import MODULES, Adapter
 from truing.targets.local.generate import greedy
-from truing.targets.local.inside import forward
+from truing.targets.local.inside import blocks, forward
 from truing.targets.local.onednn import speed_up
+from truing.targets.local.probe import probe
 from truing.targets.local.tree import Tree, plant
 from truing.targets.protocols import Reply
 
 BUNDLED = {"smollm2-135m": (bundled.FOLDER, bundled.build), "tiny": (tiny.FOLDER, tiny.build)}
 NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Entries of a configuration that change no answer, or that stand in the card already."""
-ABILITIES = ("Scored", "Chat", "WhiteBox", "Trainable")
 
 
 Made = tuple[tuple[Target, bytes | None], ...]
@@ -62,12 +63,13 @@ class LocalTarget:
         """`weights`: a digest of the weights alone. `made`: the target that an adapter was put on, as `made` below."""
         self.model, self.tokenizer = model, tokenizer
         self._tokens: dict[tuple[Message, ...], list[int]] = {}
+        self._limits = _limits(model.config.get_text_config())
         self.card = Target(
             name=name,
             weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self._stop_ids())}),
             template=_template_digest(tokenizer),
             dtype=str(model.dtype).removeprefix("torch."),
-            abilities=ABILITIES,
+            abilities=_abilities(model),
             adapter=adapter and adapter.blob,
             adapter_config=adapter.config if adapter else "",
             parents=tuple(card.id for card, _ in made[-1:]),
@@ -90,7 +92,7 @@ class LocalTarget:
         return known
 
     def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self._fits(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
+        return self.fits(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
 
     def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Character span of every prompt token in `prompt_text`."""
@@ -104,13 +106,14 @@ class LocalTarget:
             raise TargetError(f"the continuation {text!r} has no tokens; give an action that is not empty")
         return ids
 
-    def _fits(self, ids: Sequence[int], *, more: int = 0) -> list[int]:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and len(ids) + more > limit:
-            raise TargetError(
-                f"a text of {len(ids) + more} tokens is longer than the context of {self.card.name} ({limit});"
-                " shorten it"
-            )
+    def fits(self, ids: Sequence[int], *, more: int = 0) -> list[int]:
+        """The tokens as a list. TargetError where they, and so many more, are longer than the model can be given."""
+        for what, limit in self._limits.items():
+            if len(ids) + more > limit:
+                raise TargetError(
+                    f"a text of {len(ids) + more} tokens is longer than the {what} of {self.card.name} ({limit});"
+                    " shorten it"
+                )
         return list(ids)
 
     # -- Scored --------------------------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ class LocalTarget:
     def log_probs(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[Tensor], int]:
         """Log-probability of every continuation token, for (prompt, continuation) pairs, and the tokens computed."""
         # Nothing follows the last token of a continuation, so it needs no node.
-        tree, routes = plant([self._fits([*prompt, *continuation])[:-1] for prompt, continuation in paths])
+        tree, routes = plant([self.fits([*prompt, *continuation])[:-1] for prompt, continuation in paths])
         before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
         kept, inverse = torch.cat(before).unique(return_inverse=True)
         tokens = torch.tensor([token for _, continuation in paths for token in continuation])
@@ -145,7 +148,7 @@ class LocalTarget:
     def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
         """Greedy replies of 1 to `max_tokens` tokens, as one batch. TargetError where they may not fit the context."""
         prompts = [self.prompt_ids(messages) for messages in conversations]
-        self._fits(max(prompts, key=len), more=max_tokens)
+        self.fits(max(prompts, key=len), more=max_tokens)
         stop = self._stop_ids()
         replies = []
         for ids in greedy(self.model, prompts, max_tokens=max_tokens, stop=stop):
@@ -163,7 +166,7 @@ class LocalTarget:
         """The decision in one context as a functional over its tree (without the prior, which no context changes)."""
         prompt = self.prompt_ids(messages)
         texts = [self.text_ids(text) for text in (*decision.actions, *decision.alternatives)]
-        tree, routes = plant([self._fits([*prompt, *text]) for text in texts])
+        tree, routes = plant([self.fits([*prompt, *text]) for text in texts])
         split = len(decision.actions)
         nodes, weights = [], []
         for index, route in enumerate(routes):
@@ -185,7 +188,7 @@ class LocalTarget:
     def divergence(self, other: LocalTarget, messages: Sequence[Message], reply: str) -> tuple[float, int]:
         """Sum over a reply's tokens of KL(self || other) over the whole vocabulary, nats, and the number of tokens."""
         prompt, ids = self.prompt_ids(messages), self.text_ids(reply)
-        tree, (route,) = plant([[*prompt, *ids]])
+        tree, (route,) = plant([self.fits([*prompt, *ids])])
         before = route[len(prompt) - 1 : -1]
         p, q = (torch.log_softmax(forward(t.model, tree, before).logits[0].double(), -1) for t in (self, other))
         return float((p.exp() * (p - q)).sum()), len(ids)
@@ -220,7 +223,7 @@ def load(name: str) -> LocalTarget:
         # Pickled weights are refused: loading them can run code.
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TargetError(
             f"cannot load local/{name}: {str(error).splitlines()[0]}."
             f" Give {', '.join(f'local/{known}' for known in BUNDLED)}, a folder with a checkpoint, or a hub id."
@@ -231,6 +234,8 @@ def load(name: str) -> LocalTarget:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    if name not in BUNDLED:
+        probe(model)
     speed_up(model)
     # A hub id names whatever the hub holds today; the revision that was loaded identifies it.
     weights = weights or digest_of({"hub": name, "revision": getattr(model.config, "_commit_hash", None)})
@@ -260,12 +265,13 @@ def _rows(surface: Surface, means: Iterator[float]) -> tuple[Row, ...]:
 
 
 def _checked_weights(place: Path) -> str:
-    said = str(cache.sealed(place)["model.safetensors"]["sha256"])
+    said = cache.sealed(place).get("model.safetensors", {}).get("sha256")
     if cache.file_digest(place / "model.safetensors") != said:
         raise CacheError(
-            f"cached weights in {place} are damaged (digest differs). Delete the folder; it is built again."
+            f"cached weights in {place} are damaged ({cache.SEAL} names another digest, or none)."
+            " Delete the folder; it is built again."
         )
-    return said
+    return str(said)
 
 
 def _weights_digest(folder: Path) -> str:
@@ -273,6 +279,32 @@ def _weights_digest(folder: Path) -> str:
     if not files:
         raise TargetError(f"{folder} holds no .safetensors weights (pickled weights are not read)")
     return digest_of([cache.file_digest(file) for file in files])
+
+
+def _abilities(model: Any) -> tuple[str, ...]:
+    """What can be done with a model of this architecture."""
+    abilities = ["Scored", "Chat"]
+    with suppress(TargetError):
+        blocks(model)
+        abilities.append("WhiteBox")
+    if {name.rpartition(".")[2] for name, _ in model.named_modules()}.issuperset(MODULES):
+        abilities.append("Trainable")
+    return tuple(abilities)
+
+
+def _limits(config: Any) -> dict[str, int]:
+    """The longest texts that a model can be given, by what limits them.
+
+    A tree brings its own attention mask, which replaces the windows that some layers would look through. Up to the
+    length of the window both are the same.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ("sliding_attention",))
+    limits = {"context": getattr(config, "max_position_embeddings", None)}
+    if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
+        limits["attention window"] = getattr(config, "sliding_window", None)
+    if "chunked_attention" in kinds:
+        limits["attention chunk"] = getattr(config, "attention_chunk_size", None)
+    return {what: limit for what, limit in limits.items() if limit is not None}
 
 
 def _config(model: Any) -> str:

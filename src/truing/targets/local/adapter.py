@@ -19,6 +19,8 @@ from truing.records import Blob, Id, canonical, digest, digest_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MEDIA = "safetensors"
+MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
+"""Layers that training puts an adapter on."""
 NEUTRAL = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 """Settings that say where an adapter came from and what it is for, not what it does."""
 

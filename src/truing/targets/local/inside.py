@@ -62,13 +62,14 @@ def blocks(model: Any) -> Any:
     """The decoder layers; TargetError where the model is not Llama-shaped."""
     body = getattr(model, "model", None)
     layers = getattr(body, "layers", None)
-    wanted = ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj")
+    norms = ("input_layernorm", "post_attention_layernorm")
+    wanted = (*norms, *(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
     def shaped(layer: Any) -> bool:
         names = {name for name, _ in layer.named_modules()}
         return names.issuperset(wanted) and not any("bias" in name for name, _ in layer.named_parameters())
 
-    if not layers or model.config.hidden_act != "silu" or not all(shaped(layer) for layer in layers):
+    if not layers or getattr(model.config, "hidden_act", None) != "silu" or not all(shaped(layer) for layer in layers):
         raise TargetError(
             f"tracing reads Llama-shaped blocks without biases; {type(model).__name__} is built otherwise."
             " Use a Llama, SmolLM2 or Mistral checkpoint."
