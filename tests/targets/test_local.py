@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from truing.audit import audit, lay_out
 from truing.errors import TargetError
@@ -215,6 +216,17 @@ def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
 def test_weights_of_another_shape_are_a_target_error(checkpoint: Path) -> None:
     edited(checkpoint / "config.json", intermediate_size=96)
     with pytest.raises(TargetError, match=r"cannot load local/.*Give local/smollm2-135m"):
+        resolve(f"local/{checkpoint}")
+
+
+def test_weights_that_are_missing_are_not_made_up(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(
+        TargetError, match=r"lacks 1 weights that a LlamaForCausalLM has, model\.layers\.0\.mlp\.up_proj"
+    ):
         resolve(f"local/{checkpoint}")
 
 

@@ -221,18 +221,26 @@ def load(name: str) -> LocalTarget:
         place, weights = name, _weights_digest(Path(name)) if Path(name).is_dir() else ""
     try:
         # Pickled weights are refused: loading them can run code.
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
+        model, seen = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TargetError(
             f"cannot load local/{name}: {str(error).splitlines()[0]}."
             f" Give {', '.join(f'local/{known}' for known in BUNDLED)}, a folder with a checkpoint, or a hub id."
         ) from error
+    if absent := sorted(seen["missing_keys"]):
+        # transformers would fill them at random, and the target would be another one each time.
+        raise TargetError(
+            f"local/{name} lacks {len(absent)} weights that a {type(model).__name__} has, {absent[0]} among them."
+            " Give a whole checkpoint."
+        )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = (
             "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant:"
         )
-    for parameter in model.parameters():
+    for parameter in model.eval().parameters():
         parameter.requires_grad_(False)
     if name not in BUNDLED:
         probe(model)
