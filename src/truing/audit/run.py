@@ -11,6 +11,7 @@ from truing.audit.outcomes import classify
 from truing.records import Claim, Half, Replies, Said, Scores, Surface
 from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
+from truing.stats import agrees
 from truing.store import Store
 from truing.targets import need
 
@@ -75,7 +76,7 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
     for group in battery.groups:
         surface = group[0]
         for number, case in enumerate(surface.cases):
-            if any(set(term.split()) <= set(case.cell.split()) for term in rules.cells):
+            if any(agrees(case.cell, term) for term in rules.cells):
                 plots.setdefault(surface.plot, []).append((surface, case.cell, number))
     units = [
         Unit(
