@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from truing.cli import VERBS
+from truing.cli import VERBS, main
 
 pytestmark = pytest.mark.base
 
@@ -66,6 +66,67 @@ def test_bad_input_ends_in_one_clear_message(tmp_path: Path, args: list[str], co
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one audit of a scripted target, its report, and a bundle that holds it."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in (
+            "audit scripted/anchored --family anchoring --store kept",
+            "view --store kept --out report.html",
+            "share pack --store kept --out bundle --report report.html",
+        ):
+            done = truing(*line.split())
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, says: str) -> None:
+    """The command ended in one clear line, and printed no result."""
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_reports_go_into_a_folder_that_is_made(stored: Path, tmp_path: Path) -> None:
+    assert truing("view", "--store", str(stored / "kept"), "--out", str(tmp_path / "a" / "x.html")).returncode == 0
+    assert truing("share", "show", str(stored / "bundle"), "--report", str(tmp_path / "b" / "x.html")).returncode == 0
+    assert (tmp_path / "a" / "x.html").is_file()
+    assert (tmp_path / "b" / "x.html").read_bytes() == (stored / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line", ["view --store kept --out FILE/x.html", "share show bundle --report FILE/x.html",
+             "share pack --store kept --out FILE/x", "train abcd --store kept --out FILE/x"],
+)  # fmt: skip
+def test_a_file_in_the_way_of_an_output_is_named(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    (tmp_path / "file").write_text("here already")
+    monkeypatch.chdir(stored)
+    done = truing(*line.replace("FILE", str(tmp_path / "file")).split())
+    refused(done, 4, "file is a file. Give another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_the_system_refuses_is_one_line_and_exit_code_4(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr("truing.report.overview", full)
+    monkeypatch.setattr(sys, "argv", ["truing", "view", "--store", str(stored / "kept")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 4
+    assert said.startswith("truing: a file could not be read or written: [Errno 28] No space left on device: 'x'.")
+    assert said.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -248,9 +248,11 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(bundle: Path, monkey
     assert not list(bundle.parent.glob(".*"))
 
 
-def test_no_folder_to_write_into(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder"):
-        tiny(tmp_path / "nowhere" / "b")
+def test_the_folder_of_a_bundle_is_made(tmp_path: Path) -> None:
+    tiny(tmp_path / "nowhere" / "b")
+    assert verify(tmp_path / "nowhere" / "b").ok
+    with pytest.raises(StoreError, match="is a file"):
+        tiny(tmp_path / "nowhere" / "b" / "c")
 
 
 def test_a_file_that_changes_while_it_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

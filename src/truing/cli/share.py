@@ -9,6 +9,7 @@ import click
 
 from truing.cli.common import emit, json_option, store_option
 from truing.errors import UsageError
+from truing.files import write_whole
 from truing.records import Claim, Target, Training
 from truing.share import Verification, extract_report, key_path, own_key, verify
 from truing.share import pack as pack_bundle
@@ -114,7 +115,7 @@ def show(ctx: click.Context, file: Path, report: Path | None, *, as_json: bool) 
     """Show what a bundle holds: records by kind, claims with their verdicts. Exit code 1 where it does not verify."""
     found = verify(file)
     if report:
-        report.write_bytes(extract_report(file))
+        write_whole(report, extract_report(file))
     claims = [_claim(claim) for claim in found.claims]
     lines = [
         f"{claim['verdict']:<14}{claim['outcome']:<12}{claim['clause']:<5}{claim['statement']}" for claim in claims

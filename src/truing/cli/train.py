@@ -22,9 +22,11 @@ def command(claim: str, out: Path, seed: int, store_path: Path, as_json: bool) -
 
     Checkpoints are kept in the store: killed and rerun, training goes on and ends with the same adapter.
     """
+    from truing.files import check_folder
     from truing.store import open_store
     from truing.studies.one import wheel_of
 
+    check_folder(out)  # before minutes of training
     progress = Progress()
     with open_store(store_path) as store, progress.running():
         training = wheel_of(claim, store, seed=seed, watcher=progress).fix()

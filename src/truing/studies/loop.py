@@ -12,6 +12,7 @@ from typing import Any
 
 from truing import share
 from truing.audit import audit, spec
+from truing.files import write_whole
 from truing.records import Claim, Graph, Loop, Named, Training, Unmeasured
 from truing.report import page
 from truing.runner import Silent, Watcher
@@ -139,11 +140,8 @@ def _finish(
     store.add(record)
     records = store.closure([record.id])
     folder = store.path / "out" / record.id[:12]
-    folder.mkdir(parents=True, exist_ok=True)
     html = page(record, records).encode()
-    draft = folder / ".report.html.tmp"
-    draft.write_bytes(html)
-    draft.replace(folder / "report.html")
+    write_whole(folder / "report.html", html)
     if training is not None:
         from truing import train
 
