@@ -66,12 +66,13 @@ def main() -> None:
         sys.exit(2)
     except Exception as error:
         from truing.errors import DataError, TruingError
+        from truing.text import one_line
 
         if debug or not isinstance(error, (TruingError, OSError)):
             raise
         said, code = str(error), getattr(error, "exit_code", DataError.exit_code)
         if isinstance(error, OSError):  # what nothing closer to the file put into words
             said = f"a file could not be read or written: {error}. Check the path, its permissions and the free space"
-        click.echo(f"truing: {said}", err=True)
+        click.echo(f"truing: {one_line(said)}", err=True)
         sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)

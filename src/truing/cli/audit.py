@@ -48,20 +48,16 @@ def command(
             clause = clause_of(spec(), rules[name].clause)
             row = {"family": name, "clause": clause.id, "title": clause.title, "question": rules[name].question}
             rows.append({**row, "plots": sorted({s.plot for s in surfaces}), "surfaces": len(surfaces)})
-        text = "\n".join(
+        lines = [
             f"{r['family']:11} {r['clause']:4} {len(r['plots'])} plots, {r['surfaces']} surfaces: {r['question']}"
             for r in rows
-        )
-        emit({"families": rows}, as_json=as_json, text=text)
+        ]
+        emit({"families": rows}, as_json=as_json, lines=lines)
         return 0
     progress = Progress()
     with open_store(store_path) as store, progress.running():
         store.add(spec())
         found = audit(resolve(target), chosen, store, half=half, watcher=progress)  # type: ignore[arg-type]
     claims = [claim.plain()["body"] | {"id": claim.id} for claim in found]
-    emit(
-        {"target": target, "claims": claims, "store": str(store_path)},
-        as_json=as_json,
-        text="\n".join(claim_lines(claims)),
-    )
+    emit({"target": target, "claims": claims, "store": str(store_path)}, as_json=as_json, lines=claim_lines(claims))
     return int(fail_if == "supported" and any(claim.verdict == "supported" for claim in found))

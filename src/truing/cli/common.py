@@ -6,12 +6,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from truing.text import escaped, one_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,9 +42,14 @@ def seed_option(command: F) -> F:
     return click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")(command)
 
 
-def emit(value: dict[str, Any], *, as_json: bool, text: str) -> None:
-    """Print the result: JSON or text, on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+def emit(value: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
+    """Print the result, JSON or lines, on standard output. Whatever text a line holds, it stays one line."""
+    click.echo(as_text(value) if as_json else "\n".join(map(one_line, lines)))
+
+
+def as_text(value: Any) -> str:
+    """Plain data as JSON for reading."""
+    return escaped(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 class Progress:

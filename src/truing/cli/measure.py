@@ -39,5 +39,5 @@ def command(claim: str, after: Path, fail_if: str | None, seed: int, store_path:
     body = {part: {n.name: n.quantity.model_dump() for n in getattr(seen, part)} for part in parts}
     lines = [f"{part:10} {name}: {number(quantity)}" for part in parts for name, quantity in body[part].items()]
     lines += [f"failed     {line}" for line in seen.failed] or ["failed     nothing"]
-    emit({**body, "failed": list(seen.failed)}, as_json=as_json, text="\n".join(lines))
+    emit({**body, "failed": list(seen.failed)}, as_json=as_json, lines=lines)
     return int(fail_if == "not-fixed" and bool(seen.failed))

@@ -36,5 +36,5 @@ def command(claim: str, seed: int, store_path: Path, as_json: bool) -> int:
         f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}" for row in body["mediated"]
     ]
     lines.append(f"graph    {graph.id}")
-    emit(body, as_json=as_json, text="\n".join(lines))
+    emit(body, as_json=as_json, lines=lines)
     return 0

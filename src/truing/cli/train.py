@@ -35,10 +35,10 @@ def command(claim: str, out: Path, seed: int, store_path: Path, as_json: bool) -
         export(training, store, out)
     body = training.plain()["body"] | {"id": training.id, "adapter": str(out)}
     first, last = training.steps[0], training.steps[-1]
-    text = (
-        f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}, margin {last.margin:+.3f}\n"
-        f"adapter  {out}\n"
-        f"use it   truing measure {claim} --after {out} --store {store_path}"
-    )
-    emit(body, as_json=as_json, text=text)
+    lines = [
+        f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}, margin {last.margin:+.3f}",
+        f"adapter  {out}",
+        f"use it   truing measure {claim} --after {out} --store {store_path}",
+    ]
+    emit(body, as_json=as_json, lines=lines)
     return 0

@@ -46,7 +46,6 @@ def command(out: Path, prefix: str, store_path: Path, as_json: bool) -> int:
                 )
             html = overview(records)
     write_whole(out, html.encode())
-    emit(
-        {"report": str(out), "records": len(records)}, as_json=as_json, text=f"report   {out} ({len(records)} records)"
-    )
+    lines = [f"report   {out} ({len(records)} records)"]
+    emit({"report": str(out), "records": len(records)}, as_json=as_json, lines=lines)
     return 0
