@@ -54,7 +54,9 @@ def test_every_command_has_help_an_example_and_json(name: str, command: click.Co
         (["loop", "scripted/honest", "--family", "gossip"], 2, "gossip"),
         (["store", "ls"], 4, "store"),
         (["view"], 4, "store"),
-        (["trace", "abcdef"], 2, "abcdef"),
+        (["trace", "abcdef", "--seed", "99999999999999999999999"], 2, "is not in the range"),
+        (["loop", "scripted/honest", "--seed", "-1"], 2, "is not in the range"),
+        (["trace", "abcdef"], 4, "no store at"),
         (["frobnicate"], 2, "frobnicate"),
         (["share", "verify", "no-such-file.zip"], 2, "no-such-file.zip"),
     ],
@@ -127,6 +129,40 @@ def test_what_the_system_refuses_is_one_line_and_exit_code_4(
     assert caught.value.code == 4
     assert said.startswith("truing: a file could not be read or written: [Errno 28] No space left on device: 'x'.")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("trace 3fa9", 4, "no store at typo"),
+        ("train 3fa9 --out adapter", 4, "no store at typo"),
+        ("audit scripted/nope", 3, "unknown scripted target 'nope'"),
+        ("loop scripted/nope", 3, "unknown scripted target 'nope'"),
+        ("audit local/nope", 3, "local/"),
+        ("audit scripted/honest --family gossip", 2, "unknown family 'gossip'"),
+        ("loop scripted/honest --family gossip", 2, "unknown family 'gossip'"),
+    ],
+)
+def test_a_typo_makes_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(truing(*line.split(), "--store", "typo"), code, says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["audit", "loop"])
+def test_a_family_named_twice_counts_once(tmp_path: Path, verb: str) -> None:
+    found = []
+    for times in (1, 2):
+        args = [*(["--family", "anchoring"] * times), "--store", str(tmp_path / f"{verb}{times}"), "--json"]
+        done = truing(verb, "scripted/anchored", *args, env={"TRUING_CONFIG": str(tmp_path / "config")})
+        assert done.returncode == 0, done.stderr
+        found.append([(claim["id"], claim["p_holm"]) for claim in json.loads(done.stdout)["claims"]])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+    rows = json.loads(truing("audit", "--list", *(["--family", "anchoring"] * 2), "--json").stdout)["families"]
+    assert [row["family"] for row in rows] == ["anchoring"]
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def command(
     rules = {name: family(name) for name in chosen}
     if list_only:
         rows: list[dict[str, Any]] = []
-        for name in chosen:
+        for name, rule in rules.items():
             surfaces = lay_out(name, half=half, wordings=half).surfaces  # type: ignore[arg-type]
-            clause = clause_of(spec(), rules[name].clause)
-            row = {"family": name, "clause": clause.id, "title": clause.title, "question": rules[name].question}
+            clause = clause_of(spec(), rule.clause)
+            row = {"family": name, "clause": clause.id, "title": clause.title, "question": rule.question}
             rows.append({**row, "plots": sorted({s.plot for s in surfaces}), "surfaces": len(surfaces)})
         lines = [
             f"{r['family']:11} {r['clause']:4} {len(r['plots'])} plots, {r['surfaces']} surfaces: {r['question']}"
@@ -55,9 +55,11 @@ def command(
         emit({"families": rows}, as_json=as_json, lines=lines)
         return 0
     progress = Progress()
-    with open_store(store_path) as store, progress.running():
-        store.add(spec())
-        found = audit(resolve(target), chosen, store, half=half, watcher=progress)  # type: ignore[arg-type]
+    with progress.running():
+        subject = resolve(target, progress)  # first: a typo must not make a store
+        with open_store(store_path) as store:
+            store.add(spec())
+            found = audit(subject, chosen, store, half=half, watcher=progress)  # type: ignore[arg-type]
     claims = [claim.plain()["body"] | {"id": claim.id} for claim in found]
     emit({"target": target, "claims": claims, "store": str(store_path)}, as_json=as_json, lines=claim_lines(claims))
     return int(fail_if == "supported" and any(claim.verdict == "supported" for claim in found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,17 @@ def command(
     from truing.store import open_store
     from truing.studies.loop import loop
     from truing.studies.options import Options
+    from truing.targets import resolve
 
     chosen = families or FAMILIES
     for name in chosen:
         family(name)
-    progress = Progress()
-    with open_store(store_path) as store, progress.running():
-        turn = loop(target, store, options=Options(families=tuple(chosen), seed=seed), watcher=progress)
-        result = turn.plain(store)
+    began, progress = time.perf_counter(), Progress()
+    with progress.running():
+        subject = resolve(target, progress)  # first: a typo must not make a store
+        with open_store(store_path) as store:
+            turn = loop(subject, store, options=Options(families=tuple(chosen), seed=seed), watcher=progress)
+            result = replace(turn, seconds=time.perf_counter() - began).plain(store)  # with loading the target
     emit(result, as_json=as_json, lines=summary(result))
     failed = {
         "no-claim": result["claim"] is None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truing.cli.common import as_text, emit, json_option, store_option
+from truing.cli.common import as_text, emit, existing, json_option, store_option
 from truing.text import one_line
 
 if TYPE_CHECKING:
@@ -93,13 +93,8 @@ def check(ctx: click.Context, store_path: Path, as_json: bool) -> None:
 @json_option
 def gc(dry_run: bool, store_path: Path, as_json: bool) -> None:
     """Remove files and rows that nothing refers to."""
-    from truing.store import open_store
-
-    with _reading(store_path) as store:  # first, since opening for writing would make a store that is missing
-        garbage = store.gc(dry_run=True)
-    if not dry_run:
-        with open_store(store_path) as store:
-            garbage = store.gc()
+    with _reading(store_path) if dry_run else existing(store_path) as store:
+        garbage = store.gc(dry_run=dry_run)
     parts = {"file": garbage.blobs, "temporary file": garbage.temporary, "work row": garbage.work}
     counts = ", ".join(_count(len(found), noun) for noun, found in parts.items() if found)
     done = "Would remove" if dry_run else "Removed"

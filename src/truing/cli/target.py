@@ -6,7 +6,7 @@ import time
 
 import click
 
-from truing.cli.common import emit, json_option
+from truing.cli.common import Progress, emit, json_option
 
 
 @click.group("target", short_help="List targets, look at one.")
@@ -39,7 +39,9 @@ def show(name: str, as_json: bool) -> int:
     from truing.targets import resolve
 
     began = time.perf_counter()
-    card = resolve(name).card
+    progress = Progress()
+    with progress.running():
+        card = resolve(name, progress).card
     body = card.plain()["body"] | {"id": card.id, "seconds": round(time.perf_counter() - began, 2)}
     lines = [f"{key:10} {value}" for key, value in body.items() if value is not None]
     emit(body, as_json=as_json, lines=lines)

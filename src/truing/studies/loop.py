@@ -70,16 +70,16 @@ class Turn:
         }
 
 
-def loop(name: str, store: Store, *, options: Options | None = None, watcher: Watcher | None = None) -> Turn:
-    """Test the claims of the batteries on a target; explain, fix and re-test a supported one; pack it all.
+def loop(target: Any, store: Store, *, options: Options | None = None, watcher: Watcher | None = None) -> Turn:
+    """Test the claims of the batteries on a target, or the target of a name; explain, fix and re-test one; pack it all.
 
     Every unit of work is kept as it is finished: killed at any instant, a rerun does the rest and ends with the same
     records.
     """
     began = time.perf_counter()
     options, watcher = options or Options(), watcher or Silent()
+    target = resolve(target, watcher) if isinstance(target, str) else target
     store.add(spec())
-    target = resolve(name)
     claims = audit(target, options.families, store, watcher=watcher)
     carried, why = choose(claims, target.card.abilities)
     watcher.say(why)
