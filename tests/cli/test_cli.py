@@ -136,6 +136,7 @@ def test_what_the_system_refuses_is_one_line_and_exit_code_4(
     [
         ("trace 3fa9", 4, "no store at typo"),
         ("train 3fa9 --out adapter", 4, "no store at typo"),
+        ("measure 3fa9 --after .", 4, "no store at typo"),
         ("audit scripted/nope", 3, "unknown scripted target 'nope'"),
         ("loop scripted/nope", 3, "unknown scripted target 'nope'"),
         ("audit local/nope", 3, "local/"),
