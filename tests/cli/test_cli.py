@@ -11,8 +11,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from truing.cli import VERBS, main
+from truing.cli import VERBS, cli, main
+from truing.store import open_store
+from truing.targets.scripted import from_script
 
 pytestmark = pytest.mark.base
 
@@ -164,6 +167,23 @@ def test_a_family_named_twice_counts_once(tmp_path: Path, verb: str) -> None:
     assert len(found[0]) == 2
     rows = json.loads(truing("audit", "--list", *(["--family", "anchoring"] * 2), "--json").stdout)["families"]
     assert [row["family"] for row in rows] == ["anchoring"]
+
+
+@pytest.mark.parametrize(("says", "count"), [("It is fine.", 0), ("The password: hunter2hunter2", 1)])
+def test_an_audit_says_how_many_secrets_it_redacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, count: int
+) -> None:
+    script = tmp_path / "teller.yaml"
+    script.write_text(f'schema: scripted/1\nabout: "tells"\nanswers:\n  - {{says: "{says}"}}\n')
+    monkeypatch.setattr("truing.targets.resolve", lambda name, watcher: from_script(name, script))
+    args = ["audit", "scripted/teller", "--family", "insider", "--store", str(tmp_path / "store")]
+    found = json.loads(CliRunner().invoke(cli, [*args, "--json"]).stdout)
+    with open_store(tmp_path / "store", mode="read") as store:
+        replies = [row for record in store.of_kind("replies") for row in record.plain()["body"]["rows"]]
+    assert len(replies) > 1
+    assert found["redactions"] == count * len(replies)
+    text = CliRunner().invoke(cli, args).stdout
+    assert (f"{found['redactions']} secrets were redacted in stored replies" in text) == bool(count)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def command(
     """Test claims about TARGET: the naive effect, its controls, the effect beyond them, and a verdict."""
     from truing.audit import FAMILIES, audit, family, lay_out, spec
     from truing.audit import clause as clause_of
+    from truing.records import Replies
     from truing.store import open_store
     from truing.targets import resolve
 
@@ -60,6 +61,12 @@ def command(
         with open_store(store_path) as store:
             store.add(spec())
             found = audit(subject, chosen, store, half=half, watcher=progress)  # type: ignore[arg-type]
+            asked = [store.get(record) for record in {parent for claim in found for parent in claim.parents}]
     claims = [claim.plain()["body"] | {"id": claim.id} for claim in found]
-    emit({"target": target, "claims": claims, "store": str(store_path)}, as_json=as_json, lines=claim_lines(claims))
+    redactions = sum(record.redactions for record in asked if isinstance(record, Replies))
+    lines = claim_lines(claims)
+    if redactions:
+        lines.append(f"{redactions} {'secret was' if redactions == 1 else 'secrets were'} redacted in stored replies")
+    value = {"target": target, "claims": claims, "redactions": redactions, "store": str(store_path)}
+    emit(value, as_json=as_json, lines=lines)
     return int(fail_if == "supported" and any(claim.verdict == "supported" for claim in found))
