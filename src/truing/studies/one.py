@@ -73,16 +73,12 @@ def _check_adapter(folder: Path) -> None:
     for part in (CONFIG, WEIGHTS):
         if not (folder / part).is_file():
             raise TargetError(
-                f"no adapter in {folder}: {part} is missing. `truing train CLAIM --out {folder}` makes one."
+                f"no adapter at {folder} ({part} is missing). Give a folder that `truing train --out` or PEFT wrote."
             )
     try:
-        said = json.loads((folder / CONFIG).read_bytes())
-    except ValueError as error:
-        raise TargetError(
-            f"{folder / CONFIG} is damaged: it is not JSON ({error}). Write the adapter again."
-        ) from error
-    if not isinstance(said, dict) or "peft_type" not in said:
-        raise TargetError(f"{folder / CONFIG} describes no PEFT adapter: it has no peft_type. Write the adapter again.")
+        json.loads((folder / CONFIG).read_bytes())["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TargetError(f"cannot read the adapter {folder}: {error!r}. Is it a whole PEFT adapter?") from error
 
 
 def _adapted(target: Any, folder: Path, store: Store) -> Any:
