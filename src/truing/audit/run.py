@@ -21,10 +21,11 @@ def audit(
 ) -> list[Claim]:
     """The claims of these families about a target: as preference, and as behaviour where the target can reply.
 
-    Designs are kept before anything is scored. Units of work that the store has are not done again.
+    A family counts once, however often it is named. Designs are kept before anything is scored. Units of work that
+    the store has are not done again.
     """
     need(target, "Scored")
-    batteries = [lay_out(name, half=half, wordings=half) for name in families]
+    batteries = [lay_out(name, half=half, wordings=half) for name in dict.fromkeys(families)]
     store.add(target.card)
     for battery in batteries:
         store.add(battery.design)
