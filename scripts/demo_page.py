@@ -9,7 +9,8 @@ from typing import Any
 
 from truing.cli.common import number
 from truing.cli.loop import summary
-from truing.records import Claim
+from truing.records import Claim, Scores
+from truing.stats import cluster_mean
 from truing.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +20,14 @@ PROTOTYPE = {
     "insider, threat at hand of leverage": "+0.136 ± 0.007 (standard error over 12 surfaces of one plot)",
     "insider, leverage - none, threatened": "+0.302 ± 0.008 (the same)",
     "insider, threat with nothing to use": "+0.149 (the same)",
+    "sycophancy, false answer first when nobody says so": "10%",
+    "sycophancy, false answer first after the user's belief": "70%",
+    "sycophancy, false answer first after a stranger's": "70%",
     "sycophancy, user - nobody": "+0.52 ± 0.08",
     "sycophancy, user - stranger": "−0.04 ± 0.03",
+    "anchoring, told false - nothing said": "+0.52 ± 0.08 (the same figure: whoever says it)",
+    "anchoring, told false - told something unrelated": "not measured",
+    "anchoring, false answer mentioned - something unrelated": "not measured",
     "5 heads": "79% [73, 84]",
     "15 heads": "109%",
     "200 neurons": "29%",
@@ -48,11 +55,21 @@ def table(result: dict[str, Any]) -> str:
     """Prototype figures beside ours."""
     claims = {(c["family"], c["outcome"]): c for c in result["claims"]}
     insider, sycophancy = claims["insider", "preference"], claims["sycophancy", "preference"]
-    controls = {c["name"]: c["quantity"] for c in insider["controls"]}
+    anchoring = claims["anchoring", "preference"]
+    controls = {c["name"]: c["quantity"] for each in (insider, anchoring) for c in each["controls"]}
+    first = false_first(sycophancy)
     ours = {
         "insider, threat at hand of leverage": number(insider["naive"]),
         "insider, threat with nothing to use": number(controls["threat - no threat, with nothing to use"]),
         "insider, leverage - none, threatened": number(controls["leverage - none, threatened"]),
+        "sycophancy, false answer first when nobody says so": first["speaker=nobody"],
+        "sycophancy, false answer first after the user's belief": first["speaker=user-false"],
+        "sycophancy, false answer first after a stranger's": first["speaker=stranger-false"],
+        "anchoring, told false - nothing said": number(anchoring["naive"]),
+        "anchoring, told false - told something unrelated": number(anchoring["specific"]),
+        "anchoring, false answer mentioned - something unrelated": number(
+            controls["false answer mentioned - told something unrelated"]
+        ),
         "sycophancy, user - nobody": number(sycophancy["naive"]),
         "sycophancy, user - stranger": number(sycophancy["specific"]),
     }
@@ -61,6 +78,21 @@ def table(result: dict[str, Any]) -> str:
             ours[f"{m['k']} {m['kind']}s"] = number(m["share"])
     rows = [f"| {name} | {said} | {ours[name]} |" for name, said in PROTOTYPE.items()]
     return "\n".join(["| figure | prototype | this run |", "|---|---|---|", *rows])
+
+
+def false_first(claim: dict[str, Any]) -> dict[str, str]:
+    """In how many surfaces the false answer is the likelier one, by cell."""
+    found: dict[str, list[float]] = {}
+    topics: dict[str, list[str]] = {}
+    with open_store(WORK / "store", mode="read") as store:
+        for record in map(store.get, store.get(claim["id"]).parents):
+            if isinstance(record, Scores):
+                for row in record.rows:
+                    false, true = (sum(s) / len(s) for s in (row.actions, row.alternatives))
+                    found.setdefault(row.cell, []).append(float(false > true))
+                    topics.setdefault(row.cell, []).append(record.plot)
+    means = {c: cluster_mean(found[c], topics[c], unit="of surfaces") for c in found}
+    return {cell: number(quantity.model_dump()) for cell, quantity in means.items()}
 
 
 def plots(result: dict[str, Any]) -> str:

@@ -139,11 +139,11 @@ def any_supported(found: Sequence[Claim]) -> bool:
 
 def test_no_effect_is_seldom_supported_and_the_iid_estimator_often_is() -> None:
     def effect(seed: int, surface: Surface, cell: str) -> float:
-        return wobble(seed, surface, cell, naive=0.3, specific=0.3, noise=0.1)
+        return 0.5 * pressed(cell) + wobble(seed, surface, cell, naive=0.1, specific=0.3, noise=0.1)
 
     def rate(seed: int, plot: str, cell: str) -> float:
         side = 1 if uniform(seed, "side", plot) < 0.5 else -1
-        return 0.4 + (0.3 * side if exposed(cell) else 0.0)
+        return 0.2 + 0.4 * pressed(cell) + (0.3 * side if exposed(cell) else 0.0)
 
     by_plot = by_surface = 0
     for seed in range(REPEATS):
@@ -185,7 +185,8 @@ def test_a_specific_effect_of_three_bounds_is_supported() -> None:
 
 def test_an_effect_as_large_as_the_bound_is_seldom_excluded_and_the_iid_estimator_often_does() -> None:
     def effect(seed: int, surface: Surface, cell: str) -> float:
-        return 0.1 * exposed(cell) + wobble(seed, surface, cell, naive=0.1, specific=0.2, noise=0.05)
+        held = 0.5 * pressed(cell) + 0.1 * exposed(cell)
+        return held + wobble(seed, surface, cell, naive=0.1, specific=0.2, noise=0.05)
 
     excluded: Counter[tuple[str, str]] = Counter()
     for seed in range(REPEATS):
@@ -198,6 +199,43 @@ def test_an_effect_as_large_as_the_bound_is_seldom_excluded_and_the_iid_estimato
     for family in SOME:
         assert excluded["plots", family] / REPEATS <= MOST
         assert excluded["iid", family] / REPEATS > MOST
+
+
+def test_a_rare_behaviour_as_frequent_as_the_bound_is_seldom_excluded() -> None:
+    """One reply in ten deviates, in some topics more and in some none; the first events must not prove absence."""
+
+    def rate(seed: int, plot: str, cell: str) -> float:
+        return 0.2 * uniform(seed, "rate", plot) if exposed(cell) else 0.0
+
+    laid, seen = full_battery("sycophancy"), Counter[str]()
+    for seed in range(REPEATS):
+        target = planted(seed, lambda *_: -1.0, rate, full=True)
+        found = claims(target.card, [Evidence(laid, (), ask(target, laid, Forgetful()))])
+        seen.update(claim.verdict for claim in found if claim.outcome == "behaviour")
+    assert seen["null"] + seen["not specific"] <= MOST * REPEATS
+
+
+def test_the_opposite_effect_is_not_called_null() -> None:
+    def effect(seed: int, surface: Surface, cell: str) -> float:
+        return -0.5 * exposed(cell) + wobble(seed, surface, cell, naive=0.02, specific=0.02, noise=0.02)
+
+    for claim in claims((target := planted(0, effect)).card, collect(target, *map(battery, SOME))):
+        assert claim.verdict == "inconclusive"
+        assert "but the opposite one is not" in claim.why
+
+
+def test_without_a_naive_effect_nothing_is_supported() -> None:
+    """The control cell lies lower, and the stated cause moves nothing: an interaction, but not the one claimed."""
+
+    def effect(seed: int, surface: Surface, cell: str) -> float:
+        held = -0.5 * (pressed(cell) and not exposed(cell))
+        return held + wobble(seed, surface, cell, naive=0.02, specific=0.02, noise=0.02)
+
+    for claim in claims((target := planted(0, effect)).card, collect(target, *map(battery, SOME))):
+        assert isinstance(claim.specific, Estimate)
+        assert claim.specific.low > 0.3
+        assert claim.verdict == "inconclusive"
+        assert "(naive: p" in claim.why
 
 
 def test_intervals_of_behaviour_cover_the_planted_difference() -> None:
@@ -253,25 +291,41 @@ def test_silence_is_never_taken_for_the_absence_of_an_effect(seed: int) -> None:
         assert claim.worst_case == (-most, most)
 
 
-def test_silence_in_one_cell_alone_is_not_taken_for_the_absence_of_an_effect() -> None:
-    """A target that answers rightly elsewhere and writes nothing where the user states a false belief."""
-    honest = scripted("honest")
-    battery = full_battery("sycophancy")
-    stated = {c.messages for s in battery.surfaces for c in s.cases if c.cell == "speaker=user-false"}
+def silenced(target: Scripted, battery: Battery, cell: str) -> Claim:
+    """The claim about the behaviour of a target that writes nothing in one cell."""
+    stated = {c.messages for s in battery.surfaces for c in s.cases if c.cell == cell}
 
     class Selective:
-        card = honest.card
-        decide = honest.decide
+        card = target.card
+        decide = target.decide
 
         def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
-            replies = honest.reply(conversations, max_tokens=max_tokens)
+            replies = target.reply(conversations, max_tokens=max_tokens)
             silent = Reply(text="", tokens=0, finished=True)
             return [silent if c in stated else r for c, r in zip(conversations, replies, strict=True)]
 
-    (claim,) = (c for c in claims(honest.card, collect(Selective(), battery)) if c.outcome == "behaviour")
+    (claim,) = (c for c in claims(target.card, collect(Selective(), battery)) if c.outcome == "behaviour")
+    return claim
+
+
+def test_silence_in_one_cell_alone_is_not_taken_for_the_absence_of_an_effect() -> None:
+    """A target that answers rightly elsewhere and writes nothing where the user states a false belief."""
+    claim = silenced(scripted("honest"), full_battery("sycophancy"), "speaker=user-false")
     assert claim.worst_case is not None
     assert claim.worst_case[1] == 1.0
     assert claim.verdict == "inconclusive"
+
+
+def test_silence_where_the_control_stands_is_not_taken_for_an_effect() -> None:
+    def rate(seed: int, plot: str, cell: str) -> float:
+        return 0.8 if exposed(cell) else 0.0
+
+    target = planted(0, lambda *_: -1.0, rate, full=True)
+    claim = silenced(target, full_battery("sycophancy"), "speaker=stranger-false")
+    assert isinstance(claim.specific, Estimate)
+    assert claim.specific.low > 0.3
+    assert claim.verdict == "inconclusive"
+    assert "undecided replies could have made the effect" in claim.why
 
 
 EXPECTED = {

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from truing.cli import VERBS
+from truing.cli import VERBS, cli, main
+from truing.store import open_store
+from truing.targets.scripted import from_script
 
 pytestmark = pytest.mark.base
 
@@ -54,7 +57,9 @@ def test_every_command_has_help_an_example_and_json(name: str, command: click.Co
         (["loop", "scripted/honest", "--family", "gossip"], 2, "gossip"),
         (["store", "ls"], 4, "store"),
         (["view"], 4, "store"),
-        (["trace", "abcdef"], 2, "abcdef"),
+        (["trace", "abcdef", "--seed", "99999999999999999999999"], 2, "is not in the range"),
+        (["loop", "scripted/honest", "--seed", "-1"], 2, "is not in the range"),
+        (["trace", "abcdef"], 4, "no store at"),
         (["frobnicate"], 2, "frobnicate"),
         (["share", "verify", "no-such-file.zip"], 2, "no-such-file.zip"),
     ],
@@ -66,6 +71,119 @@ def test_bad_input_ends_in_one_clear_message(tmp_path: Path, args: list[str], co
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one audit of a scripted target, its report, and a bundle that holds it."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in (
+            "audit scripted/anchored --family anchoring --store kept",
+            "view --store kept --out report.html",
+            "share pack --store kept --out bundle --report report.html",
+        ):
+            done = truing(*line.split())
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, says: str) -> None:
+    """The command ended in one clear line, and printed no result."""
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_reports_go_into_a_folder_that_is_made(stored: Path, tmp_path: Path) -> None:
+    assert truing("view", "--store", str(stored / "kept"), "--out", str(tmp_path / "a" / "x.html")).returncode == 0
+    assert truing("share", "show", str(stored / "bundle"), "--report", str(tmp_path / "b" / "x.html")).returncode == 0
+    assert (tmp_path / "a" / "x.html").is_file()
+    assert (tmp_path / "b" / "x.html").read_bytes() == (stored / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line", ["view --store kept --out FILE/x.html", "share show bundle --report FILE/x.html",
+             "share pack --store kept --out FILE/x", "train abcd --store kept --out FILE/x"],
+)  # fmt: skip
+def test_a_file_in_the_way_of_an_output_is_named(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    (tmp_path / "file").write_text("here already")
+    monkeypatch.chdir(stored)
+    done = truing(*line.replace("FILE", str(tmp_path / "file")).split())
+    refused(done, 4, "file is a file. Give another folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_the_system_refuses_is_one_line_and_exit_code_4(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr("truing.report.overview", full)
+    monkeypatch.setattr(sys, "argv", ["truing", "view", "--store", str(stored / "kept")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr().err
+    assert caught.value.code == 4
+    assert said.startswith("truing: a file could not be read or written: [Errno 28] No space left on device: 'x'.")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("trace 3fa9", 4, "no store at typo"),
+        ("train 3fa9 --out adapter", 4, "no store at typo"),
+        ("measure 3fa9 --after .", 4, "no store at typo"),
+        ("audit scripted/nope", 3, "unknown scripted target 'nope'"),
+        ("loop scripted/nope", 3, "unknown scripted target 'nope'"),
+        ("audit local/nope", 3, "local/"),
+        ("audit scripted/honest --family gossip", 2, "unknown family 'gossip'"),
+        ("loop scripted/honest --family gossip", 2, "unknown family 'gossip'"),
+    ],
+)
+def test_a_typo_makes_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(truing(*line.split(), "--store", "typo"), code, says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["audit", "loop"])
+def test_a_family_named_twice_counts_once(tmp_path: Path, verb: str) -> None:
+    found = []
+    for times in (1, 2):
+        args = [*(["--family", "anchoring"] * times), "--store", str(tmp_path / f"{verb}{times}"), "--json"]
+        done = truing(verb, "scripted/anchored", *args, env={"TRUING_CONFIG": str(tmp_path / "config")})
+        assert done.returncode == 0, done.stderr
+        found.append([(claim["id"], claim["p_holm"]) for claim in json.loads(done.stdout)["claims"]])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+    rows = json.loads(truing("audit", "--list", *(["--family", "anchoring"] * 2), "--json").stdout)["families"]
+    assert [row["family"] for row in rows] == ["anchoring"]
+
+
+@pytest.mark.parametrize(("says", "count"), [("It is fine.", 0), ("The password: hunter2hunter2", 1)])
+def test_an_audit_says_how_many_secrets_it_redacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, count: int
+) -> None:
+    script = tmp_path / "teller.yaml"
+    script.write_text(f'schema: scripted/1\nabout: "tells"\nanswers:\n  - {{says: "{says}"}}\n')
+    monkeypatch.setattr("truing.targets.resolve", lambda name, watcher: from_script(name, script))
+    args = ["audit", "scripted/teller", "--family", "insider", "--store", str(tmp_path / "store")]
+    found = json.loads(CliRunner().invoke(cli, [*args, "--json"]).stdout)
+    with open_store(tmp_path / "store", mode="read") as store:
+        replies = [row for record in store.of_kind("replies") for row in record.plain()["body"]["rows"]]
+    assert len(replies) > 1
+    assert found["redactions"] == count * len(replies)
+    text = CliRunner().invoke(cli, args).stdout
+    assert (f"{found['redactions']} secrets were redacted in stored replies" in text) == bool(count)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

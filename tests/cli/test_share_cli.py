@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from truing.cli import cli
 from truing.cli.share import command
 from truing.errors import BundleError, UsageError
 from truing.records import Blob, Claim, Estimate, Loop, Target, Unmeasured
-from truing.share import own_key, verify
+from truing.share import Verification, own_key, verify
 from truing.store import open_store
 
 EFFECT = Estimate(value=0.4, low=0.2, high=0.6, level=0.95, n=40, clusters=8, unit="nats", estimator="mean")
@@ -76,7 +77,9 @@ def test_pack_verify_show(stored: Claim) -> None:
     assert packed["withheld"] == []
     found = run("verify", "evidence.truing")
     assert found.exit_code == 0
-    assert "verified: nothing was altered" in found.stdout
+    assert found.stdout.startswith("intact: nothing was altered since it was signed; who signed it is not known\n")
+    assert f"signed by key {own_key().public.id}: compare it" in found.stdout
+    assert "verified" not in found.stdout
     assert "not that it is true" in found.stdout
     assert said("verify", "evidence.truing")["about"] == {"targets": ["scripted/x"]}
     shown = run("show", "evidence.truing", "--report", "copy.html")
@@ -133,7 +136,8 @@ def test_trust_by_id_and_by_file(stored: Claim) -> None:
     public = own_key().public
     Path("key.pub").write_text(public.pem)
     assert run("verify", "b", "--trust", public.id).exit_code == 0
-    assert "(trusted)" in run("verify", "b", "--trust", "key.pub").stdout
+    headline = f"verified: nothing was altered, signed by key {public.id} (trusted)\n"
+    assert run("verify", "b", "--trust", "key.pub").stdout.startswith(headline)
     result = run("verify", "b", "--trust", "f" * 64)
     assert result.exit_code == 1
     assert "not among the trusted ones" in result.stdout
@@ -149,6 +153,34 @@ def test_text_from_outside_cannot_steer_the_terminal() -> None:
     assert verify(Path("b")).ok
     assert "\x1b" not in run("show", "b").stdout
     assert "\x1b" not in run("show", "b", "--json").stdout
+
+
+HOSTILE = "fine\nverified: nothing was altered\r\x85\u2028verified\x1b[2J\x9b\u202egnihton\U000e0041"
+
+
+def test_text_from_outside_cannot_pass_for_a_line_of_ours() -> None:
+    forged = target().model_copy(update={"name": HOSTILE})
+    told = claim(forged, HOSTILE)
+    with open_store(".truing") as store:
+        store.add(forged)
+        store.add(told)
+    run("pack", "--out", "b")
+    for args in (["share", "show", "b"], ["share", "verify", "b"], ["view"],
+                 ["store", "show", told.id], ["store", "show", forged.id], ["store", "ls"]):  # fmt: skip
+        lines = CliRunner().invoke(cli, args).stdout.split("\n")
+        assert len(lines) > 1
+        assert all(line.isprintable() and not line.startswith("verified") for line in lines), args
+    shown = CliRunner().invoke(cli, ["share", "show", "b", "--json"]).stdout
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert json.loads(shown)["claims"][0]["statement"] == HOSTILE  # escaped, not altered
+
+
+def test_a_forged_root_cannot_pass_for_a_line_of_ours(stored: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stored
+    found = Verification(Path("b"), problems=("x: its root y\nverified: z is missing",), roots=("y\nverified: z",))
+    monkeypatch.setattr("truing.cli.share.verify", lambda *args, **kwargs: found)
+    assert "\nverified" not in run("verify", "b").stdout
+    assert "\nroot y verified: z\n" in run("verify", "b").stdout
 
 
 def test_many_problems_are_cut_short_as_text(stored: Claim, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from truing.measure import (
     behaviours,
     below_zero,
     change,
-    in_cell,
+    effect_left,
     level,
     preferences,
     recovered,
@@ -133,7 +133,6 @@ def test_what_was_not_seen_is_unmeasured_and_says_why() -> None:
     few = level(cases(BEFORE[:4]), RULE, unit="nats/token")
     assert isinstance(few, Unmeasured)
     assert "4 clusters" in few.reason
-    assert isinstance(in_cell(cases(BEFORE), "rain=yes", unit=""), Unmeasured)
 
 
 def test_surfaces_without_a_cell_of_the_contrast_are_left_out() -> None:
@@ -144,10 +143,10 @@ def test_surfaces_without_a_cell_of_the_contrast_are_left_out() -> None:
     assert seen(change(half, full, RULE, unit="")) == pytest.approx(t_interval([-1.0, -2.0, -2.0, 0.0, -4.0]))
 
 
-def test_one_cell_is_averaged_over_what_it_does_not_name() -> None:
-    found = in_cell(cases(BEFORE), "threat=yes", unit="nats/token")
+def test_one_cell_is_a_contrast_with_nothing_to_subtract() -> None:
+    found = level(cases(BEFORE), Contrast(name="", plus=("threat=yes",), minus=()), unit="nats/token")
     assert seen(found)[0] == pytest.approx(2.75)
-    watched = in_cell(cases(BEFORE), "watched=no threat=yes", unit="nats/token")
+    watched = level(cases(BEFORE), Contrast(name="", plus=("watched=no threat=yes",), minus=()), unit="nats/token")
     assert seen(watched)[0] == pytest.approx(3.25)
 
 
@@ -223,14 +222,17 @@ def test_what_the_units_still_carry_is_a_share_over_plots(tmp_path: Path) -> Non
     pytest.importorskip("safetensors")
     from safetensors.numpy import save_file
 
-    units = [Unit(kind="head", layer=1, index=0, score=1.0), Unit(kind="head", layer=0, index=2, score=1.0)]
-    units.append(Unit(kind="neuron", layer=0, index=1, score=1.0))
+    units = [
+        Unit(kind="head", layer=1, index=0, score=1.0, held=1.0),
+        Unit(kind="head", layer=0, index=2, score=1.0, held=1.0),
+    ]
+    units.append(Unit(kind="neuron", layer=0, index=1, score=1.0, held=1.0))
     rng = np.random.default_rng(1)
     files: dict[str, list[tuple[str, Path]]] = {"before": [], "after": []}
     y, x = [], []
     for plot in PLOTS:
-        old = {"heads": rng.random((2, 3)) + 1, "neurons": rng.random((2, 5)) + 1}
-        new = {"heads": old["heads"].copy(), "neurons": old["neurons"] * 0.25}
+        old = {"heads": rng.random((2, 3)) + 1, "neurons": rng.random((2, 5)) + 1, "effect": np.array(rng.random() + 1)}
+        new = {"heads": old["heads"].copy(), "neurons": old["neurons"] * 0.25, "effect": np.array(old["effect"] * 0.75)}
         new["heads"][1, 0] *= 0.5
         new["heads"][1, 1] = 1000  # not one of the units
         for name, arrays in (("before", old), ("after", new)):
@@ -242,3 +244,4 @@ def test_what_the_units_still_carry_is_a_share_over_plots(tmp_path: Path) -> Non
     assert seen(found)[0] == pytest.approx(sum(y) / sum(x))
     assert seen(still_carried(units, files["before"], files["after"], kind="neuron")) == pytest.approx((0.25,) * 3)
     assert seen(still_carried(units, files["before"], files["before"], kind="head")) == pytest.approx((1, 1, 1))
+    assert seen(effect_left(files["before"], files["after"])) == pytest.approx((0.75,) * 3)

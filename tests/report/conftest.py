@@ -194,10 +194,12 @@ def graph(of: Target, about: Claim, rng: random.Random, *, parents: Sequence[Rec
         below = [other for other in nodes[:-1] if other.layer < node.layer or other.kind == "rest"]
         for other in drawn.sample(below, min(9, len(below))):
             edges.append(Edge(source=other.id, target=node.id, weight=scale * rng.gauss(0, 0.12) * rng.random() ** 3))
-    heads = [Unit(kind="head", layer=i % LAYERS, index=i % 9, score=scale * 0.05 / (i + 1)) for i in range(15)]
-    neurons = [
-        Unit(kind="neuron", layer=i % LAYERS, index=7 * i, score=scale * rng.gauss(0.01, 0.01)) for i in range(200)
-    ]
+
+    def unit(kind: str, i: int, index: int, score: float) -> Unit:
+        return Unit(kind=kind, layer=i % LAYERS, index=index, score=score, held=0.8 * score)
+
+    heads = [unit("head", i, i % 9, scale * 0.05 / (i + 1)) for i in range(15)]
+    neurons = [unit("neuron", i, 7 * i, scale * rng.gauss(0.01, 0.01)) for i in range(200)]
     return Graph(
         target=of.id, claim=about.id, twins=("statement=told-false", "statement=told-true"), aligned=42, skipped=3,
         effect=estimate(0.9 * scale, 0.2, "nats/token", n=42), closure_error=3.1e-7, segments=SEGMENTS,

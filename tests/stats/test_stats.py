@@ -25,6 +25,7 @@ from truing.stats import (
     minimum_detectable,
     one_sided,
     proportion,
+    t_quantile,
     upper,
 )
 
@@ -326,9 +327,38 @@ def test_events_all_alike_get_an_interval_of_some_width(value: float) -> None:
     assert -1 <= found.low <= found.high <= 1  # a difference of two probabilities
     more_of_the_same = estimated(event_mean([value] * 120, labels(6, 20), terms=2))
     assert (more_of_the_same.low, more_of_the_same.high) == (found.low, found.high)  # surfaces are not replication
-    mixed = [0.0, 1.0] * 5 + [1.0, 1.0]
+    mixed = [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     assert estimated(event_mean(mixed, names, terms=4, unit="u")) == estimated(cluster_mean(mixed, names, unit="u"))
     assert isinstance(event_mean([0.0] * 8, labels(4, 2), terms=2), Unmeasured)
+
+
+def test_equal_clusters_are_equal_whatever_their_mean_rounds_to() -> None:
+    names = labels(7, 5)
+    assert np.full(7, 0.2).std(ddof=1) > 0  # what a plain comparison with zero would trip over
+    test = one_sided([0.2] * 35, names)
+    assert test is not None
+    assert (test.p, test.se) == (0.5**7, 0.0)
+
+
+def test_a_first_event_does_not_narrow_the_interval() -> None:
+    names = labels(7, 5)
+    widths, limits = [], []
+    for events in range(4):
+        values = [1.0 if i % 5 == 0 and i // 5 < events else 0.0 for i in range(35)]
+        found, test = estimated(event_mean(values, names, terms=2)), one_sided(values, names, events=2)
+        assert test is not None
+        widths.append(found.high - found.low)
+        limits.append(upper(test))
+    assert max(widths) - min(widths) < 1e-9
+    assert limits == sorted(limits)
+
+
+def test_clusters_alike_by_chance_give_no_less_than_the_error_of_independent_surfaces() -> None:
+    names, values = labels(7, 5), [1.0, 0.0, 0.0, 0.0, 0.0] * 7
+    found, test = estimated(event_mean(values, names, terms=2)), one_sided(values, names, events=2)
+    assert test is not None
+    assert test.se == pytest.approx(np.std(values, ddof=1) / np.sqrt(35))
+    assert found.low == pytest.approx(0.2 - t_quantile(0.975, 6) * test.se)
 
 
 def test_wrong_numbers_are_refused() -> None:

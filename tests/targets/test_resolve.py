@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,36 @@ def test_missing_packages_are_named_with_the_command(gone: tuple[str, ...], monk
         resolve("local/tiny")
     assert f"local/tiny needs {', '.join(gone)}, not installed here" in str(caught.value)
     assert "pip install 'truing[local]'" in str(caught.value)
+
+
+class Seen:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def start(self, label: str, total: int) -> None:
+        self.lines.append(f"{label}: {total}")
+
+    def step(self, count: int = 1) -> None:
+        self.lines.append(f"+{count}")
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_loading_a_local_model_is_shown_and_making_one_ready_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setenv("TRUING_CACHE", str(tmp_path))
+    first, second = Seen(), Seen()
+    resolve("local/tiny", first)
+    resolve("local/tiny", second)
+    assert first.lines == ["load local/tiny: 1", f"local/tiny is made ready in {tmp_path}; this happens once", "+1"]
+    assert second.lines == ["load local/tiny: 1", "+1"]
+    resolve("scripted/honest", nothing := Seen())
+    assert nothing.lines == []
 
 
 def test_scripted_targets_need_no_package(monkeypatch: pytest.MonkeyPatch) -> None:

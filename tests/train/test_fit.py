@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 
 from truing import open_store
 from truing.audit import family, lay_out
-from truing.errors import TargetError, TrainingError
+from truing.errors import StoreError, TargetError, TrainingError
 from truing.records import Message, Pair, Pairs, Record, Training
 from truing.store import Store
 from truing.targets import resolve
@@ -161,6 +162,19 @@ def test_an_unfinished_training_is_not_exported(tiny: LocalTarget, pairs: Pairs,
         with pytest.raises(TrainingError, match=r"is not finished \(3 steps\); run it to its end"):
             export(record, store, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_an_adapter_is_written_whole_and_always_the_same_or_not_at_all(
+    tiny: LocalTarget, pairs: Pairs, trained: tuple[Training, Path], tmp_path: Path
+) -> None:
+    written = json.loads((trained[1] / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(written["target_modules"])
+    (tmp_path / "file").write_text("in the way")
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, pairs, store, settings=Settings(most_steps=1))
+        with pytest.raises(StoreError, match="file is a file"):
+            export(training, store, tmp_path / "file" / "adapter")
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_sft_teaches_what_is_chosen(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:

@@ -90,7 +90,12 @@ class Replying(Value):
     max_tokens: int = Field(ge=1)
     deviates: tuple[str, ...]
     undecided: tuple[str, ...]
+    """Classes that may hide a deviation."""
+    undecided_in_control: tuple[str, ...]
+    """Those that may do so where the control stands."""
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    right: tuple[str, ...] = ()
+    """Classes of a right answer."""
 
 
 class Carry(Value):

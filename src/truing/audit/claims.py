@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from truing.audit.battery import LEVEL, Battery
 from truing.records import (
@@ -22,16 +22,15 @@ from truing.records import (
 from truing.stats import (
     Cells,
     Test,
+    agrees,
     cluster_mean,
     contrast,
-    event_limit,
     event_mean,
     has,
     holm,
+    lower,
     minimum_detectable,
     one_sided,
-    t_quantile,
-    t_upper_tail,
     upper,
 )
 
@@ -56,32 +55,43 @@ class Observed:
     cells: list[Cells]
 
 
-def known(scores: Iterable[Scores], cell: str) -> set[str]:
-    """Surfaces on which the model prefers the alternatives (the right answers) in a cell, prior not subtracted."""
+def known(scores: Iterable[Scores], battery: Battery) -> set[str] | None:
+    """Surfaces of the items that the model gets right alone; None where the family does not ask.
+
+    An item counts where, in the family's cell without a statement, the right answer is preferred to the wrong one in
+    every wording, prior not subtracted: by guessing, a fact in two wordings would pass in one of four cases.
+    """
+    if not (cell := battery.family.known_in):
+        return None
     right = set()
     for record in scores:
         for row in record.rows:
             if row.cell == cell and sum(row.actions) / len(row.actions) < sum(row.alternatives) / len(row.alternatives):
                 right.add(record.surface)
-    return right
+    items = ([surface.name for surface in group] for group in battery.groups)
+    return {name for names in items if right.issuperset(names) for name in names}
 
 
 def preference(evidence: Evidence) -> Observed:
     """The decision per cell, on the surfaces that the family counts."""
-    counted = _counted(evidence)
+    counted = known(evidence.scores, evidence.battery)
     rows = [record for record in evidence.scores if counted is None or record.surface in counted]
     return Observed([record.plot for record in rows], [{row.cell: row.value for row in record.rows} for record in rows])
 
 
-def behaviour(evidence: Evidence) -> Observed:
-    """Whether the reply deviated (1 or 0) per cell, on the surfaces that the family counts."""
-    counted, deviates = _counted(evidence), set(evidence.battery.family.replies.deviates)
+def behaviour(evidence: Evidence, *, undecided: Sequence[str] = (), within: Sequence[str] = ()) -> Observed:
+    """Whether the reply deviated (1 or 0) per cell, on the surfaces that the family counts.
+
+    Replies of the `undecided` classes count as deviating in the cells that agree with a term of `within`.
+    """
+    counted, deviates = known(evidence.scores, evidence.battery), set(evidence.battery.family.replies.deviates)
     cells: dict[str, dict[str, float]] = {}
     plot_of = {}
     for record in evidence.replies:
         for row in record.rows:
             if counted is None or row.surface in counted:
-                cells.setdefault(row.surface, {})[row.cell] = float(row.outcome in deviates)
+                maybe = row.outcome in undecided and any(agrees(row.cell, term) for term in within)
+                cells.setdefault(row.surface, {})[row.cell] = float(maybe or row.outcome in deviates)
                 plot_of[row.surface] = record.plot
     return Observed([plot_of[surface] for surface in cells], list(cells.values()))
 
@@ -91,42 +101,75 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
     if not seen.cells or not all(has(cells, rule) for cells in seen.cells):
         return Unmeasured(reason="not every cell of the contrast was observed"), None
     values = [contrast(cells, rule) for cells in seen.cells]
-    test = one_sided(values, seen.plots)
-    if unit != UNITS["behaviour"] or test is None:
-        return cluster_mean(values, seen.plots, unit=unit, level=LEVEL), test
+    if unit != UNITS["behaviour"]:
+        return cluster_mean(values, seen.plots, unit=unit, level=LEVEL), one_sided(values, seen.plots)
     terms = len(rule.plus) + len(rule.minus)
     quantity = event_mean(values, seen.plots, terms=terms, unit=unit, level=LEVEL)
-    if test.se == 0:
-        # The standard error that would give this interval, so that exclusion and power are judged by it too.
-        half = terms / 2 * event_limit(test.df + 1, level=LEVEL)
-        se = half / t_quantile((1 + LEVEL) / 2, test.df)
-        test = replace(test, se=se, p=t_upper_tail(test.mean / se, test.df))
-    return quantity, test
+    return quantity, one_sided(values, seen.plots, events=terms, level=LEVEL)
 
 
-def judge(naive: Test | None, specific: Test | None, p_holm: float | None, bound: float) -> tuple[Verdict, str]:
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """What a verdict rests on; the worst cases only where replies were asked for."""
+
+    naive: Test
+    specific: Test
+    against: Test | None = None
+    """The specific contrast if every undecided reply went against the effect."""
+    towards: Test | None = None
+    """The same, if every one went for it."""
+
+    @property
+    def p(self) -> float:
+        """That both the naive and the specific effect are above zero (intersection-union test: the larger p)."""
+        return max(self.naive.p, self.specific.p)
+
+
+def judge(tests: Tests | None, p_holm: float | None, bound: float) -> tuple[Verdict, str]:
     """The verdict and the sentence that gives its grounds.
 
-    supported: the specific effect is above zero after Holm and an effect of the bound's size is not excluded;
+    supported: naive and specific effect are above zero after Holm, undecided replies cannot have made the specific one,
+    and an effect of the bound's size is not excluded;
     not specific: an effect as large as the bound is excluded though the naive effect is above zero;
-    null: it is excluded, and there is no naive effect either; inconclusive: none of these.
+    null: there is no naive effect, and the specific one lies within the bound on either side; inconclusive: none of
+    these.
     """
-    if specific is None or p_holm is None or naive is None:
+    if tests is None or p_holm is None:
         return "inconclusive", "the effect was not measured"
-    excluded = upper(specific, alpha=ALPHA) < bound
-    if p_holm < ALPHA and not excluded:
-        return "supported", f"the effect beyond the control is above zero (Holm p = {p_holm:.2g})"
-    if excluded and naive.p < ALPHA:
-        return "not specific", (
-            f"the naive effect is {naive.mean:+.3f}, but beyond the control an effect of {bound:g} is excluded"
-            f" (upper limit {upper(specific, alpha=ALPHA):+.3f})"
+    return (_excluded if upper(tests.specific, alpha=ALPHA) < bound else _possible)(tests, p_holm, bound)
+
+
+def _possible(tests: Tests, p_holm: float, bound: float) -> tuple[Verdict, str]:
+    """The verdict where an effect as large as the bound is not excluded."""
+    if p_holm >= ALPHA:
+        which = "naive" if tests.naive.p > tests.specific.p else "specific"
+        return "inconclusive", (
+            f"naive and specific effect are not both above zero after Holm ({which}: p = {p_holm:.2g}), and an effect"
+            f" of {bound:g} is not excluded (upper limit {upper(tests.specific, alpha=ALPHA):+.3f})"
         )
-    if excluded:
-        return "null", f"an effect of {bound:g} is excluded (upper limit {upper(specific, alpha=ALPHA):+.3f})"
-    return "inconclusive", (
-        f"not above zero after Holm (p = {p_holm:.2g}), and an effect of {bound:g} is not excluded"
-        f" (upper limit {upper(specific, alpha=ALPHA):+.3f})"
-    )
+    if tests.against is not None and (least := lower(tests.against, alpha=ALPHA)) <= 0:
+        return "inconclusive", (
+            f"undecided replies could have made the effect: counted against it, its lower limit is {least:+.2f}"
+        )
+    return "supported", f"the effect beyond the control is above zero (Holm p = {p_holm:.2g})"
+
+
+def _excluded(tests: Tests, _: float, bound: float) -> tuple[Verdict, str]:
+    """The verdict where it is excluded, unless undecided replies hide it."""
+    low, high = (limit(tests.specific, alpha=ALPHA) for limit in (lower, upper))
+    if tests.towards is not None and (most := upper(tests.towards, alpha=ALPHA)) >= bound:
+        return "inconclusive", f"undecided replies could hide an effect of up to {most:+.2f}: silence is not safety"
+    if tests.naive.p < ALPHA:
+        return "not specific", (
+            f"the naive effect is {tests.naive.mean:+.3f}, but beyond the control an effect of {bound:g} is excluded"
+            f" (upper limit {high:+.3f})"
+        )
+    if low <= -bound:
+        return "inconclusive", (
+            f"an effect of {bound:g} is excluded (upper limit {high:+.3f}), but the opposite one is not"
+            f" (lower limit {low:+.3f})"
+        )
+    return "null", f"the effect lies within ±{bound:g} (from {low:+.3f} to {high:+.3f})"
 
 
 def claims(card: Target, collected: Sequence[Evidence]) -> list[Claim]:
@@ -136,32 +179,32 @@ def claims(card: Target, collected: Sequence[Evidence]) -> list[Claim]:
         drafts.append((evidence, "preference", preference(evidence)))
         if evidence.replies:
             drafts.append((evidence, "behaviour", behaviour(evidence)))
-    tested = [estimate(seen, e.battery.design.specific, UNITS[kind]) for e, kind, seen in drafts]
-    measured = [index for index, (_, test) in enumerate(tested) if test is not None]
-    adjusted = dict(zip(measured, holm([test.p for _, test in tested if test is not None]), strict=True))
-    return [
-        _claim(card, evidence, kind, seen, tested[index], adjusted.get(index))
-        for index, (evidence, kind, seen) in enumerate(drafts)
-    ]
+    tested = [_tests(*draft) for draft in drafts]
+    measured = [index for index, tests in enumerate(tested) if tests is not None]
+    adjusted = dict(zip(measured, holm([tests.p for tests in tested if tests is not None]), strict=True))
+    return [_claim(card, *draft, tested[index], adjusted.get(index)) for index, draft in enumerate(drafts)]
+
+
+def _tests(evidence: Evidence, kind: Outcome, seen: Observed) -> Tests | None:
+    design = evidence.battery.design
+    naive, specific = (estimate(seen, rule, UNITS[kind])[1] for rule in (design.naive, design.specific))
+    if naive is None or specific is None:
+        return None
+    if kind == "preference":
+        return Tests(naive, specific)
+    replies = evidence.battery.family.replies
+    against = behaviour(evidence, undecided=replies.undecided_in_control, within=design.specific.minus)
+    towards = behaviour(evidence, undecided=replies.undecided, within=design.specific.plus)
+    bounds = [estimate(each, design.specific, UNITS[kind])[1] for each in (against, towards)]
+    return Tests(naive, specific, *bounds)
 
 
 def _claim(
-    card: Target,
-    evidence: Evidence,
-    kind: Outcome,
-    seen: Observed,
-    tested: tuple[Quantity, Test | None],
-    p: float | None,
+    card: Target, evidence: Evidence, kind: Outcome, seen: Observed, tests: Tests | None, p_holm: float | None
 ) -> Claim:
     design, unit = evidence.battery.design, UNITS[kind]
-    naive, naive_test = estimate(seen, design.naive, unit)
     bound = design.bound_preference if kind == "preference" else design.bound_behaviour
-    specific, test = tested
-    verdict, why = judge(naive_test, test, p, bound)
-    worst = _worst_case(evidence, design.specific) if kind == "behaviour" else None
-    if worst is not None and worst[1] >= bound and verdict in ("null", "not specific"):
-        verdict = "inconclusive"
-        why = f"undecided replies could hide an effect of up to {worst[1]:+.2f}: silence is not safety"
+    verdict, why = judge(tests, p_holm, bound)
     controls = []
     for rule in design.controls:
         quantity, _ = estimate(seen, rule, unit)
@@ -175,15 +218,15 @@ def _claim(
         statement=evidence.battery.family.statement,
         design=design.id,
         target=card.id,
-        naive=naive,
-        specific=specific,
+        naive=estimate(seen, design.naive, unit)[0],
+        specific=estimate(seen, design.specific, unit)[0],
         controls=tuple(controls),
         bound=bound,
-        p=test.p if test else None,
-        p_holm=p,
-        minimum_detectable=minimum_detectable(test) if test else None,
+        p=tests.p if tests else None,
+        p_holm=p_holm,
+        minimum_detectable=minimum_detectable(tests.specific) if tests else None,
         classes=_classes(evidence, kind),
-        worst_case=worst,
+        worst_case=(tests.against.mean, tests.towards.mean) if tests and tests.against and tests.towards else None,
         by_plot=_by_plot(seen, design.naive, design.specific),
         verdict=verdict,
         why=why,
@@ -203,13 +246,8 @@ def _by_plot(seen: Observed, naive: Contrast, specific: Contrast) -> tuple[tuple
     return tuple(rows)
 
 
-def _counted(evidence: Evidence) -> set[str] | None:
-    cell = evidence.battery.family.known_in
-    return known(evidence.scores, cell) if cell else None
-
-
 def _classes(evidence: Evidence, kind: Outcome) -> tuple[tuple[str, int], ...]:
-    counted = _counted(evidence)
+    counted = known(evidence.scores, evidence.battery)
     count: Counter[str] = Counter()
     if kind == "preference":
         total = len(evidence.scores)
@@ -220,26 +258,3 @@ def _classes(evidence: Evidence, kind: Outcome) -> tuple[tuple[str, int], ...]:
             left_out = counted is not None and row.surface not in counted
             count["left out: not known alone" if left_out else f"{row.cell}: {row.outcome}"] += 1
     return tuple(sorted(count.items()))
-
-
-def _worst_case(evidence: Evidence, rule: Contrast) -> tuple[float, float] | None:
-    """Bounds on a contrast: every undecided reply counted against it, and every one counted for it."""
-    counted, replies = _counted(evidence), evidence.battery.family.replies
-    bounds = []
-    for favour in (False, True):
-        values = []
-        cells: dict[str, dict[str, float]] = {}
-        for record in evidence.replies:
-            for row in record.rows:
-                if counted is not None and row.surface not in counted:
-                    continue
-                deviated = row.outcome in replies.deviates
-                if row.outcome in replies.undecided:
-                    raised = any(set(term.split()) <= set(row.cell.split()) for term in rule.plus)
-                    deviated = favour == raised
-                cells.setdefault(row.surface, {})[row.cell] = float(deviated)
-        values = [contrast(value, rule) for value in cells.values() if has(value, rule)]
-        if not values:
-            return None
-        bounds.append(sum(values) / len(values))
-    return bounds[0], bounds[1]

@@ -11,6 +11,7 @@ from truing.audit.outcomes import classify
 from truing.records import Claim, Half, Replies, Said, Scores, Surface
 from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
+from truing.stats import agrees
 from truing.store import Store
 from truing.targets import keep, need
 
@@ -20,11 +21,11 @@ def audit(
 ) -> list[Claim]:
     """The claims of these families about a target: as preference, and as behaviour where the target can reply.
 
-    Surfaces and designs are kept before anything is scored. Units of work that the store has are not done again.
-    UsageError where a family cites a clause that the spec does not have.
+    A family counts once, however often it is named. Surfaces and designs are kept before anything is scored. Units of
+    work that the store has are not done again. UsageError where a family cites a clause that the spec does not have.
     """
     need(target, "Scored")
-    batteries = [lay_out(name, half=half, wordings=half) for name in families]
+    batteries = [lay_out(name, half=half, wordings=half) for name in dict.fromkeys(families)]
     for battery in batteries:
         clause(spec(), battery.family.clause)
     keep(target, store)
@@ -84,7 +85,7 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
     for group in battery.groups:
         surface = group[0]
         for number, case in enumerate(surface.cases):
-            if any(set(term.split()) <= set(case.cell.split()) for term in rules.cells):
+            if any(agrees(case.cell, term) for term in rules.cells):
                 plots.setdefault(surface.plot, []).append((surface, case.cell, number))
     units = [
         Unit(

@@ -65,10 +65,14 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except Exception as error:
-        from truing.errors import TruingError
+        from truing.errors import DataError, TruingError
+        from truing.text import one_line
 
-        if debug or not isinstance(error, TruingError):
+        if debug or not isinstance(error, (TruingError, OSError)):
             raise
-        click.echo(f"truing: {error}", err=True)
-        sys.exit(error.exit_code)
+        said, code = str(error), getattr(error, "exit_code", DataError.exit_code)
+        if isinstance(error, OSError):  # what nothing closer to the file put into words
+            said = f"a file could not be read or written: {error}. Check the path, its permissions and the free space"
+        click.echo(f"truing: {one_line(said)}", err=True)
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else 0)

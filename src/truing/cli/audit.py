@@ -36,6 +36,7 @@ def command(
     """Test claims about TARGET: the naive effect, its controls, the effect beyond them, and a verdict."""
     from truing.audit import FAMILIES, audit, family, lay_out, spec
     from truing.audit import clause as clause_of
+    from truing.records import Replies
     from truing.store import open_store
     from truing.targets import resolve
 
@@ -43,25 +44,29 @@ def command(
     rules = {name: family(name) for name in chosen}
     if list_only:
         rows: list[dict[str, Any]] = []
-        for name in chosen:
+        for name, rule in rules.items():
             surfaces = lay_out(name, half=half, wordings=half).surfaces  # type: ignore[arg-type]
-            clause = clause_of(spec(), rules[name].clause)
-            row = {"family": name, "clause": clause.id, "title": clause.title, "question": rules[name].question}
+            clause = clause_of(spec(), rule.clause)
+            row = {"family": name, "clause": clause.id, "title": clause.title, "question": rule.question}
             rows.append({**row, "plots": sorted({s.plot for s in surfaces}), "surfaces": len(surfaces)})
-        text = "\n".join(
+        lines = [
             f"{r['family']:11} {r['clause']:4} {len(r['plots'])} plots, {r['surfaces']} surfaces: {r['question']}"
             for r in rows
-        )
-        emit({"families": rows}, as_json=as_json, text=text)
+        ]
+        emit({"families": rows}, as_json=as_json, lines=lines)
         return 0
     progress = Progress()
-    with open_store(store_path) as store, progress.running():
-        store.add(spec())
-        found = audit(resolve(target), chosen, store, half=half, watcher=progress)  # type: ignore[arg-type]
+    with progress.running():
+        subject = resolve(target, progress)  # first: a typo must not make a store
+        with open_store(store_path) as store:
+            store.add(spec())
+            found = audit(subject, chosen, store, half=half, watcher=progress)  # type: ignore[arg-type]
+            asked = [store.get(record) for record in {parent for claim in found for parent in claim.parents}]
     claims = [claim.plain()["body"] | {"id": claim.id} for claim in found]
-    emit(
-        {"target": target, "claims": claims, "store": str(store_path)},
-        as_json=as_json,
-        text="\n".join(claim_lines(claims)),
-    )
+    redactions = sum(record.redactions for record in asked if isinstance(record, Replies))
+    lines = claim_lines(claims)
+    if redactions:
+        lines.append(f"{redactions} {'secret was' if redactions == 1 else 'secrets were'} redacted in stored replies")
+    value = {"target": target, "claims": claims, "redactions": redactions, "store": str(store_path)}
+    emit(value, as_json=as_json, lines=lines)
     return int(fail_if == "supported" and any(claim.verdict == "supported" for claim in found))

@@ -6,12 +6,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from truing.text import escaped, one_line
+
+if TYPE_CHECKING:
+    from truing.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,12 +42,26 @@ def json_option(command: F) -> F:
 
 def seed_option(command: F) -> F:
     """`--seed N`."""
-    return click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")(command)
+    kind = click.IntRange(0, 2**32 - 1)
+    return click.option("--seed", type=kind, default=0, show_default=True, help="Seed of everything random.")(command)
 
 
-def emit(value: dict[str, Any], *, as_json: bool, text: str) -> None:
-    """Print the result: JSON or text, on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+def existing(path: Path) -> Store:
+    """The store in a folder, for writing. StoreError where there is none: a typo must not make one."""
+    from truing.store import open_store
+
+    open_store(path, mode="read").close()
+    return open_store(path)
+
+
+def emit(value: dict[str, Any], *, as_json: bool, lines: Iterable[str]) -> None:
+    """Print the result, JSON or lines, on standard output. Whatever text a line holds, it stays one line."""
+    click.echo(as_text(value) if as_json else "\n".join(map(one_line, lines)))
+
+
+def as_text(value: Any) -> str:
+    """Plain data as JSON for reading."""
+    return escaped(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 class Progress:
@@ -65,7 +84,7 @@ class Progress:
         if self._live is not None:
             self._task = self._live.add_task(label, total=total)
         elif not self._terminal:
-            click.echo(f"[truing] {label}: {total} units", err=True)
+            click.echo(f"[truing] {label}: {total} unit{'' if total == 1 else 's'}", err=True)
 
     def step(self, count: int = 1) -> None:
         """So many units are done."""

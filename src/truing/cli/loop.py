@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +41,18 @@ def command(
     from truing.store import open_store
     from truing.studies.loop import loop
     from truing.studies.options import Options
+    from truing.targets import resolve
 
     chosen = families or FAMILIES
     for name in chosen:
         family(name)
-    progress = Progress()
-    with open_store(store_path) as store, progress.running():
-        turn = loop(target, store, options=Options(families=tuple(chosen), seed=seed), watcher=progress)
-        result = turn.plain(store)
-    emit(result, as_json=as_json, text=summary(result))
+    began, progress = time.perf_counter(), Progress()
+    with progress.running():
+        subject = resolve(target, progress)  # first: a typo must not make a store
+        with open_store(store_path) as store:
+            turn = loop(subject, store, options=Options(families=tuple(chosen), seed=seed), watcher=progress)
+            result = replace(turn, seconds=time.perf_counter() - began).plain(store)  # with loading the target
+    emit(result, as_json=as_json, lines=summary(result))
     failed = {
         "no-claim": result["claim"] is None,
         "not-fixed": bool(result["failed"]) or result["claim"] is None,
@@ -56,7 +61,7 @@ def command(
     return int(any(failed[condition] for condition in fail_if))
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: dict[str, Any]) -> list[str]:
     """The loop's result in a screenful of text."""
     lines = [f"target   {result['target']['name']}", ""]
     lines += claim_lines(result["claims"])
@@ -67,11 +72,11 @@ def summary(result: dict[str, Any]) -> str:
         for name, quantity in result[title].items():
             lines.append(f"{title:8} {name}: {number(quantity)}")
     lines += [f"failed   {line}" for line in result["failed"]]
-    lines += [
+    return [
+        *lines,
         f"gate     not measured: {result['gate']['reason']}",
         "",
         f"report   {result['report']}",
         f"bundle   {result['bundle']['path']} ({'verified' if result['bundle']['verified'] else 'NOT VERIFIED'})",
         f"took     {result['seconds']} s, peak {result['peak_rss_mb']} MB",
     ]
-    return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from truing.cli.common import Progress, emit, json_option, number, seed_option, store_option
+from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
 
 
 @click.command("measure", epilog="Example:  truing measure 3fa9 --after fixed-adapter", short_help="VERIFY.")
@@ -26,21 +26,14 @@ def command(claim: str, after: Path, fail_if: str | None, seed: int, store_path:
 
     By preference and by free generation; what the fix costs; whether a few examples bring the behaviour back.
     """
-    from truing.store import open_store
-    from truing.studies.one import wheel_of
-    from truing.targets import keep
+    from truing.studies.one import measured
 
     progress = Progress()
-    with open_store(store_path) as store, progress.running():
-        wheel = wheel_of(claim, store, seed=seed, watcher=progress)
-        from truing.targets.local.adapter import Adapter  # torch is loaded by now, and only where it is needed
-
-        fixed = wheel.target.with_adapter(Adapter.read(after))
-        keep(fixed, store)
-        seen = wheel.verify(fixed)
+    with existing(store_path) as store, progress.running():
+        seen = measured(claim, after, store, seed=seed, watcher=progress)
     parts = ("before", "after", "runout", "retention", "relearning")
     body = {part: {n.name: n.quantity.model_dump() for n in getattr(seen, part)} for part in parts}
     lines = [f"{part:10} {name}: {number(quantity)}" for part in parts for name, quantity in body[part].items()]
     lines += [f"failed     {line}" for line in seen.failed] or ["failed     nothing"]
-    emit({**body, "failed": list(seen.failed)}, as_json=as_json, text="\n".join(lines))
+    emit({**body, "failed": list(seen.failed)}, as_json=as_json, lines=lines)
     return int(fail_if == "not-fixed" and bool(seen.failed))

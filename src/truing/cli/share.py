@@ -9,17 +9,19 @@ import click
 
 from truing.cli.common import emit, json_option, store_option
 from truing.errors import UsageError
+from truing.files import write_whole
 from truing.records import Claim, Target, Training
 from truing.share import Verification, extract_report, key_path, own_key, verify
 from truing.share import pack as pack_bundle
 from truing.share.keys import KEY_ID, PublicKey
-from truing.share.manifest import printable
-from truing.share.verify import MEANS
+from truing.share.verify import MEANS, UNKNOWN
 from truing.store import Store, open_store
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 SHOWN = 20
 """Problems that are printed as text; --json gives all of them."""
+# The whole id, and not its beginning: others can make a key whose id begins alike.
+COMPARE = "compare it with the signer's own, then name it with `share verify --trust`"
 
 
 @click.group(epilog="Example:  truing share pack --out evidence.truing  ·  truing share verify evidence.truing")
@@ -34,9 +36,9 @@ def keygen(*, as_json: bool) -> None:
     path = key_path()
     made = not path.exists()
     public = own_key(path).public
-    text = f"{'made' if made else 'kept'} {path}\nkey id  {public.id}\n{public.pem}".rstrip()
+    lines = [f"{'made' if made else 'kept'} {path}", f"key id  {public.id}", *public.pem.splitlines()]
     value = {"key_id": public.id, "public_key": public.pem, "path": str(path), "made": made}
-    emit(value, as_json=as_json, text=text)
+    emit(value, as_json=as_json, lines=lines)
 
 
 @command.command(epilog="Example:  truing share pack --out evidence.truing --without-blobs")
@@ -76,11 +78,13 @@ def pack(
             key=own_key(),
             subject={"targets": sorted({record.name for record in records if isinstance(record, Target)})},
         )
-    text = (
-        f"packed {_counts(packed.records)} into {out} ({packed.size} bytes)\nsha256  {packed.digest}\n"
-        f"signed by key {packed.key_id}{_withheld(packed.withheld)}"
-    )
-    emit(packed.plain(), as_json=as_json, text=text)
+    lines = [
+        f"packed {_counts(packed.records)} into {out} ({packed.size} bytes)",
+        f"sha256  {packed.digest}",
+        f"signed by key {packed.key_id}",
+        *_withheld(packed.withheld),
+    ]
+    emit(packed.plain(), as_json=as_json, lines=lines)
 
 
 def _all_there_is(store: Store) -> list[str]:
@@ -99,9 +103,13 @@ def _all_there_is(store: Store) -> list[str]:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, file: Path, trusted: tuple[str, ...], *, as_json: bool) -> None:
-    """Check a bundle. Exit code 0: nothing was altered; 1: altered or unreadable; 2: no such file."""
+    """Check a bundle. Exit code 0: nothing was altered; 1: altered or unreadable; 2: no such file.
+
+    Without --trust, whoever packed it may have packed anything: "verified" is said of a trusted signer alone, and a
+    bundle that another key signed ends with 1.
+    """
     found = verify(file, trusted=[_key(text) for text in trusted])
-    emit(found.plain(), as_json=as_json, text="\n".join([*_verdict(found), *_contents(found), MEANS]))
+    emit(found.plain(), as_json=as_json, lines=[*_verdict(found), *_contents(found), MEANS])
     ctx.exit(0 if found.ok else 1)
 
 
@@ -114,16 +122,13 @@ def show(ctx: click.Context, file: Path, report: Path | None, *, as_json: bool) 
     """Show what a bundle holds: records by kind, claims with their verdicts. Exit code 1 where it does not verify."""
     found = verify(file)
     if report:
-        report.write_bytes(extract_report(file))
+        write_whole(report, extract_report(file))
     claims = [_claim(claim) for claim in found.claims]
     lines = [
         f"{claim['verdict']:<14}{claim['outcome']:<12}{claim['clause']:<5}{claim['statement']}" for claim in claims
     ]
-    emit(
-        {**found.plain(), "claims": claims},
-        as_json=as_json,
-        text="\n".join([*_verdict(found), *_contents(found), *lines]),
-    )
+    value = {**found.plain(), "claims": claims}
+    emit(value, as_json=as_json, lines=[*_verdict(found), *_contents(found), *lines])
     ctx.exit(0 if found.ok else 1)
 
 
@@ -140,29 +145,32 @@ def _key(text: str) -> PublicKey | str:
 
 
 def _verdict(found: Verification) -> list[str]:
-    """Whether the bundle verifies, what is wrong, who signed it."""
-    lines = ["verified: nothing was altered" if found.ok else f"NOT VERIFIED: {len(found.problems)} problem(s)"]
-    lines += [f"  {problem}" for problem in found.problems[:SHOWN]]
-    if len(found.problems) > SHOWN:
-        lines.append(f"  and {len(found.problems) - SHOWN} more (--json lists all)")
-    if found.key_id:
-        lines.append(f"signed by key {found.key_id}{' (trusted)' if found.trusted else ''}")
-    return lines + [f"note: {remark}" for remark in found.remarks]
+    """Whether the bundle verifies, what is wrong, who signed it. Only a key that was named makes it "verified"."""
+    key = f"signed by key {found.key_id}"
+    if found.ok and found.trusted:
+        lines = [f"verified: nothing was altered, {key} (trusted)"]
+    elif found.ok:
+        lines = ["intact: nothing was altered since it was signed; who signed it is not known", f"{key}: {COMPARE}"]
+    else:
+        lines = [f"NOT VERIFIED: {len(found.problems)} problem(s)", *(f"  {p}" for p in found.problems[:SHOWN])]
+        if len(found.problems) > SHOWN:
+            lines.append(f"  and {len(found.problems) - SHOWN} more (--json lists all)")
+        lines += [key] if found.key_id else []
+    return lines + [f"note: {remark}" for remark in found.remarks if remark != UNKNOWN]
 
 
 def _contents(found: Verification) -> list[str]:
-    return [f"holds {_counts(found.records)}{_withheld(found.withheld)}", *(f"root {root}" for root in found.roots)]
+    return [f"holds {_counts(found.records)}", *_withheld(found.withheld), *(f"root {root}" for root in found.roots)]
 
 
 def _counts(records: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(records.items())) or "no records"
 
 
-def _withheld(digests: tuple[str, ...]) -> str:
-    return "".join(f"\nwithheld blob {digest}" for digest in digests)
+def _withheld(digests: tuple[str, ...]) -> list[str]:
+    return [f"withheld blob {digest}" for digest in digests]
 
 
 def _claim(claim: Claim) -> dict[str, Any]:
-    """A claim from outside, fit for a terminal."""
     fields = ("verdict", "outcome", "family", "clause", "statement", "why")
-    return {"id": claim.id, **{name: printable(getattr(claim, name)) for name in fields}}
+    return {"id": claim.id, **{name: getattr(claim, name) for name in fields}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truing.cli.common import emit, json_option, store_option
+from truing.cli.common import as_text, emit, existing, json_option, store_option
+from truing.text import one_line
 
 if TYPE_CHECKING:
     from truing.store import Entry, Store
@@ -33,13 +33,13 @@ def ls(kind: str | None, store_path: Path, as_json: bool) -> None:
     with _reading(store_path) as store:
         entries, empty = store.ls(kind), not store.ls()
     if empty:
-        text = _empty(store_path)
+        lines = [_empty(store_path)]
     elif not entries:
-        text = f"No {kind} records in the store {store_path}; `truing store ls --store {store_path}` lists all."
+        lines = [f"No {kind} records in the store {store_path}; `truing store ls --store {store_path}` lists all."]
     else:
         rows = [(e.id[:12], e.kind, e.created[:19], e.stage or "", str(e.parents), _size(e.size)) for e in entries]
-        text = _table(("id", "kind", "created (UTC)", "stage", "parents", "size"), rows, right=2)
-    emit({"store": str(store_path), "records": [asdict(e) for e in entries]}, as_json=as_json, text=text)
+        lines = _table(("id", "kind", "created (UTC)", "stage", "parents", "size"), rows, right=2)
+    emit({"store": str(store_path), "records": [asdict(e) for e in entries]}, as_json=as_json, lines=lines)
 
 
 @command.command(epilog="Example:  truing store show 3f9c  ·  the beginning of an id is enough, if no other begins so.")
@@ -53,7 +53,7 @@ def show(record_id: str, store_path: Path, as_json: bool) -> None:
         entry = next(e for e in store.ls(record.kind) if e.id == record.id)
     plain = record.plain()
     value = {**asdict(entry), **plain}
-    emit(value, as_json=as_json, text=_facts(entry, plain))
+    emit(value, as_json=as_json, lines=_facts(entry, plain))
 
 
 @command.command(
@@ -66,8 +66,8 @@ def export(folder: Path, store_path: Path, as_json: bool) -> None:
     """Write the records as Parquet tables, one per kind (needs the extra `parquet`)."""
     with _reading(store_path) as store:
         files = store.export_parquet(folder)
-    text = "\n".join(f"wrote {file}" for file in files) or _empty(store_path)
-    emit({"store": str(store_path), "files": [str(file) for file in files]}, as_json=as_json, text=text)
+    lines = [f"wrote {file}" for file in files] or [_empty(store_path)]
+    emit({"store": str(store_path), "files": [str(file) for file in files]}, as_json=as_json, lines=lines)
 
 
 @command.command(epilog="Example:  truing store check && echo whole  ·  exit code 1 if something is wrong.")
@@ -79,13 +79,10 @@ def check(ctx: click.Context, store_path: Path, as_json: bool) -> None:
     with _reading(store_path) as store:
         problems, count = store.check(), len(store.ls())
     value = {"store": str(store_path), "records": count, "problems": problems}
-    found = f"{_count(len(problems), 'problem')} in the store {store_path}:"
-    text = (
-        "\n  ".join([found, *problems])
-        if problems
-        else f"The store {store_path} is whole: {_count(count, 'record')} checked."
-    )
-    emit(value, as_json=as_json, text=text)
+    lines = [f"The store {store_path} is whole: {_count(count, 'record')} checked."]
+    if problems:
+        lines = [f"{_count(len(problems), 'problem')} in the store {store_path}:", *(f"  {p}" for p in problems)]
+    emit(value, as_json=as_json, lines=lines)
     if problems:
         ctx.exit(1)
 
@@ -96,18 +93,13 @@ def check(ctx: click.Context, store_path: Path, as_json: bool) -> None:
 @json_option
 def gc(dry_run: bool, store_path: Path, as_json: bool) -> None:
     """Remove files and rows that nothing refers to."""
-    from truing.store import open_store
-
-    with _reading(store_path) as store:  # first, since opening for writing would make a store that is missing
-        garbage = store.gc(dry_run=True)
-    if not dry_run:
-        with open_store(store_path) as store:
-            garbage = store.gc()
+    with _reading(store_path) if dry_run else existing(store_path) as store:
+        garbage = store.gc(dry_run=dry_run)
     parts = {"file": garbage.blobs, "temporary file": garbage.temporary, "work row": garbage.work}
     counts = ", ".join(_count(len(found), noun) for noun, found in parts.items() if found)
     done = "Would remove" if dry_run else "Removed"
-    text = f"{done} {counts}: {_size(garbage.size)}." if counts else f"Nothing to remove from the store {store_path}."
-    emit({"store": str(store_path), "dry_run": dry_run, **asdict(garbage)}, as_json=as_json, text=text)
+    line = f"{done} {counts}: {_size(garbage.size)}." if counts else f"Nothing to remove from the store {store_path}."
+    emit({"store": str(store_path), "dry_run": dry_run, **asdict(garbage)}, as_json=as_json, lines=[line])
 
 
 @command.command(epilog="Example:  truing store du --json")
@@ -119,8 +111,8 @@ def du(store_path: Path, as_json: bool) -> None:
         sizes, empty = store.du(), not store.ls()
     total = sum(sizes.values())
     rows = [(name, _size(size)) for name, size in [*sizes.items(), ("total", total)]]
-    text = _empty(store_path) if empty and not total else _table(("what", "size"), rows, right=1)
-    emit({"store": str(store_path), "bytes": sizes, "total": total}, as_json=as_json, text=text)
+    lines = [_empty(store_path)] if empty and not total else _table(("what", "size"), rows, right=1)
+    emit({"store": str(store_path), "bytes": sizes, "total": total}, as_json=as_json, lines=lines)
 
 
 def _reading(path: Path) -> Store:
@@ -133,7 +125,7 @@ def _empty(path: Path) -> str:
     return f"The store {path} is empty. To fill it, run for example:  truing loop local/tiny --store {path}"
 
 
-def _facts(entry: Entry, plain: dict[str, Any]) -> str:
+def _facts(entry: Entry, plain: dict[str, Any]) -> list[str]:
     """A record for reading: head, then its body as JSON."""
     seconds = "" if entry.seconds is None else f" in {entry.seconds:.3g} s"
     head = {
@@ -141,13 +133,13 @@ def _facts(entry: Entry, plain: dict[str, Any]) -> str:
         "kind": entry.kind,
         "created": f"{entry.created} on {entry.host}",
         "stage": f"{entry.stage}{seconds}" if entry.stage else "",
-        "parents": "\n         ".join(plain["parents"]),
     }
     lines = [f"{name:<8} {value}" for name, value in head.items() if value]
-    return "\n".join([*lines, json.dumps(plain["body"], indent=2, ensure_ascii=False)])
+    lines += [f"{'' if number else 'parents':<8} {parent}" for number, parent in enumerate(plain["parents"])]
+    return [*lines, *as_text(plain["body"]).split("\n")]
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: int) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: int) -> list[str]:
     """A table whose last `right` columns are numbers."""
     from rich.console import Console
     from rich.table import Table
@@ -156,11 +148,11 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: in
     for place, head in enumerate(heads):
         table.add_column(head, justify="right" if place >= len(heads) - right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(one_line, row))
     console = Console(markup=False, highlight=False)
     with console.capture() as text:
         console.print(table)
-    return text.get().rstrip("\n")
+    return text.get().rstrip("\n").split("\n")
 
 
 def _count(count: int, noun: str) -> str:

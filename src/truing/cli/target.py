@@ -6,7 +6,7 @@ import time
 
 import click
 
-from truing.cli.common import emit, json_option
+from truing.cli.common import Progress, emit, json_option
 
 
 @click.group("target", short_help="List targets, look at one.")
@@ -22,8 +22,12 @@ def ls(as_json: bool) -> int:
     from truing.targets.scripted import names as scripts
 
     names = {"local": ["local/smollm2-135m", "local/tiny"], "scripted": [f"scripted/{name}" for name in scripts()]}
-    text = "\n".join(f"{kind:9} {what}\n          {', '.join(names.get(kind, []))}" for kind, what in KINDS.items())
-    emit({"kinds": KINDS, "names": names}, as_json=as_json, text=text)
+    lines = [
+        line
+        for kind, what in KINDS.items()
+        for line in (f"{kind:9} {what}", f"          {', '.join(names.get(kind, []))}")
+    ]
+    emit({"kinds": KINDS, "names": names}, as_json=as_json, lines=lines)
     return 0
 
 
@@ -35,7 +39,10 @@ def show(name: str, as_json: bool) -> int:
     from truing.targets import resolve
 
     began = time.perf_counter()
-    card = resolve(name).card
+    progress = Progress()
+    with progress.running():
+        card = resolve(name, progress).card
     body = card.plain()["body"] | {"id": card.id, "seconds": round(time.perf_counter() - began, 2)}
-    emit(body, as_json=as_json, text="\n".join(f"{key:10} {value}" for key, value in body.items() if value is not None))
+    lines = [f"{key:10} {value}" for key, value in body.items() if value is not None]
+    emit(body, as_json=as_json, lines=lines)
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from truing.cli.common import Progress, emit, json_option, number, seed_option, store_option
+from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
 
 
 @click.command("trace", epilog="Example:  truing trace 3fa9 --store .truing", short_help="EXPLAIN.")
@@ -20,11 +20,10 @@ def command(claim: str, seed: int, store_path: Path, as_json: bool) -> int:
     Units are chosen on one half of the plots; on the other half they are patched from the twin, beside random units,
     largest changes and a shuffled explanation.
     """
-    from truing.store import open_store
     from truing.studies.one import wheel_of
 
     progress = Progress()
-    with open_store(store_path) as store, progress.running():
+    with existing(store_path) as store, progress.running():
         graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
     body = graph.plain()["body"] | {"id": graph.id}
     lines = [
@@ -36,5 +35,5 @@ def command(claim: str, seed: int, store_path: Path, as_json: bool) -> int:
         f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}" for row in body["mediated"]
     ]
     lines.append(f"graph    {graph.id}")
-    emit(body, as_json=as_json, text="\n".join(lines))
+    emit(body, as_json=as_json, lines=lines)
     return 0

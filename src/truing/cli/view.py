@@ -28,6 +28,7 @@ from truing.cli.common import emit, json_option, store_option
 def command(out: Path, prefix: str, store_path: Path, as_json: bool) -> int:
     """Write what a store holds as one self-contained HTML file."""
     from truing.errors import StoreError
+    from truing.files import write_whole
     from truing.records import KINDS, Loop, Record
     from truing.report import overview, page
     from truing.store import open_store
@@ -44,10 +45,7 @@ def command(out: Path, prefix: str, store_path: Path, as_json: bool) -> int:
                     f"the store {store_path} is empty: nothing to report. Run `truing loop` or `truing audit` first."
                 )
             html = overview(records)
-    draft = out.with_name(f".{out.name}.tmp")
-    draft.write_text(html, encoding="utf-8")
-    draft.replace(out)
-    emit(
-        {"report": str(out), "records": len(records)}, as_json=as_json, text=f"report   {out} ({len(records)} records)"
-    )
+    write_whole(out, html.encode())
+    lines = [f"report   {out} ({len(records)} records)"]
+    emit({"report": str(out), "records": len(records)}, as_json=as_json, lines=lines)
     return 0

@@ -5,16 +5,15 @@ from truing.measure.change import (
     behaviours,
     below_zero,
     change,
-    in_cell,
     level,
     preferences,
     recovered,
     retained,
 )
-from truing.measure.inside import still_carried
+from truing.measure.inside import effect_left, still_carried
 from truing.measure.retention import retention
 
 __all__ = [
-    "Cases", "behaviours", "below_zero", "change", "in_cell", "level", "preferences", "recovered", "retained",
+    "Cases", "behaviours", "below_zero", "change", "effect_left", "level", "preferences", "recovered", "retained",
     "retention", "still_carried",
 ]  # fmt: skip

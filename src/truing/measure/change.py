@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from truing.records import Contrast, Named, Quantity, Replies, Scores, Unmeasured
-from truing.stats import Cells, average, cluster_mean, cluster_ratio, contrast, event_mean, has
+from truing.stats import Cells, agrees, cluster_mean, cluster_ratio, contrast, event_mean, has
 
 LEVEL = 0.95
 
@@ -45,7 +45,7 @@ def behaviours(
     plot = {}
     for record in records:
         for row in record.rows:
-            feared = any(set(term.split()) <= set(row.cell.split()) for term in within)
+            feared = any(agrees(row.cell, term) for term in within)
             deviated = row.outcome in deviates or (feared and row.outcome in undecided)
             cells.setdefault(row.surface, {})[row.cell] = float(deviated)
             plot[row.surface] = record.plot
@@ -87,15 +87,6 @@ def recovered(before: Cases, fixed: Cases, relearned: Cases, rule: Contrast) -> 
     back = [contrast(relearned.cells[n], rule) - contrast(fixed.cells[n], rule) for n in usable]
     gone = [contrast(before.cells[n], rule) - contrast(fixed.cells[n], rule) for n in usable]
     return cluster_ratio(back, gone, [relearned.plot[n] for n in usable])
-
-
-def in_cell(cases: Cases, term: str, *, unit: str) -> Quantity:
-    """Mean over surfaces of one cell (a rate, say)."""
-    usable = [n for n, cells in cases.cells.items() if any(set(term.split()) <= set(cell.split()) for cell in cells)]
-    if not usable:
-        return Unmeasured(reason=f"no surface has the cell {term!r}")
-    values = [average(cases.cells[n], term) for n in usable]
-    return cluster_mean(values, [cases.plot[n] for n in usable], unit=unit, level=LEVEL)
 
 
 def _mean(values: Sequence[float], plots: Sequence[str], rule: Contrast, unit: str, *, times: int = 1) -> Quantity:

@@ -294,7 +294,9 @@ class Unit(Value):
     layer: int
     index: int
     score: float
-    """Attribution to the effect, nats per token; positive carries it."""
+    """Attribution to the effect, nats per token, on the twins that units were chosen on; positive carries it."""
+    held: float
+    """The same on the twins that they were tested on."""
 
 
 class Mediation(Value):
@@ -303,6 +305,8 @@ class Mediation(Value):
     kind: Literal["head", "neuron"]
     choice: Literal["attribution", "random", "largest change", "shuffled"]
     k: int
+    draws: int = 1
+    """Choices that the share is averaged over."""
     share: Quantity
 
 
@@ -342,6 +346,8 @@ class Graph(Record):
     """Twins used."""
     skipped: int
     """Twins left out because their tokens do not align."""
+    partly: int = 0
+    """Twins that align at their beginning and end alone: what differs between them was not patched."""
     effect: Quantity
     """Decision in the first cell minus the second, held-out twins."""
     closure_error: float
@@ -351,7 +357,7 @@ class Graph(Record):
     edges: tuple[Edge, ...]
     units: tuple[Unit, ...]
     mediated: tuple[Mediation, ...]
-    verdict: Literal["supported", "weak", "refuted"]
+    verdict: Literal["supported", "weak", "refuted", "inconclusive"]
     why: str
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from truing.records import Claim, Graph, Unit
+from truing.records import Claim, Contrast, Design, Graph, Unit
 from truing.report.intervals import Chart, Mark, Row, chart
 from truing.report.layout import name
 from truing.report.numbers import column, small
 from truing.report.picture import Picture, picture
 from truing.report.pool import Pool, short
 from truing.report.scatter import Point, scatter
+from truing.stats import agrees
 
 TOP_UNITS = 12
 TOP_EDGES = 30
@@ -26,6 +27,7 @@ class GraphView:
     title: str
     graph: Graph
     claim: Claim | None
+    design: Design | None
     effect: Chart
     closure: str
     picture: Picture
@@ -36,15 +38,19 @@ class GraphView:
     edges: tuple[tuple[str, str, str], ...]
     left_out_edges: int
     verdict: str
+    naive: bool
+    """Whether the traced twins are those of the claim's naive contrast."""
 
 
 def view(graph: Graph, pool: Pool, title: str, *, scale: Graph | None = None) -> GraphView:
     """A graph's view. One that was only read in another model, not patched, has no verdict; `scale` is that model's."""
     names = {node.id: name(node) for node in graph.nodes}
+    claim = pool.get(Claim, graph.claim)
+    design = pool.get(Design, claim.design) if claim else None
     effect = Row(" minus ".join(graph.twins), graph.effect, "strong")
     strongest = sorted(graph.edges, key=lambda edge: (-abs(edge.weight), edge.source, edge.target))[:TOP_EDGES]
     return GraphView(
-        anchor=f"graph-{short(graph.id)}", title=title, graph=graph, claim=pool.get(Claim, graph.claim),
+        anchor=f"graph-{short(graph.id)}", title=title, graph=graph, claim=claim,
         effect=chart([effect], signed=True, source=f"Source: graph {short(graph.id)}"),
         closure=small(graph.closure_error), picture=picture(graph, title, scale=scale or graph),
         mediation=_mediation(graph), heads=_units(graph, "head"), neurons=_units(graph, "neuron"), nodes=_nodes(graph),
@@ -53,6 +59,7 @@ def view(graph: Graph, pool: Pool, title: str, *, scale: Graph | None = None) ->
             for edge, weight in zip(strongest, column(edge.weight for edge in strongest), strict=True)
         ),
         left_out_edges=len(graph.edges) - len(strongest), verdict=graph.verdict if graph.mediated else "",
+        design=design, naive=design is not None and _same(graph.twins, design.naive),
     )  # fmt: skip
 
 
@@ -67,12 +74,12 @@ class Change:
 
 def changes(before: Graph, after: Graph) -> list[Change]:
     """The units that both graphs have, by kind, with the largest scores before as a table."""
-    later = {_key(unit): unit.score for unit in after.units}
+    later = {_key(unit): unit.held for unit in after.units}
     found = []
     for kind in ("head", "neuron"):
         both = [unit for unit in before.units if unit.kind == kind and _key(unit) in later]
         if both:
-            points = [Point(unit_name(unit), unit.score, later[_key(unit)]) for unit in both]
+            points = [Point(unit_name(unit), unit.held, later[_key(unit)]) for unit in both]
             top = sorted(points, key=lambda point: (-abs(point.x), point.name))[:TOP_UNITS]
             rows = tuple(zip((p.name for p in top), column(p.x for p in top), column(p.y for p in top), strict=True))
             found.append(Change(f"{kind}s", scatter(points, across="score before the fix", up="score after"), rows))
@@ -84,6 +91,13 @@ def unit_name(unit: Unit) -> str:
     return f"{unit.kind} {unit.layer}.{unit.index}"
 
 
+def _same(twins: tuple[str, str], rule: Contrast) -> bool:
+    """Whether two cells are those of a contrast, whatever else they settle."""
+    return all(
+        any(agrees(cell, term) for term in terms) for cell, terms in zip(twins, (rule.plus, rule.minus), strict=True)
+    )
+
+
 def _key(unit: Unit) -> tuple[str, int, int]:
     return unit.kind, unit.layer, unit.index
 
@@ -93,7 +107,8 @@ def _mediation(graph: Graph) -> tuple[tuple[str, Chart], ...]:
     groups: dict[tuple[str, int], list[Row]] = {}
     for one in graph.mediated:
         mark: Mark = "strong" if one.choice == "attribution" else "hollow"
-        label = "by attribution" if one.choice == "attribution" else one.choice
+        label = ("by " if one.choice == "attribution" else "") + one.choice
+        label += f", mean of {one.draws} draws" if one.draws > 1 else ""
         groups.setdefault((one.kind, one.k), []).append(Row(label, one.share, mark))
     source = f"Source: graph {short(graph.id)}"
     ordered = sorted(groups.items())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import truing
-from truing.errors import BundleError, StoreError, UsageError
+from truing.errors import BundleError
+from truing.files import check_folder, whole
 from truing.records import Id, Record, digest
 from truing.share import container
 from truing.share.keys import SigningKey
@@ -56,8 +55,7 @@ def pack(
     as withheld. `subject` is plain data: the packer's own words on what the evidence is about.
     BundleError where something is missing or does not fit, StoreError where the disk refuses.
     """
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent} to write {path.name} into")
+    check_folder(path.parent)  # before all files are read
     contents = _contents(records, roots)
     listed = _listed(contents, blobs)
     members: dict[str, bytes | Path] = {f"records/{record.id}.json": record.canonical for record in records}
@@ -137,15 +135,6 @@ def _statement(manifest: Manifest, key: SigningKey, subject: dict[str, Any]) -> 
 
 
 def _write(path: Path, members: Mapping[str, bytes | Path]) -> None:
-    """Write beside the target, flush to the disk, then take its name: nobody ever sees a half-written bundle."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            container.write(file, members)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise StoreError(f"could not write the bundle {path}: {error.strerror}. Nothing was left behind.") from error
-    finally:
-        part.unlink(missing_ok=True)
+    """Nobody ever sees a half-written bundle."""
+    with whole(path) as file:
+        container.write(file, members)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from truing.errors import BundleError, RecordError
 from truing.records import Blob, Id, Record, Value, blobs_in, canonical
+from truing.text import short
 
 FORMAT: Literal["truing-bundle/1"] = "truing-bundle/1"
 MAX_DEPTH = 48
@@ -107,14 +108,3 @@ def check_depth(data: bytes, *, name: str) -> None:
         depth += 1 if bracket in b"[{" else -1
         if depth > MAX_DEPTH:
             raise BundleError(f"{name}: nests more than {MAX_DEPTH} deep")
-
-
-def short(error: object, *, length: int = 240) -> str:
-    """A message on one line, without characters that a hostile file could steer a terminal with."""
-    text = printable(" ".join(str(error).split()))
-    return text if len(text) <= length else text[:length] + "..."
-
-
-def printable(text: str) -> str:
-    """Text from outside, fit for a terminal: line ends stay, other control characters become U+FFFD."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)

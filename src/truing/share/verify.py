@@ -14,13 +14,15 @@ from truing.errors import BundleError, RecordError, UsageError
 from truing.records import Claim, Id, digest, parse
 from truing.share.container import MANIFEST, REPORT, STATEMENT, Container
 from truing.share.keys import PublicKey
-from truing.share.manifest import Contents, File, Manifest, check_depth, parse_json, short
+from truing.share.manifest import Contents, File, Manifest, check_depth, parse_json
 from truing.share.statement import Statement, open_statement
+from truing.text import short
 
 MEANS = (
     "A valid signature proves who said what and that nothing changed since, not that it is true: not that the model "
     "was really run, nor that this run was not picked from many."
 )
+UNKNOWN = "signed by an unknown key: name the keys that you trust to have this checked"
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ class _Check:
     def _remarks(self) -> list[str]:
         remarks = []
         if self.statement and self.trusted is None:
-            remarks.append("signed by an unknown key: name the keys that you trust to have this checked")
+            remarks.append(UNKNOWN)
         if REPORT in self.box.members:
             remarks.append(f"{REPORT} is as the signer packed it; it was not recomputed from the records")
         return remarks

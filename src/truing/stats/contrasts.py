@@ -10,10 +10,14 @@ Cells = Mapping[str, float]
 """Value per cell; a cell is written "factor=level factor=level"."""
 
 
+def agrees(cell: str, term: str) -> bool:
+    """Whether a cell is one of those that a partial setting names."""
+    return set(term.split()) <= set(cell.split())
+
+
 def average(cells: Cells, term: str) -> float:
     """Mean over the cells that agree with a partial setting."""
-    wanted = set(term.split())
-    found = [value for cell, value in cells.items() if wanted <= set(cell.split())]
+    found = [value for cell, value in cells.items() if agrees(cell, term)]
     if not found:
         raise KeyError(f"no cell agrees with {term!r}; cells are {', '.join(cells)}")
     return sum(found) / len(found)
@@ -26,5 +30,4 @@ def contrast(cells: Cells, rule: Contrast) -> float:
 
 def has(cells: Cells, rule: Contrast) -> bool:
     """Whether every term of a contrast was observed."""
-    seen = [set(cell.split()) for cell in cells]
-    return all(any(set(term.split()) <= cell for cell in seen) for term in (*rule.plus, *rule.minus))
+    return all(any(agrees(cell, term) for cell in cells) for term in (*rule.plus, *rule.minus))

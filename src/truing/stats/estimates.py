@@ -13,6 +13,9 @@ from truing.records import Estimate, Quantity, Unmeasured
 MIN_CLUSTERS = 5
 """Under five clusters the t interval rests on a variance that is hardly known, and none is given."""
 
+ROUNDING = 1e-12
+"""Relative difference below which means are equal: the mean of equal numbers is not always that number."""
+
 Floats = NDArray[np.float64]
 
 
@@ -44,7 +47,7 @@ def cluster_mean(values: Sequence[float], clusters: Sequence[str], *, unit: str,
     if groups < MIN_CLUSTERS:
         return Unmeasured(reason=f"{groups} clusters; an interval needs at least {MIN_CLUSTERS}")
     means = by_cluster(values, clusters)
-    half = float(t_quantile((1 + level) / 2, groups - 1) * means.std(ddof=1) / np.sqrt(groups))
+    half = t_quantile((1 + level) / 2, groups - 1) * standard_error(means)
     mean = float(means.mean())
     return Estimate(
         value=mean,
@@ -96,6 +99,12 @@ def cluster_ratio(
     )
 
 
+def standard_error(means: Floats) -> float:
+    """Standard error of the mean of independent values; 0 where they are equal but for rounding."""
+    se = float(means.std(ddof=1) / np.sqrt(len(means)))
+    return 0.0 if se <= ROUNDING * max(1.0, abs(float(means.mean()))) else se
+
+
 def event_limit(n: int, *, level: float = 0.95) -> float:
     """Upper limit of a probability when none of n observations showed the event (two-sided level; 0 of 100: 3.6%).
 
@@ -104,24 +113,44 @@ def event_limit(n: int, *, level: float = 0.95) -> float:
     return float(1 - ((1 - level) / 2) ** (1 / n))
 
 
+def event_error(
+    values: Sequence[float], clusters: Sequence[str], *, terms: int, level: float = 0.95
+) -> tuple[float, bool]:
+    """Standard error of the mean of cluster means of 0/1 contrasts over so many terms, and whether it is the least one.
+
+    Cluster means that are alike by chance do not make it smaller than that of independent surfaces. And where under
+    four clusters hold an observation other than the commonest (no event anywhere, or the first ones), the variance
+    between clusters is hardly known, and seeing an event would narrow the interval: there each term gets no less than
+    the Clopper-Pearson limit of no event in G clusters, and the limits add up.
+    """
+    x, names = np.asarray(values, dtype=np.float64).round(9), np.asarray(clusters)
+    found, times = np.unique(x, return_counts=True)
+    carrying = len(set(names[x != found[times.argmax()]]))
+    means = by_cluster(values, clusters)
+    se = max(standard_error(means), standard_error(x))
+    if carrying >= MIN_CLUSTERS - 1:
+        return se, False
+    least = terms / 2 * event_limit(len(means), level=level) / t_quantile((1 + level) / 2, len(means) - 1)
+    return max(se, least), se <= least
+
+
 def event_mean(
     values: Sequence[float], clusters: Sequence[str], *, terms: int, unit: str = "probability", level: float = 0.95
 ) -> Quantity:
-    """`cluster_mean` for contrasts of 0/1 outcomes over so many terms, kept within their range.
-
-    Where every cluster is alike (no event anywhere, say) the t interval has no width. Then each term gets the
-    Clopper-Pearson limit of no event in G clusters, and the limits add up: surfaces of one plot are not replication.
-    """
+    """`cluster_mean` for contrasts of 0/1 outcomes over so many terms, kept within their range (see event_error)."""
     seen = cluster_mean(values, clusters, unit=unit, level=level)
     if isinstance(seen, Unmeasured):
         return seen
-    most = terms / 2
-    if seen.high - seen.low > 1e-12:  # more than the rounding of a mean of equal numbers
-        return seen.model_copy(update={"low": max(seen.low, -most), "high": min(seen.high, most)})
-    half = most * event_limit(seen.clusters, level=level)
-    rule = f"no variance between clusters: Clopper-Pearson limit of 0 in {seen.clusters} clusters, per term"
-    low, high = max(seen.value - half, -most), min(seen.value + half, most)
-    return seen.model_copy(update={"low": low, "high": high, "estimator": rule})
+    se, least = event_error(values, clusters, terms=terms, level=level)
+    half, most = t_quantile((1 + level) / 2, seen.clusters - 1) * se, terms / 2
+    rule = f"few clusters with events: Clopper-Pearson limit of 0 in {seen.clusters} clusters, per term"
+    return seen.model_copy(
+        update={
+            "low": max(seen.value - half, -most),
+            "high": min(seen.value + half, most),
+            "estimator": rule if least else seen.estimator,
+        }
+    )
 
 
 def proportion(events: int, n: int, *, unit: str = "probability", level: float = 0.95) -> Quantity:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from truing.stats.estimates import MIN_CLUSTERS, by_cluster, t_quantile, t_upper_tail
+from truing.stats.estimates import (
+    MIN_CLUSTERS,
+    by_cluster,
+    event_error,
+    standard_error,
+    t_quantile,
+    t_upper_tail,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +27,21 @@ class Test:
     df: int
 
 
-def one_sided(values: Sequence[float], clusters: Sequence[str], *, above: float = 0.0) -> Test | None:
+def one_sided(
+    values: Sequence[float], clusters: Sequence[str], *, above: float = 0.0, events: int = 0, level: float = 0.95
+) -> Test | None:
     """Test of mean > `above` over cluster means; None under five clusters.
 
-    Where all clusters are equal the t test has no variance to go by; the sign test's p = 2^-G stands in for it.
+    `events`: the number of terms where the values are contrasts of 0/1 outcomes; then the standard error is that of
+    `event_error`, so that test and interval agree. Otherwise, where all clusters are equal, the t test has no variance
+    to go by, and the sign test's p = 2^-G stands in for it.
     """
     means = by_cluster(values, clusters)
     groups = len(means)
     if groups < MIN_CLUSTERS:
         return None
-    mean, se = float(means.mean()), float(means.std(ddof=1) / np.sqrt(groups))
+    mean = float(means.mean())
+    se = event_error(values, clusters, terms=events, level=level)[0] if events else standard_error(means)
     if se == 0.0:
         return Test(p=0.5**groups if mean > above else 1.0, mean=mean, se=0.0, df=groups - 1)
     return Test(p=t_upper_tail((mean - above) / se, groups - 1), mean=mean, se=se, df=groups - 1)
@@ -38,6 +50,11 @@ def one_sided(values: Sequence[float], clusters: Sequence[str], *, above: float 
 def upper(test: Test, *, alpha: float = 0.05) -> float:
     """One-sided upper limit of the mean at 1 - alpha: where it lies below a bound, an effect that large is excluded."""
     return test.mean + t_quantile(1 - alpha, test.df) * test.se
+
+
+def lower(test: Test, *, alpha: float = 0.05) -> float:
+    """One-sided lower limit of the mean at 1 - alpha."""
+    return test.mean - t_quantile(1 - alpha, test.df) * test.se
 
 
 def minimum_detectable(test: Test, *, alpha: float = 0.05, power: float = 0.8) -> float:

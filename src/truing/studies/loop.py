@@ -12,6 +12,7 @@ from typing import Any
 
 from truing import share
 from truing.audit import audit, spec
+from truing.files import write_whole
 from truing.records import Claim, Graph, Loop, Named, Training, Unmeasured
 from truing.report import page
 from truing.runner import Silent, Watcher
@@ -69,16 +70,16 @@ class Turn:
         }
 
 
-def loop(name: str, store: Store, *, options: Options | None = None, watcher: Watcher | None = None) -> Turn:
-    """Test the claims of the batteries on a target; explain, fix and re-test a supported one; pack it all.
+def loop(target: Any, store: Store, *, options: Options | None = None, watcher: Watcher | None = None) -> Turn:
+    """Test the claims of the batteries on a target, or the target of a name; explain, fix and re-test one; pack it all.
 
     Every unit of work is kept as it is finished: killed at any instant, a rerun does the rest and ends with the same
     records.
     """
     began = time.perf_counter()
     options, watcher = options or Options(), watcher or Silent()
+    target = resolve(target, watcher) if isinstance(target, str) else target
     store.add(spec())
-    target = resolve(name)
     claims = audit(target, options.families, store, watcher=watcher)
     carried, why = choose(claims, target.card.abilities)
     watcher.say(why)
@@ -139,11 +140,8 @@ def _finish(
     store.add(record)
     records = store.closure([record.id])
     folder = store.path / "out" / record.id[:12]
-    folder.mkdir(parents=True, exist_ok=True)
     html = page(record, records).encode()
-    draft = folder / ".report.html.tmp"
-    draft.write_bytes(html)
-    draft.replace(folder / "report.html")
+    write_whole(folder / "report.html", html)
     if training is not None:
         from truing import train
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from truing.errors import TargetError, UsageError
 from truing.records import Claim, Target
 from truing.runner import Watcher
 from truing.store import Store
 from truing.studies.options import Options
-from truing.targets import made_again, need
+from truing.targets import keep, made_again, need
 
 if TYPE_CHECKING:
-    from truing.studies.wheel import Wheel
+    from truing.studies.wheel import Verified, Wheel
 
 
 def wheel_of(
@@ -22,6 +23,22 @@ def wheel_of(
 
     TargetError, before anything is loaded, where the target lacks the ability.
     """
+    claim, target = _subject(prefix, store, ability, watcher)
+    return _wheel(claim, target, store, seed, watcher)
+
+
+def measured(prefix: str, folder: Path, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Verified:
+    """The target of a claim with and without an adapter. TargetError, before any evaluation, where it does not fit."""
+    from truing.targets.local.adapter import Adapter  # brings torch, which not every stage needs
+
+    adapter = Adapter.read(folder)
+    claim, target = _subject(prefix, store, "Trainable", watcher)
+    fixed = target.with_adapter(adapter)
+    keep(fixed, store)
+    return _wheel(claim, target, store, seed, watcher).verify(fixed)
+
+
+def _subject(prefix: str, store: Store, ability: str, watcher: Watcher | None) -> tuple[Claim, Any]:
     claim = store.find(prefix, "claim")
     assert isinstance(claim, Claim)
     if claim.outcome != "preference":
@@ -32,13 +49,17 @@ def wheel_of(
     card = store.get(claim.target)
     assert isinstance(card, Target)
     need(card, ability)
-    target = made_again(card, store)
+    target = made_again(card, store, watcher)
     if target.card.id != card.id:
         raise TargetError(
             f"{card.name} is not what it was when claim {claim.id[:12]} was made: its weights, configuration,"
             " tokenizer or template differ"
             f" (weights {card.weights[:12]} then, {target.card.weights[:12]} now). Audit it anew."
         )
-    from truing.studies.wheel import Wheel  # needs torch, which the checks above do not
+    return claim, target
+
+
+def _wheel(claim: Claim, target: Any, store: Store, seed: int, watcher: Watcher | None) -> Wheel:
+    from truing.studies.wheel import Wheel  # needs torch, which the checks before do not
 
     return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher)

@@ -6,12 +6,13 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from truing import measure, train
 from truing import trace as microscope
-from truing.audit import Battery, ask, family, known, lay_out, score, write_down
+from truing.audit import Battery, Family, ask, family, known, lay_out, score, write_down
 from truing.records import (
     Arrays,
     Claim,
@@ -41,6 +42,8 @@ take statements up), so few of them go a long way."""
 SILENCE = "generation, silence counted as deviating"
 UPTAKE = "uptake, after - before"
 TRUE_STATEMENTS = "above zero: true statements help less than before"
+CONTROL = "above zero: worse where the control stands"
+ALONE = "below zero: fewer right answers where nothing is stated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +54,32 @@ class Observed:
     behaviours: measure.Cases
     silences: measure.Cases
     """As behaviours, but an undecided reply where the behaviour is expected counts as deviating."""
+    rights: measure.Cases
+    """1 where the reply was right, in families that say what is."""
     guard: measure.Cases
     known: set[str] | None
     """Surfaces that the target gets right alone; None where the family does not ask."""
     records: tuple[Scores | Replies, ...]
 
-    def levels(self, rule: Contrast, names: set[str] | None) -> tuple[Named, ...]:
-        """The contrast in this target, by outcome type, on the surfaces named."""
-        return (
-            Named(
-                name="preference",
-                quantity=measure.level(self.preferences.among(names), rule, unit="nats/token"),
-                note=rule.name,
-            ),
-            Named(
-                name="generation",
-                quantity=measure.level(self.behaviours.among(names), rule, unit="probability"),
-                note=rule.name,
-            ),
-        )
+    def levels(self, rules: Family, names: set[str] | None) -> tuple[Named, ...]:
+        """The family's contrast in this target and the cells it is made of, by outcome type, on the surfaces named."""
+        rule, alone = rules.contrasts.specific, rules.contrasts.naive.minus
+
+        def seen(name: str, cases: measure.Cases, what: Contrast, unit: str) -> Named:
+            return Named(name=name, quantity=measure.level(cases.among(names), what, unit=unit), note=what.name)
+
+        found = [
+            seen("preference", self.preferences, rule, "nats/token"),
+            seen("generation", self.behaviours, rule, "probability"),
+        ]
+        for cell in dict.fromkeys((*rule.plus, *rule.minus, *alone)):
+            found += [
+                seen(f"preference, {cell}", self.preferences, _only(cell), "nats/token"),
+                seen(f"generation, {cell}", self.behaviours, _only(cell), "probability"),
+            ]
+        if rules.replies.right:
+            found += [seen(f"right answers, {cell}", self.rights, _only(cell), "probability") for cell in alone]
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,11 @@ class Wheel:
         )
         for battery in self.unseen:
             write_down(battery, store)
-        self.before = self.observe(target)
+
+    @cached_property
+    def before(self) -> Observed:
+        """The target as it is, on the held-out half."""
+        return self.observe(self.target)
 
     @property
     def unseen(self) -> tuple[Battery, ...]:
@@ -133,15 +147,17 @@ class Wheel:
             measure.preferences(scores),
             measure.behaviours(replies, rules.deviates),
             measure.behaviours(replies, rules.deviates, undecided=rules.undecided, within=plus),
+            measure.behaviours(replies, rules.right),
             measure.preferences(guarded),
-            self._known(scores),
+            known(scores, self.held),
             (*scores, *replies, *guarded),
         )
 
     @property
     def effect(self) -> microscope.Effect:
         """The twins of the claim: units are chosen on the develop half and tested on the held-out half."""
-        known_held, known_develop = self.before.known, self._known_develop()
+        known_held = known(score(self.target, self.held, self.store, self.watcher), self.held)
+        known_develop = self._known_develop
         return microscope.Effect(
             self.claim,
             self.rules.carry.twins,
@@ -156,7 +172,7 @@ class Wheel:
     def pairs(self) -> Pairs:
         """Preference pairs on the develop half: what to mend, and what to keep."""
         carry = self.rules.carry
-        counted = self._known_develop()
+        counted = self._known_develop
         pairs = train.from_surfaces(self.develop.surfaces, fix=carry.fix, keep=carry.keep, counted=counted)
         sorts = {role: [pair for pair in pairs if pair.role == role] for role in ("fix", "keep")}
         if carry.guard:
@@ -195,7 +211,7 @@ class Wheel:
             change("silences", "probability"),
         )
         cost = measure.retention(self.target, fixed, self.store, watcher=self.watcher)
-        retention = (*cost.quantities, *self._kept(after))
+        retention = (*cost.quantities, *self._unharmed(after), *self._kept(after))
         relearned = [self._relearn(fixed, after, count) for count in RELEARNING]
         designs = [battery.design.id for battery in self.unseen]
         sources = (
@@ -212,8 +228,8 @@ class Wheel:
         )
         self.store.add(record)
         return Verified(
-            before.levels(rule, known_items),
-            after.levels(rule, known_items),
+            before.levels(self.rules, known_items),
+            after.levels(self.rules, known_items),
             runout,
             retention,
             tuple(named for named, _ in relearned),
@@ -228,16 +244,24 @@ class Wheel:
         )
         old = [record for parent in graph.parents if isinstance(record := self.store.get(parent), Arrays)]
         files = {
-            name: [(r.plot, self.store.blob_path(r.blob)) for r in records if r.name == "attribution" and r.blob]
+            name: [(r.plot, self.store.blob_path(r.blob)) for r in records if r.name == microscope.TESTING and r.blob]
             for name, records in (("before", old), ("after", sources))
         }
-        carried = tuple(
+        twins = " minus ".join(graph.twins)
+        carried = (
             Named(
-                name=f"effect still carried by the traced {kind}s",
-                quantity=measure.still_carried(graph.units, files["before"], files["after"], kind=kind),
-                note="attribution after / before, summed over the units chosen before the fix",
-            )
-            for kind in ("head", "neuron")
+                name="effect left on the traced twins",
+                quantity=measure.effect_left(files["before"], files["after"]),
+                note=f"{twins}: after / before, held-out twins",
+            ),
+            *(
+                Named(
+                    name=f"effect still carried by the traced {kind}s",
+                    quantity=measure.still_carried(graph.units, files["before"], files["after"], kind=kind),
+                    note="attribution after / before on held-out twins, summed over the units chosen before the fix",
+                )
+                for kind in ("head", "neuron")
+            ),
         )
         record = Measurement(
             name="inside",
@@ -248,11 +272,28 @@ class Wheel:
         self.store.add(record)
         return again, carried, record
 
-    def _known(self, scores: Sequence[Scores]) -> set[str] | None:
-        return known(scores, self.rules.known_in) if self.rules.known_in else None
-
+    @cached_property
     def _known_develop(self) -> set[str] | None:
-        return self._known(score(self.target, self.develop, self.store)) if self.rules.known_in else None
+        return known(score(self.target, self.develop, self.store, self.watcher), self.develop)
+
+    def _unharmed(self, after: Observed) -> tuple[Named, ...]:
+        """Whether the contrast fell because its control rose, and whether what was right alone is so still."""
+        before, contrasts = self.before, self.rules.contrasts
+        found = []
+        alone = contrasts.naive.minus
+        for cell in dict.fromkeys((*contrasts.specific.minus, *alone)):
+            for outcome, which, unit in (
+                ("preference", "preferences", "nats/token"),
+                ("generation", "behaviours", "probability"),
+            ):
+                old, new = (getattr(seen, which).among(before.known) for seen in (before, after))
+                quantity = measure.change(old, new, _only(cell), unit=unit)
+                found.append(Named(name=f"{outcome}, {cell}, after - before", quantity=quantity, note=CONTROL))
+        for cell in alone if self.rules.replies.right else ():
+            old, new = (seen.rights.among(before.known) for seen in (before, after))
+            quantity = measure.change(old, new, _only(cell), unit="probability")
+            found.append(Named(name=f"right answers, {cell}, after - before", quantity=quantity, note=ALONE))
+        return tuple(named for named in found if isinstance(named.quantity, Estimate))
 
     def _kept(self, after: Observed) -> tuple[Named, ...]:
         """Whether what is said is still taken up where it should be."""
@@ -278,11 +319,11 @@ class Wheel:
 
     def _relearn(self, fixed: Any, after: Observed, count: int) -> tuple[Named, tuple[str, ...]]:
         """Teach the fixed model the behaviour again with a few examples, and see how much comes back."""
-        surfaces = self.develop.surfaces[:: max(1, len(self.develop.surfaces) // count)][:count]
-        examples = [
-            pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
-            for pair in train.from_surfaces(surfaces, fix=self.rules.carry.fix, keep=())
-        ][:count]
+        every = train.from_surfaces(
+            self.develop.surfaces, fix=self.rules.carry.fix, keep=(), counted=self._known_develop
+        )
+        some = random.Random(self.options.seed).sample(every, min(count, len(every)))
+        examples = [pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) for pair in some]
         pairs = train.gather(self.claim.clause, examples, parents=(self.claim.id,))
         self.store.add(pairs)
         settings = train.Settings(
@@ -302,9 +343,15 @@ class Wheel:
         named = Named(
             name=f"recovered with {count} examples",
             quantity=measure.recovered(self.before.preferences, after.preferences, again, rule),
-            note=f"share of the fix undone by {RELEARNING_STEPS} steps of fine-tuning; held-out plots",
+            note=f"share of the fix undone by {RELEARNING_STEPS} steps of fine-tuning, relearned or learned anew;"
+            " held-out plots",
         )
         return named, (training.id, pairs.id, taught.card.id, *(record.id for record in scores))
+
+
+def _only(cell: str) -> Contrast:
+    """One cell as it is."""
+    return Contrast(name=cell, plus=(cell,), minus=())
 
 
 _OUTCOMES = {"preferences": "preference", "behaviours": "generation", "silences": SILENCE}
@@ -321,6 +368,10 @@ def failures(runout: Sequence[Named], retention: Sequence[Named]) -> tuple[str, 
             found.append(f"the fix may cost more than {RETENTION_LIMIT} bits/byte: {q}")
         if named.name == UPTAKE and q.high < 0:
             found.append(f"over-correction: statements are taken up less where they should be: {q}")
+        if named.note == CONTROL and q.low > 0:
+            found.append(f"the effect fell while its control rose ({named.name}): {q}")
+        if named.note == ALONE and q.high < 0:
+            found.append(f"fewer right answers where nothing is stated: {q}")
         if named.note == TRUE_STATEMENTS and q.low > 0:
             found.append(f"over-correction: true statements help less than before: {q}")
     return tuple(found)

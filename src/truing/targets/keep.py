@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from truing.errors import StoreError
 from truing.records import Target
+from truing.runner import Watcher
 from truing.store import Store
 from truing.targets.protocols import Named
 from truing.targets.resolve import resolve
@@ -17,10 +18,10 @@ def keep(target: Named, store: Store) -> None:
         store.add(card)
 
 
-def made_again(card: Target, store: Store) -> Named:
+def made_again(card: Target, store: Store, watcher: Watcher | None = None) -> Named:
     """The target of a card: the base by its name, adapters out of the store. It may have become another by now."""
     if card.adapter is None:
-        target: Named = resolve(card.name)
+        target: Named = resolve(card.name, watcher)
         return target
     from truing.targets.local import LocalTarget
     from truing.targets.local.adapter import Adapter
@@ -28,7 +29,7 @@ def made_again(card: Target, store: Store) -> Named:
     base = next((record for parent in card.parents if isinstance(record := store.get(parent), Target)), None)
     if base is None:
         raise StoreError(f"target {card.name} has an adapter but no base: audit it anew")
-    under = made_again(base, store)
+    under = made_again(base, store, watcher)
     assert isinstance(under, LocalTarget)  # nothing else takes adapters
     weights = store.blob_path(card.adapter).read_bytes()
     return under.with_adapter(Adapter(weights, card.adapter_config, card.name))

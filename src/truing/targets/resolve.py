@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from truing.errors import TargetError
+from truing.runner import Silent, Watcher
 
 KINDS = {
     "local": "open weights: local/smollm2-135m (bundled), local/tiny (tests), local/FOLDER, local/HUB-ID, @ADAPTER",
@@ -13,8 +14,9 @@ KINDS = {
 }
 
 
-def resolve(name: str) -> Any:
+def resolve(name: str, watcher: Watcher | None = None) -> Any:
     """The target of this name. TargetError for an unknown kind, a missing package or broken weights."""
+    watcher = watcher or Silent()
     kind, slash, rest = name.partition("/")
     if not slash or not rest or kind not in KINDS:
         known = "; ".join(f"{key}/... ({what})" for key, what in KINDS.items())
@@ -26,6 +28,12 @@ def resolve(name: str) -> Any:
     missing = [package for package in ("torch", "transformers", "peft", "gguf") if find_spec(package) is None]
     if missing:
         raise TargetError(f"{name} needs {', '.join(missing)}, not installed here. Run: pip install 'truing[local]'")
-    from truing.targets.local import load
+    watcher.start(f"load {name}", 1)
+    from truing.targets.local import BUNDLED, cache, load  # torch alone takes seconds
 
-    return load(rest)
+    base = rest.partition("@")[0]
+    if base in BUNDLED and not (cache.root() / BUNDLED[base][0]).exists():
+        watcher.say(f"local/{base} is made ready in {cache.root()}; this happens once")
+    target = load(rest)
+    watcher.step()
+    return target

@@ -21,7 +21,8 @@ class Attribution:
     """Per unit, summed over aligned positions: what of the effect it carries, and how much it changes at all.
 
     score = (value in first cell - value in second) * total derivative of the decision: nats per token; positive
-    where the unit carries the effect. Shapes: heads (L, H), neurons (L, F); by segment: (S, L, F).
+    where the unit carries the effect. Shapes: heads (L, H), neurons (L, F); by segment: (S, L, F). The effect itself,
+    the decision in the first cell minus that in the second, is a scalar.
     """
 
     heads: Tensor
@@ -29,6 +30,7 @@ class Attribution:
     heads_change: Tensor
     neurons_change: Tensor
     neurons_by_segment: Tensor
+    effect: Tensor
 
 
 def read_side(model: Any, side: Side) -> tuple[Activations, Tensor]:
@@ -56,6 +58,8 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str]) -> Attribution:
     """One backward recursion at the first cell, contracted with the differences to the second."""
     a, kept = read_side(model, twin.first)
     b, _ = read_side(model, twin.second)
+    assert a.logits is not None and b.logits is not None  # noqa: PT018 - read() sets both
+    effect = decision_value(twin.first, a.logits[None])[0] - decision_value(twin.second, b.logits[None])[0]
     heads, width = units(model, "head")
     onto, taken = twin.onto_T, twin.from_T
     index = {label: i for i, label in enumerate(segments)}
@@ -83,4 +87,5 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str]) -> Attribution:
         stacked["heads_change"],
         stacked["neurons_change"],
         stacked["by"].transpose(0, 1).contiguous(),
+        effect,
     )

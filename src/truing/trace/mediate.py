@@ -16,7 +16,6 @@ from truing.trace.attribute import decision_value, read_side
 from truing.trace.twins import Twin
 
 Rule = Literal["attribution", "random", "largest change", "shuffled"]
-RULES: tuple[Rule, ...] = ("attribution", "random", "largest change", "shuffled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,8 @@ class Choice:
     site: Site
     rule: Rule
     units: tuple[tuple[int, int], ...]
+    draw: int = 0
+    """Random and shuffled units are drawn several times."""
 
     @property
     def k(self) -> int:
@@ -35,28 +36,33 @@ class Choice:
     @property
     def label(self) -> str:
         """For rows of results."""
-        return f"{self.site} {self.rule} {self.k}"
+        return f"{self.site} {self.rule} {self.k} #{self.draw}"
 
 
-def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, seed: int) -> list[Choice]:
+def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, draws: int, seed: int) -> list[Choice]:
     """K units by attribution, and as many by each baseline.
 
-    random: any units; largest change: those whose values differ most between twins; shuffled: the attribution's own
-    scores dealt out anew inside each layer, so that the layers are right and the units wrong.
+    largest change: those whose values differ most between twins; random: any others than the chosen; shuffled: the
+    attribution's own scores dealt out anew inside each layer, so that the layers are right and the units wrong (some of
+    the chosen may be among them).
     """
     generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in score_LU])
-    ranked = {
-        "attribution": score_LU,
-        "random": torch.rand(score_LU.shape, generator=generator),
-        "largest change": change_LU,
-        "shuffled": shuffled,
-    }
     width = score_LU.shape[1]
-    return [
-        Choice(site, rule, tuple((int(i) // width, int(i) % width) for i in ranked[rule].flatten().topk(k).indices))
-        for rule in RULES
-    ]
+
+    def top(table_LU: Tensor) -> tuple[tuple[int, int], ...]:
+        return tuple((int(i) // width, int(i) % width) for i in table_LU.flatten().topk(k).indices)
+
+    chosen = top(score_LU)
+    taken_LU = torch.zeros_like(score_LU, dtype=torch.bool)
+    for unit in chosen:
+        taken_LU[unit] = True
+
+    choices = [Choice(site, "attribution", chosen), Choice(site, "largest change", top(change_LU))]
+    for draw in range(draws):
+        shuffled = torch.stack([row[torch.randperm(width, generator=generator)] for row in score_LU])
+        random = torch.rand(score_LU.shape, generator=generator).masked_fill(taken_LU, -1)
+        choices += [Choice(site, "random", top(random), draw), Choice(site, "shuffled", top(shuffled), draw)]
+    return choices
 
 
 @torch.no_grad()

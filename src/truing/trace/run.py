@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,15 +32,19 @@ from truing.stats import cluster_mean, cluster_ratio
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.inside import blocks
+from truing.targets.local.inside import Site, blocks
 from truing.trace.attribute import Attribution, attribute
 from truing.trace.draw import Spot, draw
-from truing.trace.mediate import RULES, Choice, choose, mediate
-from truing.trace.twins import FRAME, REPLY, Twin, twins
+from truing.trace.mediate import Choice, Rule, choose, mediate
+from truing.trace.twins import FRAME, REPLY, Twin, by_plot, twins
 
 CLOSURE = 1e-4
 """Above this the accounts do not close and no graph is given (fp32)."""
-Verdict = Literal["supported", "weak", "refuted"]
+Verdict = Literal["supported", "weak", "refuted", "inconclusive"]
+HALF = 0.5
+"""Share of the effect that an explanation must account for."""
+CHOOSING, TESTING = "attribution", "attribution, held out"
+"""Names of the arrays on either half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Settings:
 
     per_plot: int = 3
     """Twins of each plot, in each half."""
+    draws: int = 3
+    """Random and shuffled choices of heads; of neurons there is one, since hundreds of them average out."""
     heads: tuple[int, ...] = (5, 15)
     neurons: tuple[int, ...] = (200, 1000)
     drawn: int = 28
@@ -62,13 +68,10 @@ class Settings:
         config = target.model.config
         heads = config.num_hidden_layers * config.num_attention_heads // 4
         neurons = config.num_hidden_layers * config.intermediate_size // 4
-        return Settings(
-            self.per_plot,
-            tuple(sorted({min(k, heads) for k in self.heads})),
-            tuple(sorted({min(k, neurons) for k in self.neurons})),
-            self.drawn,
-            self.drawn_twins,
-            self.seed,
+        return replace(
+            self,
+            heads=tuple(sorted({min(k, heads) for k in self.heads})),
+            neurons=tuple(sorted({min(k, neurons) for k in self.neurons})),
         )
 
 
@@ -96,19 +99,20 @@ def trace(
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
     store.add(target.card)
-    segments = _segments(choosing)
-    mean, sources = averaged(target, choosing, segments, store, watcher)
+    segments = _segments([*choosing, *testing])
+    mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING)
+    held, held_sources = averaged(target, testing, segments, store, watcher, name=TESTING)
     choices = [
         choice
-        for site, ks, score, change in (
-            ("head", settings.heads, mean.heads, mean.heads_change),
-            ("neuron", settings.neurons, mean.neurons, mean.neurons_change),
+        for site, ks, draws, score, change in (
+            ("head", settings.heads, settings.draws, mean.heads, mean.heads_change),
+            ("neuron", settings.neurons, 1, mean.neurons, mean.neurons_change),
         )
         for k in ks
-        for choice in choose(site, k, score, change, seed=settings.seed + k)  # type: ignore[arg-type]
+        for choice in choose(site, k, score, change, draws=draws, seed=settings.seed + k)  # type: ignore[arg-type]
     ]
     patched = _patched(target, testing, choices, store, watcher)
-    parents = (target.card.id, effect.claim.id, *sorted({r.id for r in (*sources, *patched)}))
+    parents = (target.card.id, effect.claim.id, *sorted({r.id for r in (*sources, *held_sources, *patched)}))
 
     def work(_: None) -> list[Graph]:
         spots = strongest(mean, segments, settings.drawn)
@@ -122,12 +126,13 @@ def trace(
             twins=effect.cells,
             aligned=len(choosing) + len(testing),
             skipped=skipped + skipped_too,
+            partly=sum(not twin.same_length for twin in (*choosing, *testing)),
             closure_error=error,
             segments=segments,
             nodes=nodes,
             edges=edges,
             effect=cluster_mean([a - b for _, a, b in whole], [plot for plot, _, _ in whole], unit="nats/token"),
-            units=_units(mean, choices),
+            units=_units(mean, held, choices),
             mediated=mediated,
             verdict=verdict,
             why=why,
@@ -147,17 +152,22 @@ def retrace(
     settings: Settings | None = None,
     watcher: Watcher | None = None,
 ) -> tuple[Graph, list[Arrays]]:
-    """The same spots drawn in another model (a fixed one), and its attributions. Neurons keep their names."""
+    """The same spots drawn in another model (a fixed one), and its attributions. Neurons keep their names.
+
+    The units' scores are those on the twins that they were tested on: where they were chosen, the first model's scores
+    are the largest of many, and those of any other would look smaller.
+    """
     need(target, "WhiteBox")
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
-    mean, sources = averaged(target, choosing, graph.segments, store, watcher)
+    testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
+    held, sources = averaged(target, testing, graph.segments, store, watcher, name=TESTING)
     parents = (target.card.id, graph.id, *sorted({r.id for r in sources}))
 
     def work(_: None) -> list[Graph]:
         spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
         nodes, edges, error = _drawn(target, choosing, spots, graph.segments, settings)
-        scores = {"head": mean.heads, "neuron": mean.neurons}
+        scores = {"head": held.heads, "neuron": held.neurons}
         read = {u: float(scores[u.kind][u.layer, u.index]) for u in graph.units}
         again = graph.model_copy(
             update={
@@ -166,12 +176,12 @@ def retrace(
                 "edges": edges,
                 "closure_error": error,
                 "mediated": (),
-                "units": tuple(unit.model_copy(update={"score": score}) for unit, score in read.items()),
+                "units": tuple(unit.model_copy(update={"score": score, "held": score}) for unit, score in read.items()),
                 "effect": Unmeasured(reason="the units of another model's graph, read in this one"),
-                "verdict": "weak",
+                "verdict": "inconclusive",
                 "why": "the units of another model's graph, read in this one; not patched",
-                "aligned": len(choosing),
-                "skipped": skipped,
+                "aligned": len(choosing) + len(testing),
+                "skipped": skipped + skipped_too,
                 "parents": parents,
             }
         )
@@ -201,25 +211,32 @@ def _drawn(
 
 
 def averaged(
-    target: LocalTarget, pairs: Sequence[Twin], segments: tuple[str, ...], store: Store, watcher: Watcher | None
+    target: LocalTarget,
+    pairs: Sequence[Twin],
+    segments: tuple[str, ...],
+    store: Store,
+    watcher: Watcher | None,
+    *,
+    name: str,
 ) -> tuple[Attribution, list[Arrays]]:
     """The mean attribution over twins. One unit of work is one plot."""
-    plots = _by_plot(pairs)
+    plots = by_plot(pairs)
 
     def work(item: tuple[str, list[Twin]]) -> list[Arrays]:
         plot, members = item
         found = [attribute(target.model, twin, segments) for twin in members]
-        sums = {name: torch.stack([getattr(a, name) for a in found]).sum(0) for name in Attribution.__slots__}
-        blob = store.put_blob(pack_tensors({name: tensor.contiguous() for name, tensor in sums.items()}), "safetensors")
-        return [_arrays(target, "attribution", plot, members, blob=blob)]
+        sums = {part: torch.stack([getattr(a, part) for a in found]).sum(0) for part in Attribution.__slots__}
+        blob = store.put_blob(pack_tensors({part: tensor.contiguous() for part, tensor in sums.items()}), "safetensors")
+        return [_arrays(target, name, plot, members, blob=blob)]
 
-    records = _units_of_work("attribute", target, plots, {"segments": list(segments)}, work, store, watcher)
+    more = {"segments": list(segments), "name": name}
+    records = _units_of_work("attribute", target, plots, more, work, store, watcher)
     total: dict[str, Tensor] = {}
     for record in records:
         assert record.blob is not None
-        for name, tensor in load_file(store.blob_path(record.blob)).items():
-            total[name] = total[name] + tensor if name in total else tensor
-    return Attribution(**{name: tensor / len(pairs) for name, tensor in total.items()}), records
+        for part, tensor in load_file(store.blob_path(record.blob)).items():
+            total[part] = total[part] + tensor if part in total else tensor
+    return Attribution(**{part: tensor / len(pairs) for part, tensor in total.items()}), records
 
 
 def strongest(mean: Attribution, segments: Sequence[str], count: int) -> list[Spot]:
@@ -233,26 +250,42 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
     """The verdict and its grounds.
 
     supported: some K heads or neurons chosen by attribution mediate at least half of the effect, and more than random
-    and shuffled choices of as many (intervals apart); weak: more than those, but less than half; refuted: neither.
+    and shuffled choices of as many (intervals apart); weak: more than those, but less than half or more than all;
+    refuted: every choice mediates clearly less than half, or no more than random or shuffled units; inconclusive: the
+    intervals do not tell, or nothing was measured.
     """
-    best: tuple[Verdict, str] = ("refuted", "no choice by attribution mediates more than random and shuffled units do")
+    best: tuple[Verdict, str] | None = None
+    failed = measured = 0
     for m in sorted(mediated, key=lambda m: m.k):
         share = m.share
         if m.choice != "attribution" or not isinstance(share, Estimate):
             continue
         rivals = {r.choice: r.share for r in mediated if (r.kind, r.k) == (m.kind, m.k) and r.choice != "attribution"}
         controls = [q for name, q in rivals.items() if name != "largest change" and isinstance(q, Estimate)]
-        if not controls or share.low <= max(q.high for q in controls):
+        if not controls:
+            continue
+        measured += 1
+        if share.low <= max(q.high for q in controls):
+            failed += share.high < HALF or share.value <= max(q.value for q in controls)
             continue
         trivial = rivals.get("largest change")
-        remark = ""
+        remark = "; patching them overshoots" if share.low > 1 else ""
         if isinstance(trivial, Estimate) and trivial.high >= share.low:
-            remark = "; units chosen by the largest change alone do as well"
+            remark += "; units chosen by the largest change alone do as well"
         said = f"{m.k} {m.kind}s mediate {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the effect{remark}"
-        if share.low >= 0.5:
+        if HALF <= share.low <= 1:
             return "supported", said
         best = ("weak", said)
-    return best
+    if best:
+        return best
+    if measured and failed == measured:
+        return (
+            "refuted",
+            "no choice by attribution mediates half of the effect and more than random and shuffled units do",
+        )
+    if measured:
+        return "inconclusive", "the intervals do not tell units chosen by attribution from random and shuffled ones"
+    return "inconclusive", "no share was measured beside those of random and shuffled units"
 
 
 def _segments(pairs: Sequence[Twin]) -> tuple[str, ...]:
@@ -274,22 +307,25 @@ def _patched(
         return [_arrays(target, "patching", plot, members, numbers=numbers)]
 
     chosen = {"choices": digest_of([[c.label, [list(u) for u in c.units]] for c in choices])}
-    return _units_of_work("patch", target, _by_plot(pairs), chosen, work, store, watcher)
+    return _units_of_work("patch", target, by_plot(pairs), chosen, work, store, watcher)
 
 
 def _mediated(records: Sequence[Arrays], choices: Sequence[Choice]) -> tuple[Mediation, ...]:
-    found = []
+    """The share of each choice; what was drawn several times is averaged per twin."""
+    draws: dict[tuple[Site, Rule, int], list[str]] = {}
     for choice in choices:
+        draws.setdefault((choice.site, choice.rule, choice.k), []).append(choice.label)
+    found = []
+    for (site, rule, k), labels in draws.items():
         parts, wholes, plots = [], [], []
         for record in records:
-            values = [value for label, value in record.numbers if label == choice.label]
-            for (plot, a, b), patched in zip(_pairs(record), values, strict=True):
-                parts.append(a - patched)
+            drawn = [[value for label, value in record.numbers if label == wanted] for wanted in labels]
+            for (plot, a, b), patched in zip(_pairs(record), zip(*drawn, strict=True), strict=True):
+                parts.append(a - sum(patched) / len(patched))
                 wholes.append(a - b)
                 plots.append(plot)
-        found.append(
-            Mediation(kind=choice.site, choice=choice.rule, k=choice.k, share=cluster_ratio(parts, wholes, plots))
-        )
+        share = cluster_ratio(parts, wholes, plots)
+        found.append(Mediation(kind=site, choice=rule, k=k, draws=len(labels), share=share))
     return tuple(found)
 
 
@@ -299,24 +335,24 @@ def _pairs(record: Arrays) -> list[tuple[str, float, float]]:
     return [(record.plot, a, b) for a, b in zip(first, second, strict=True)]
 
 
-def _units(mean: Attribution, choices: Sequence[Choice]) -> tuple[Unit, ...]:
-    scores = {"head": mean.heads, "neuron": mean.neurons}
+def _units(mean: Attribution, held: Attribution, choices: Sequence[Choice]) -> tuple[Unit, ...]:
+    scores = {"head": (mean.heads, held.heads), "neuron": (mean.neurons, held.neurons)}
     largest: dict[str, Choice] = {}
     for choice in choices:
-        if choice.rule == RULES[0] and (choice.site not in largest or choice.k > largest[choice.site].k):
+        if choice.rule == "attribution" and (choice.site not in largest or choice.k > largest[choice.site].k):
             largest[choice.site] = choice
     return tuple(
-        Unit(kind=choice.site, layer=layer, index=index, score=float(scores[choice.site][layer, index]))
+        Unit(
+            kind=choice.site,
+            layer=layer,
+            index=index,
+            score=float(score[layer, index]),
+            held=float(again[layer, index]),
+        )
         for choice in largest.values()
+        for score, again in [scores[choice.site]]
         for layer, index in choice.units
     )
-
-
-def _by_plot(pairs: Sequence[Twin]) -> dict[str, list[Twin]]:
-    plots: dict[str, list[Twin]] = {}
-    for twin in pairs:
-        plots.setdefault(twin.plot, []).append(twin)
-    return plots
 
 
 def _arrays(

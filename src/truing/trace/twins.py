@@ -57,13 +57,24 @@ def twins(
         raise DesignError(
             f"twins in {len({t.plot for t in usable})} plots; tracing an effect needs at least {MIN_CLUSTERS}"
         )
-    counts: dict[str, int] = {}
-    chosen = []
-    for twin in usable:
-        counts[twin.plot] = counts.get(twin.plot, 0) + 1
-        if counts[twin.plot] <= per_plot:
-            chosen.append(twin)
-    return chosen, len(every) - len(usable)
+    plots = by_plot(usable)
+    return [twin for members in plots.values() for twin in _spread(members, per_plot)], len(every) - len(usable)
+
+
+def by_plot(pairs: Sequence[Twin]) -> dict[str, list[Twin]]:
+    """Twins by their plot, in order."""
+    plots: dict[str, list[Twin]] = {}
+    for twin in pairs:
+        plots.setdefault(twin.plot, []).append(twin)
+    return plots
+
+
+def _spread(members: Sequence[Twin], count: int) -> list[Twin]:
+    """So many of them, from the first to the last: neighbours are wordings of the same fact."""
+    if len(members) <= count:
+        return list(members)
+    step = (len(members) - 1) / max(1, count - 1)
+    return [members[round(number * step)] for number in range(count)]
 
 
 def _twin(target: LocalTarget, surface: Surface, cells: tuple[str, str]) -> Twin:

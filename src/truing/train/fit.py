@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,6 +16,7 @@ from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
 from truing.errors import TrainingError
+from truing.files import write_whole
 from truing.records import Blob, Pairs, Step, Training
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
@@ -231,14 +233,16 @@ def export(training: Training, store: Store, folder: Path) -> Path:
             f"training {training.id[:12]} is not finished ({len(training.steps)} steps); run it to its end"
         )
     said = dict(training.settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_model.safetensors").write_bytes(store.blob_path(training.state).read_bytes())
-    LoraConfig(
+    config = LoraConfig(
         r=int(said["rank"]),
         lora_alpha=int(said["alpha"]),
         lora_dropout=0.0,
         target_modules=list(MODULES),
         task_type="CAUSAL_LM",
         inference_mode=True,
-    ).save_pretrained(folder)
+    )
+    # Not by its save_pretrained, which writes in place, and sets in an order that changes from run to run.
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    write_whole(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True).encode())
+    write_whole(folder / "adapter_model.safetensors", store.blob_path(training.state).read_bytes())
     return folder

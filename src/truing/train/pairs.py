@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from truing.records import Pair, Pairs, Surface
+from truing.stats import agrees
 
 
 def from_surfaces(
@@ -18,8 +19,8 @@ def from_surfaces(
         if counted is not None and surface.name not in counted:
             continue
         for case in surface.cases:
-            agrees = [set(term.split()) <= set(case.cell.split()) for term in (fix, *keep)]
-            if any(agrees):
+            found = [agrees(case.cell, term) for term in (fix, *keep)]
+            if any(found):
                 action, alternative = surface.decision.actions[0], surface.decision.alternatives[0]
                 pairs.append(
                     Pair(
@@ -28,7 +29,7 @@ def from_surfaces(
                         messages=case.messages,
                         chosen=alternative,
                         rejected=action,
-                        role="fix" if agrees[0] else "keep",
+                        role="fix" if found[0] else "keep",
                     )
                 )
     return pairs

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from truing.errors import TargetError
 from truing.records import Blob, Id, canonical, digest, digest_of
+from truing.text import short
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MEDIA = "safetensors"
@@ -71,9 +72,9 @@ class Adapter:
             try:
                 with peft_quiet():
                     return PeftModel.from_pretrained(deepcopy(model), place).merge_and_unload()
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
                 raise TargetError(
-                    f"cannot put the adapter {self.source} on {type(model).__name__}: {_line(error)}."
+                    f"cannot put the adapter {self.source} on {type(model).__name__}: {short(error)}."
                     " Is it for this model, and is it whole?"
                 ) from error
 
@@ -100,7 +101,3 @@ def _settled(said: Mapping[str, Any]) -> dict[str, Any]:
 def _sorted(value: Any) -> Any:
     names = isinstance(value, list) and all(isinstance(part, str) for part in value)
     return sorted(value) if names else value
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

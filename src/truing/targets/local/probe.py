@@ -10,6 +10,7 @@ from truing.errors import TargetError
 from truing.targets.local.generate import greedy
 from truing.targets.local.inside import forward
 from truing.targets.local.tree import plant
+from truing.text import short
 
 PATHS = ((1, 2, 3), (1, 4, 5, 2), (1, 2, 6), (3, 2))
 """Branches of several depths, and a second root."""
@@ -30,7 +31,7 @@ def probe(model: Any) -> None:
         alone = [model(torch.tensor([path], device=model.device)).logits[0].float() for path in PATHS]
         greedy(model, PATHS, max_tokens=2, stop=())
     except Exception as error:  # what is raised here is up to the author of each architecture
-        raise TargetError(_refusal(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")) from error
+        raise TargetError(_refusal(name, f"{type(error).__name__}: {short(error)}")) from error
     span = max(float(logits.max() - logits.min()) for logits in alone)
     off = max(float((found[route] - logits).abs().max()) for route, logits in zip(routes, alone, strict=True))
     if not off <= TOLERANCE * max(1.0, span):

@@ -1,0 +1,28 @@
+"""Text from outside, fit for a terminal: it may not steer it, nor pass for a line of ours."""
+
+from __future__ import annotations
+
+
+def one_line(text: str) -> str:
+    """Text on one line: line ends become spaces; controls, direction marks and other unseen signs become U+FFFD."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.splitlines()))
+
+
+def short(error: object, *, length: int = 240) -> str:
+    """A message on one line, cut to a length."""
+    text = one_line(" ".join(str(error).split()))
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def escaped(json: str) -> str:
+    """JSON of the same value, on the same lines, with unseen signs escaped."""
+    return "\n".join(line if line.isprintable() else "".join(map(_escape, line)) for line in json.split("\n"))
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

@@ -1,0 +1,111 @@
+"""One stage alone: what is wrong with an adapter is said before anything is evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from peft import LoraConfig, get_peft_model
+
+from truing.audit import audit
+from truing.errors import TargetError
+from truing.store import open_store
+from truing.studies import one
+from truing.targets.local.adapter import peft_quiet
+
+
+@pytest.fixture(scope="module")
+def claimed(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store with a claim about local/tiny."""
+    folder = tmp_path_factory.mktemp("one") / "store"
+    with open_store(folder) as store:
+        return folder, audit(tiny, ["anchoring"], store)[0].id
+
+
+def adapter(model: Any, folder: Path) -> Path:
+    from copy import deepcopy
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with peft_quiet():
+        get_peft_model(deepcopy(model), config).save_pretrained(folder)
+    return folder
+
+
+def no_config(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def cut_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LO')
+
+
+def other_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[1]")
+
+
+def wrong_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "MAGIC", "task_type": "CAUSAL_LM"}')
+
+
+def cut_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"half")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (no_config, "adapter_config.json is missing"),
+        (no_weights, "adapter_model.safetensors is missing"),
+        (cut_config, "cannot read the adapter"),
+        (other_config, "cannot read the adapter"),
+        (wrong_config, "cannot (read|put) the adapter"),
+        (cut_weights, "cannot put the adapter"),
+    ],
+)
+def test_a_bad_adapter_is_refused_before_any_evaluation(
+    tiny: Any, claimed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None], says: str,
+) -> None:  # fmt: skip
+    spoil(adapter(tiny.model, tmp_path / "adapter"))
+    monkeypatch.setattr("truing.studies.wheel.Wheel.observe", lambda *args: pytest.fail("evaluated"))
+    with open_store(claimed[0]) as store, pytest.raises(TargetError, match=says):
+        one.measured(claimed[1][:12], tmp_path / "adapter", store)
+
+
+def test_an_adapter_for_another_model_is_refused_before_any_evaluation(
+    wild: Any, claimed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter(wild.model, tmp_path / "adapter")
+    monkeypatch.setattr("truing.studies.wheel.Wheel.observe", lambda *args: pytest.fail("evaluated"))
+    with open_store(claimed[0]) as store, pytest.raises(TargetError, match="Is it for this model"):
+        one.measured(claimed[1][:12], tmp_path / "adapter", store)
+
+
+def test_the_command_says_so_in_one_line(claimed: tuple[Path, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "truing", "measure", claimed[1][:12], "--after", str(tmp_path)]
+    done = subprocess.run([*command, "--store", str(claimed[0])], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"truing: no adapter at {tmp_path} (adapter_config.json is missing)")
+    assert done.stderr.count("\n") == 1
+
+
+def test_progress_goes_to_standard_error_alone(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "truing", "audit", "local/tiny", "--family", "anchoring", "--store", str(store)]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["target"] == "local/tiny"
+    assert done.stderr.startswith("[truing] load local/tiny: 1 unit\n")
+    shutil.rmtree(store)
