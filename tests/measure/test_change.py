@@ -172,6 +172,16 @@ def test_a_rate_without_variance_never_has_an_interval_without_width(value: floa
     assert not below_zero(Named(name="n", quantity=change(once, once, RULE, unit="probability"), note=""))
 
 
+def test_the_rate_in_one_cell_lies_between_zero_and_one() -> None:
+    once = Cases(
+        {f"p{i}": {"threat=yes": float(i % 9 > 0), "threat=no": 0.0} for i in range(27)},
+        {f"p{i}": f"p{i // 3}" for i in range(27)},
+    )
+    value, low, high = seen(level(once, Contrast(name="", plus=("threat=yes",), minus=()), unit="probability"))
+    assert (value, high) == (pytest.approx(24 / 27), 1)
+    assert 0 < low < value
+
+
 def test_a_rate_with_variance_has_the_plain_interval() -> None:
     once = Cases(
         {f"p{i}": {"threat=yes": float(i % 3 == 0), "threat=no": 0.0} for i in range(9)},

@@ -320,16 +320,18 @@ def test_clusters_all_alike_are_judged_by_the_sign_test() -> None:
 def test_events_all_alike_get_an_interval_of_some_width(value: float) -> None:
     names = labels(6, 2)
     assert np.ptp(bounds([value] * 12, names)) == 0  # the known-bad estimator: certain after twelve looks
-    found = estimated(event_mean([value] * 12, names, terms=2))
+    found = estimated(event_mean([value] * 12, names, span=(-1, 1)))
     assert found.value == value
     assert found.low <= value - 0.1
     assert found.high >= min(value + 0.1, 1.0)
     assert -1 <= found.low <= found.high <= 1  # a difference of two probabilities
-    more_of_the_same = estimated(event_mean([value] * 120, labels(6, 20), terms=2))
+    more_of_the_same = estimated(event_mean([value] * 120, labels(6, 20), span=(-1, 1)))
     assert (more_of_the_same.low, more_of_the_same.high) == (found.low, found.high)  # surfaces are not replication
     mixed = [0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
-    assert estimated(event_mean(mixed, names, terms=4, unit="u")) == estimated(cluster_mean(mixed, names, unit="u"))
-    assert isinstance(event_mean([0.0] * 8, labels(4, 2), terms=2), Unmeasured)
+    assert estimated(event_mean(mixed, names, span=(-2, 2), unit="u")) == estimated(
+        cluster_mean(mixed, names, unit="u")
+    )
+    assert isinstance(event_mean([0.0] * 8, labels(4, 2), span=(-1, 1)), Unmeasured)
 
 
 def test_equal_clusters_are_equal_whatever_their_mean_rounds_to() -> None:
@@ -340,12 +342,21 @@ def test_equal_clusters_are_equal_whatever_their_mean_rounds_to() -> None:
     assert (test.p, test.se) == (0.5**7, 0.0)
 
 
+def test_a_rate_lies_between_zero_and_one() -> None:
+    names = labels(6, 2)
+    none, some = ([0.0] * 12, [1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+    found = estimated(event_mean(none, names, span=(0, 1)))
+    assert (found.low, found.high) == (0, pytest.approx(event_limit(6)))
+    found = estimated(event_mean(some, names, span=(0, 1)))
+    assert found.low < found.value < found.high <= 1
+
+
 def test_a_first_event_does_not_narrow_the_interval() -> None:
     names = labels(7, 5)
     widths, limits = [], []
     for events in range(4):
         values = [1.0 if i % 5 == 0 and i // 5 < events else 0.0 for i in range(35)]
-        found, test = estimated(event_mean(values, names, terms=2)), one_sided(values, names, events=2)
+        found, test = estimated(event_mean(values, names, span=(-1, 1))), one_sided(values, names, events=(-1, 1))
         assert test is not None
         widths.append(found.high - found.low)
         limits.append(upper(test))
@@ -355,7 +366,7 @@ def test_a_first_event_does_not_narrow_the_interval() -> None:
 
 def test_clusters_alike_by_chance_give_no_less_than_the_error_of_independent_surfaces() -> None:
     names, values = labels(7, 5), [1.0, 0.0, 0.0, 0.0, 0.0] * 7
-    found, test = estimated(event_mean(values, names, terms=2)), one_sided(values, names, events=2)
+    found, test = estimated(event_mean(values, names, span=(-1, 1))), one_sided(values, names, events=(-1, 1))
     assert test is not None
     assert test.se == pytest.approx(np.std(values, ddof=1) / np.sqrt(35))
     assert found.low == pytest.approx(0.2 - t_quantile(0.975, 6) * test.se)

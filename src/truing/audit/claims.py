@@ -31,6 +31,7 @@ from truing.stats import (
     lower,
     minimum_detectable,
     one_sided,
+    span,
     upper,
 )
 
@@ -103,9 +104,8 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
     values = [contrast(cells, rule) for cells in seen.cells]
     if unit != UNITS["behaviour"]:
         return cluster_mean(values, seen.plots, unit=unit, level=LEVEL), one_sided(values, seen.plots)
-    terms = len(rule.plus) + len(rule.minus)
-    quantity = event_mean(values, seen.plots, terms=terms, unit=unit, level=LEVEL)
-    return quantity, one_sided(values, seen.plots, events=terms, level=LEVEL)
+    quantity = event_mean(values, seen.plots, span=span(rule), unit=unit, level=LEVEL)
+    return quantity, one_sided(values, seen.plots, events=span(rule), level=LEVEL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from truing.records import Contrast, Named, Quantity, Replies, Scores, Unmeasured
-from truing.stats import Cells, agrees, cluster_mean, cluster_ratio, contrast, event_mean, has
+from truing.stats import Cells, Span, agrees, cluster_mean, cluster_ratio, contrast, event_mean, has, span
 
 LEVEL = 0.95
 
@@ -57,7 +57,7 @@ def level(cases: Cases, rule: Contrast, *, unit: str) -> Quantity:
     usable = [name for name, cells in cases.cells.items() if has(cells, rule)]
     if not usable:
         return Unmeasured(reason=f"no surface has every cell of {rule.name!r}")
-    return _mean([contrast(cases.cells[n], rule) for n in usable], [cases.plot[n] for n in usable], rule, unit)
+    return _mean([contrast(cases.cells[n], rule) for n in usable], [cases.plot[n] for n in usable], unit, span(rule))
 
 
 def change(before: Cases, after: Cases, rule: Contrast, *, unit: str) -> Quantity:
@@ -68,7 +68,8 @@ def change(before: Cases, after: Cases, rule: Contrast, *, unit: str) -> Quantit
     if not usable:
         return Unmeasured(reason=f"no surface has every cell of {rule.name!r}")
     values = [contrast(after.cells[n], rule) - contrast(before.cells[n], rule) for n in usable]
-    return _mean(values, [before.plot[n] for n in usable], rule, unit, times=2)
+    low, high = span(rule)
+    return _mean(values, [before.plot[n] for n in usable], unit, (low - high, high - low))
 
 
 def retained(before: Cases, after: Cases, rule: Contrast) -> Quantity:
@@ -89,9 +90,9 @@ def recovered(before: Cases, fixed: Cases, relearned: Cases, rule: Contrast) -> 
     return cluster_ratio(back, gone, [relearned.plot[n] for n in usable])
 
 
-def _mean(values: Sequence[float], plots: Sequence[str], rule: Contrast, unit: str, *, times: int = 1) -> Quantity:
+def _mean(values: Sequence[float], plots: Sequence[str], unit: str, events: Span) -> Quantity:
     if unit == "probability":
-        return event_mean(values, plots, terms=times * (len(rule.plus) + len(rule.minus)), unit=unit, level=LEVEL)
+        return event_mean(values, plots, span=events, unit=unit, level=LEVEL)
     return cluster_mean(values, plots, unit=unit, level=LEVEL)
 
 

@@ -1,6 +1,6 @@
 """Estimates with intervals: pure functions of arrays."""
 
-from truing.stats.contrasts import Cells, agrees, average, contrast, has
+from truing.stats.contrasts import Cells, Span, agrees, average, contrast, has, span
 from truing.stats.estimates import (
     MIN_CLUSTERS,
     cluster_mean,
@@ -14,7 +14,7 @@ from truing.stats.estimates import (
 from truing.stats.tests import Test, holm, lower, minimum_detectable, one_sided, upper
 
 __all__ = [
-    "MIN_CLUSTERS", "Cells", "Test", "agrees", "average", "cluster_mean", "cluster_ratio", "contrast", "event_limit",
-    "event_mean", "has", "holm", "lower", "minimum_detectable", "one_sided", "proportion", "t_quantile", "t_upper_tail",
-    "upper",
+    "MIN_CLUSTERS", "Cells", "Span", "Test", "agrees", "average", "cluster_mean", "cluster_ratio", "contrast",
+    "event_limit", "event_mean", "has", "holm", "lower", "minimum_detectable", "one_sided", "proportion", "span",
+    "t_quantile", "t_upper_tail", "upper",
 ]  # fmt: skip

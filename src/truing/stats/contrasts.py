@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from truing.records import Contrast
 
+Span = tuple[int, int]
+"""The least and the largest value that a contrast of 0/1 outcomes can have."""
 Cells = Mapping[str, float]
 """Value per cell; a cell is written "factor=level factor=level"."""
 
@@ -26,6 +28,11 @@ def average(cells: Cells, term: str) -> float:
 def contrast(cells: Cells, rule: Contrast) -> float:
     """Mean of the plus terms minus mean of the minus terms, summed term by term."""
     return sum(average(cells, term) for term in rule.plus) - sum(average(cells, term) for term in rule.minus)
+
+
+def span(rule: Contrast) -> Span:
+    """Between what a contrast of 0/1 outcomes lies."""
+    return -len(rule.minus), len(rule.plus)
 
 
 def has(cells: Cells, rule: Contrast) -> bool:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from truing.records import Estimate, Quantity, Unmeasured
+from truing.stats.contrasts import Span
 
 MIN_CLUSTERS = 5
 """Under five clusters the t interval rests on a variance that is hardly known, and none is given."""
@@ -114,9 +115,9 @@ def event_limit(n: int, *, level: float = 0.95) -> float:
 
 
 def event_error(
-    values: Sequence[float], clusters: Sequence[str], *, terms: int, level: float = 0.95
+    values: Sequence[float], clusters: Sequence[str], *, span: Span, level: float = 0.95
 ) -> tuple[float, bool]:
-    """Standard error of the mean of cluster means of 0/1 contrasts over so many terms, and whether it is the least one.
+    """Standard error of the mean of cluster means of contrasts of 0/1 outcomes, and whether it is the least one.
 
     Cluster means that are alike by chance do not make it smaller than that of independent surfaces. And where under
     four clusters hold an observation other than the commonest (no event anywhere, or the first ones), the variance
@@ -130,24 +131,24 @@ def event_error(
     se = max(standard_error(means), standard_error(x))
     if carrying >= MIN_CLUSTERS - 1:
         return se, False
-    least = terms / 2 * event_limit(len(means), level=level) / t_quantile((1 + level) / 2, len(means) - 1)
+    least = max(map(abs, span)) * event_limit(len(means), level=level) / t_quantile((1 + level) / 2, len(means) - 1)
     return max(se, least), se <= least
 
 
 def event_mean(
-    values: Sequence[float], clusters: Sequence[str], *, terms: int, unit: str = "probability", level: float = 0.95
+    values: Sequence[float], clusters: Sequence[str], *, span: Span, unit: str = "probability", level: float = 0.95
 ) -> Quantity:
-    """`cluster_mean` for contrasts of 0/1 outcomes over so many terms, kept within their range (see event_error)."""
+    """`cluster_mean` for contrasts of 0/1 outcomes, kept within their span; its standard error is event_error's."""
     seen = cluster_mean(values, clusters, unit=unit, level=level)
     if isinstance(seen, Unmeasured):
         return seen
-    se, least = event_error(values, clusters, terms=terms, level=level)
-    half, most = t_quantile((1 + level) / 2, seen.clusters - 1) * se, terms / 2
+    se, least = event_error(values, clusters, span=span, level=level)
+    half = t_quantile((1 + level) / 2, seen.clusters - 1) * se
     rule = f"few clusters with events: Clopper-Pearson limit of 0 in {seen.clusters} clusters, per term"
     return seen.model_copy(
         update={
-            "low": max(seen.value - half, -most),
-            "high": min(seen.value + half, most),
+            "low": max(seen.value - half, span[0]),
+            "high": min(seen.value + half, span[1]),
             "estimator": rule if least else seen.estimator,
         }
     )

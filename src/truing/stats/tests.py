@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from truing.stats.contrasts import Span
 from truing.stats.estimates import (
     MIN_CLUSTERS,
     by_cluster,
@@ -28,11 +29,16 @@ class Test:
 
 
 def one_sided(
-    values: Sequence[float], clusters: Sequence[str], *, above: float = 0.0, events: int = 0, level: float = 0.95
+    values: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    above: float = 0.0,
+    events: Span | None = None,
+    level: float = 0.95,
 ) -> Test | None:
     """Test of mean > `above` over cluster means; None under five clusters.
 
-    `events`: the number of terms where the values are contrasts of 0/1 outcomes; then the standard error is that of
+    `events`: the span of the values where they are contrasts of 0/1 outcomes; then the standard error is that of
     `event_error`, so that test and interval agree. Otherwise, where all clusters are equal, the t test has no variance
     to go by, and the sign test's p = 2^-G stands in for it.
     """
@@ -41,7 +47,7 @@ def one_sided(
     if groups < MIN_CLUSTERS:
         return None
     mean = float(means.mean())
-    se = event_error(values, clusters, terms=events, level=level)[0] if events else standard_error(means)
+    se = event_error(values, clusters, span=events, level=level)[0] if events else standard_error(means)
     if se == 0.0:
         return Test(p=0.5**groups if mean > above else 1.0, mean=mean, se=0.0, df=groups - 1)
     return Test(p=t_upper_tail((mean - above) / se, groups - 1), mean=mean, se=se, df=groups - 1)
