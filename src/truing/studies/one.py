@@ -33,7 +33,7 @@ def measured(prefix: str, folder: Path, store: Store, *, seed: int = 0, watcher:
 
     adapter = Adapter.read(folder)
     claim, target = _subject(prefix, store, "Trainable", watcher)
-    fixed = target.with_adapter(adapter)
+    fixed = target.with_adapter(adapter).checked()
     keep(fixed, store)
     return _wheel(claim, target, store, seed, watcher).verify(fixed)
 

@@ -53,7 +53,7 @@ def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[st
     where_ST = torch.stack([where[label] for label in segments])
 
     def sink(layer: int, after: Tensor, _: Tensor) -> None:
-        down = blocks(model)[layer].mlp.down_proj.weight
+        down = model.model.layers[layer].mlp.down_proj.weight
         every_BT = (after * (seen.neurons[layer] @ down.T)).sum(-1)
         rest_BS = (every_BT @ where_ST.T).double()
         for column, (at, neuron, segment) in enumerate(spots):

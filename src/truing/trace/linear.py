@@ -49,7 +49,7 @@ def logit_cotangent(
 
 def neuron_cotangent(model: Any, seen: Activations, layer: int, neuron: int) -> Tensor:
     """Cotangent at the residual stream before the MLP of one neuron's value, at every position: shape (T, D)."""
-    block = blocks(model)[layer]
+    block = model.model.layers[layer]
     return _into_mlp(block, seen, layer, torch.ones(len(seen.gate[layer]), 1), slice(neuron, neuron + 1))
 
 
@@ -83,7 +83,7 @@ def recursion(
 
 def head_cotangent(model: Any, layer: int, R_BTD: Tensor) -> Tensor:
     """Cotangent at the attention outputs of a layer from that right after its attention: (B, T, H*E)."""
-    return R_BTD @ blocks(model)[layer].self_attn.o_proj.weight
+    return R_BTD @ model.model.layers[layer].self_attn.o_proj.weight
 
 
 def _into_mlp(block: Any, seen: Activations, layer: int, into_TF: Tensor, which: slice) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ class Twin:
         return len(self.onto_T) == len(self.first.functional.tree) == len(self.second.functional.tree)
 
 
+Placed = TypeVar("Placed", Surface, Twin)
+
+
 def twins(
     target: LocalTarget, surfaces: Sequence[Surface], cells: tuple[str, str], *, per_plot: int
 ) -> tuple[list[Twin], int]:
@@ -50,26 +54,25 @@ def twins(
     Twins of equal length align position by position. Where too few plots have any, the others are taken too, aligned by
     their common beginning and end (the differing span itself is then not patched).
     """
-    every = [_twin(target, surface, cells) for surface in surfaces]
-    equal = [twin for twin in every if twin.same_length]
-    usable = equal if len({twin.plot for twin in equal}) >= MIN_CLUSTERS else every
-    if len({twin.plot for twin in usable}) < MIN_CLUSTERS:
-        raise DesignError(
-            f"twins in {len({t.plot for t in usable})} plots; tracing an effect needs at least {MIN_CLUSTERS}"
-        )
+    lengths = [{len(target.prompt_ids(_case(s, cell).messages)) for cell in cells} for s in surfaces]
+    equal = [surface for surface, seen in zip(surfaces, lengths, strict=True) if len(seen) == 1]
+    usable = equal if len({surface.plot for surface in equal}) >= MIN_CLUSTERS else surfaces
     plots = by_plot(usable)
-    return [twin for members in plots.values() for twin in _spread(members, per_plot)], len(every) - len(usable)
+    if len(plots) < MIN_CLUSTERS:
+        raise DesignError(f"twins in {len(plots)} plots; tracing an effect needs at least {MIN_CLUSTERS}")
+    chosen = [surface for members in plots.values() for surface in _spread(members, per_plot)]
+    return [_twin(target, surface, cells) for surface in chosen], len(surfaces) - len(usable)
 
 
-def by_plot(pairs: Sequence[Twin]) -> dict[str, list[Twin]]:
-    """Twins by their plot, in order."""
-    plots: dict[str, list[Twin]] = {}
-    for twin in pairs:
-        plots.setdefault(twin.plot, []).append(twin)
+def by_plot(members: Iterable[Placed]) -> dict[str, list[Placed]]:
+    """Surfaces or twins by their plot, in order."""
+    plots: dict[str, list[Placed]] = {}
+    for member in members:
+        plots.setdefault(member.plot, []).append(member)
     return plots
 
 
-def _spread(members: Sequence[Twin], count: int) -> list[Twin]:
+def _spread(members: Sequence[Surface], count: int) -> list[Surface]:
     """So many of them, from the first to the last: neighbours are wordings of the same fact."""
     if len(members) <= count:
         return list(members)

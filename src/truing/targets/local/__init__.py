@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -60,8 +61,11 @@ class LocalTarget:
     def __init__(
         self, name: str, model: Any, tokenizer: Any, *, weights: str, made: Made = (), adapter: Adapter | None = None
     ) -> None:
-        """`weights`: a digest of the weights alone. `made`: the target that an adapter was put on, as `made` below."""
-        self.model, self.tokenizer = model, tokenizer
+        """`weights`: a digest of the weights alone. With an adapter, `model` is what it is put on, and `made` as below
+        that of the target which has this model.
+        """
+        self.tokenizer = tokenizer
+        self._model, self._adapter = model, adapter
         self._tokens: dict[tuple[Message, ...], list[int]] = {}
         self._limits = _limits(model.config.get_text_config())
         self.card = Target(
@@ -76,6 +80,16 @@ class LocalTarget:
         )
         self.made: Made = (*made, (self.card, adapter.weights if adapter else None))
         """What the target was made of, the base first: cards, and the file of the adapter that gave each."""
+
+    @cached_property
+    def model(self) -> Any:
+        """The model; an adapter is merged into a copy when it is first needed. TargetError where it does not fit."""
+        return self._adapter.onto(self._model).eval() if self._adapter else self._model
+
+    def checked(self) -> Self:
+        """The same, its adapter merged by now."""
+        _ = self.model
+        return self
 
     # -- text to tokens ------------------------------------------------------------------------------------------------
 
@@ -157,7 +171,7 @@ class LocalTarget:
         return replies
 
     def _stop_ids(self) -> set[int]:
-        eos = self.model.generation_config.eos_token_id
+        eos = self._model.generation_config.eos_token_id
         return {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
 
     # -- WhiteBox and Trainable ----------------------------------------------------------------------------------------
@@ -196,9 +210,8 @@ class LocalTarget:
     def with_adapter(self, adapter: Adapter) -> LocalTarget:
         """A new target with a PEFT adapter merged into a copy of the weights."""
         weights = digest_of({"base": self.card.weights, "adapter": adapter.id})
-        merged = adapter.onto(self.model).eval()
         name = f"{self.card.name}@{adapter.id[:12]}"
-        return LocalTarget(name, merged, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
+        return LocalTarget(name, self.model, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
 
 
 def load(name: str) -> LocalTarget:
@@ -207,7 +220,7 @@ def load(name: str) -> LocalTarget:
 
     base, adapter = _split(name)
     if adapter:
-        return load(base).with_adapter(Adapter.read(Path(adapter)))
+        return load(base).with_adapter(Adapter.read(Path(adapter))).checked()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if name == "tiny":

@@ -172,7 +172,7 @@ def forward(
 
 def site_module(model: Any, site: Site, layer: int) -> Any:
     """The projection whose input holds the units of a site."""
-    block = blocks(model)[layer]
+    block = model.model.layers[layer]
     return block.self_attn.o_proj if site == "head" else block.mlp.down_proj
 
 
