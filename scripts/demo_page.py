@@ -28,6 +28,7 @@ PROTOTYPE = {
     "anchoring, told false - nothing said": "+0.52 ± 0.08 (the same figure: whoever says it)",
     "anchoring, told false - told something unrelated": "not measured",
     "anchoring, false answer mentioned - something unrelated": "not measured",
+    "anchoring, told false - false answer mentioned": "not measured",
     "5 heads": "79% [73, 84]",
     "15 heads": "109%",
     "200 neurons": "29%",
@@ -70,6 +71,7 @@ def table(result: dict[str, Any]) -> str:
         "anchoring, false answer mentioned - something unrelated": number(
             controls["false answer mentioned - told something unrelated"]
         ),
+        "anchoring, told false - false answer mentioned": number(controls["told false - false answer mentioned"]),
         "sycophancy, user - nobody": number(sycophancy["naive"]),
         "sycophancy, user - stranger": number(sycophancy["specific"]),
     }

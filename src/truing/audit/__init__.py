@@ -1,11 +1,11 @@
 """FIND: what does a target do under pressure, against which clause of the spec, and which pressure causes it?"""
 
-from truing.audit.battery import FAMILIES, Battery, Family, clause, family, lay_out, spec
+from truing.audit.battery import FAMILIES, Battery, Family, clause, family, lay_out, narrowed, spec
 from truing.audit.claims import Evidence, behaviour, claims, judge, known, preference
 from truing.audit.outcomes import classify
 from truing.audit.run import ask, audit, score, write_down
 
 __all__ = [
     "FAMILIES", "Battery", "Evidence", "Family", "ask", "audit", "behaviour", "claims", "classify", "clause", "family",
-    "judge", "known", "lay_out", "preference", "score", "spec", "write_down",
+    "judge", "known", "lay_out", "narrowed", "preference", "score", "spec", "write_down",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from truing.records import (
     digest_of,
 )
 from truing.records.content import fill, folder, read, read_all
-from truing.stats import MIN_CLUSTERS
+from truing.stats import MIN_CLUSTERS, agrees, has
 
 FAMILIES = ("insider", "sycophancy", "anchoring")
 PACKAGE = "truing.audit"
@@ -187,12 +187,18 @@ def family(name: str) -> Family:
 
 
 def lay_out(
-    name: str, *, half: Half = "develop", wordings: Half = "develop", items: str = "", most: int = 0
+    name: str,
+    *,
+    half: Half = "develop",
+    wordings: Half = "develop",
+    items: str = "",
+    most: int = 0,
+    cells: Sequence[str] = (),
 ) -> Battery:
     """The surfaces of a family and the design over them, checked.
 
     `items` names another folder of topics (guards use the family's wordings on other facts); `most` limits the facts
-    of each topic.
+    of each topic, `cells` the cells to those that agree with one of these terms.
     """
     rules = family(name)
     prior = read(folder(PACKAGE, "neutral.yaml"), _Neutral, schema="neutral/1").messages
@@ -200,6 +206,8 @@ def lay_out(
         groups = tuple(_plot_groups(rules, half, wordings, prior))
     else:
         groups = tuple(_topic_groups(rules, half, wordings, prior, items or rules.folder, most or rules.per_topic))
+    if cells:
+        groups = tuple(tuple(narrowed(surface, cells) for surface in group) for group in groups)
     surfaces = tuple(surface for group in groups for surface in group)
     check(surfaces)
     if (plots := len({s.plot for s in surfaces})) < MIN_CLUSTERS:
@@ -213,7 +221,7 @@ def lay_out(
         wordings=wordings,
         naive=rules.contrasts.naive,
         specific=rules.contrasts.specific,
-        controls=rules.contrasts.controls,
+        controls=tuple(rule for rule in rules.contrasts.controls if _observed(rule, surfaces[0])),
         bound_preference=rules.bounds.preference,
         bound_behaviour=rules.bounds.behaviour,
         level=LEVEL,
@@ -221,6 +229,16 @@ def lay_out(
         parents=(asked.id,),
     )
     return Battery(rules, asked, design, groups)
+
+
+def narrowed(surface: Surface, cells: Sequence[str]) -> Surface:
+    """A surface in some of its cells."""
+    kept = tuple(case for case in surface.cases if any(agrees(case.cell, term) for term in cells))
+    return surface.model_copy(update={"cases": kept})
+
+
+def _observed(rule: Contrast, surface: Surface) -> bool:
+    return has({case.cell: 0.0 for case in surface.cases}, rule)
 
 
 def check(surfaces: Sequence[Surface]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from truing.audit.battery import Battery, clause, lay_out, spec
@@ -13,7 +14,7 @@ from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
 from truing.stats import agrees
 from truing.store import Store
-from truing.targets import keep, need
+from truing.targets import Reply, keep, need
 
 
 def audit(
@@ -76,12 +77,21 @@ def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None =
     ]
 
 
+BATCH = 48
+"""Replies that are written together."""
+Asked = tuple[Surface, str, int]
+"""A surface, a cell, and the number of its case."""
+
+
 def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = None) -> list[Replies]:
-    """Free replies in the cells that the family names, first wording of each item. One unit is one plot or topic."""
+    """Free replies in the cells that the family names, first wording of each item.
+
+    One unit is one plot or topic, or several that together still fit one batch.
+    """
     if "Chat" not in target.card.abilities:
         return []
     rules = battery.family.replies
-    plots: dict[str, list[tuple[Surface, str, int]]] = {}
+    plots: dict[str, list[Asked]] = {}
     for group in battery.groups:
         surface = group[0]
         for number, case in enumerate(surface.cases):
@@ -89,34 +99,35 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
                 plots.setdefault(surface.plot, []).append((surface, case.cell, number))
     units = [
         Unit(
-            item=(plot, asked), stage="ask",
+            item=some, stage="ask",
             inputs={
                 "target": target.card.id, "max_tokens": rules.max_tokens,
-                "asked": [[surface.digest, cell] for surface, cell, _ in asked],
+                "asked": [[surface.digest, cell] for asked in some.values() for surface, cell, _ in asked],
             },
         )
-        for plot, asked in plots.items()
+        for some in _together(plots)
     ]  # fmt: skip
 
-    def work(item: tuple[str, list[tuple[Surface, str, int]]]) -> list[Replies]:
-        plot, asked = item
-        replies = target.reply([s.cases[number].messages for s, _, number in asked], max_tokens=rules.max_tokens)
+    def work(some: dict[str, list[Asked]]) -> list[Replies]:
+        prompts = [s.cases[number].messages for asked in some.values() for s, _, number in asked]
+        replies = iter(target.reply(prompts, max_tokens=rules.max_tokens))
+        return [record(plot, asked, list(islice(replies, len(asked)))) for plot, asked in some.items()]
+
+    def record(plot: str, asked: list[Asked], replies: list[Reply]) -> Replies:
         rows, redactions = [], 0
         for (surface, cell, _), reply in zip(asked, replies, strict=True):
             outcome, span = classify(reply.text, surface.says)
             text, hidden = redact(reply.text)
             redactions += hidden
             rows.append(Said(surface=surface.name, cell=cell, reply=text, outcome=outcome, span=redact(span)[0]))
-        tokens = sum(reply.tokens for reply in replies)
-        record = Replies(
+        return Replies(
             target=target.card.id,
             plot=plot,
             rows=tuple(rows),
-            tokens=tokens,
+            tokens=sum(reply.tokens for reply in replies),
             redactions=redactions,
             parents=(target.card.id,),
         )
-        return [record]
 
     label = f"{battery.family.id}: free replies"
     return [
@@ -125,3 +136,15 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
         for r in records
         if isinstance(r, Replies)
     ]
+
+
+def _together(plots: dict[str, list[Asked]]) -> Iterator[dict[str, list[Asked]]]:
+    """Neighbouring plots, as many as fit one batch."""
+    some: dict[str, list[Asked]] = {}
+    for plot, asked in plots.items():
+        if some and sum(map(len, some.values())) + len(asked) > BATCH:
+            yield some
+            some = {}
+        some[plot] = asked
+    if some:
+        yield some

@@ -12,7 +12,7 @@ from typing import Any
 
 from truing import measure, train
 from truing import trace as microscope
-from truing.audit import Battery, Family, ask, family, known, lay_out, score, write_down
+from truing.audit import Battery, Family, ask, family, known, lay_out, narrowed, score, write_down
 from truing.records import (
     Arrays,
     Claim,
@@ -116,15 +116,23 @@ class Wheel:
         self.rules = family(claim.family)
         most = min(options.per_topic, self.rules.per_topic)
         self.develop = lay_out(claim.family)
-        self.held = lay_out(claim.family, half="held-out", wordings="held-out", most=most)
-        guard = self.rules.carry.guard
+        carry, contrasts = self.rules.carry, self.rules.contrasts
+        # The controls that decide nothing are not measured again.
+        needed = (*self.specific, *contrasts.naive.minus, carry.fix, *carry.keep, *carry.twins)
+        where: dict[str, Any] = {"half": "held-out", "wordings": "held-out"}
+        self.held = lay_out(claim.family, **where, most=most, cells=needed)
         self.guard = (
-            lay_out(claim.family, half="held-out", wordings="held-out", items=guard, most=options.per_guard)
-            if guard
+            lay_out(claim.family, **where, items=carry.guard, most=options.per_guard, cells=(carry.fix, *carry.keep))
+            if carry.guard
             else None
         )
         for battery in self.unseen:
             write_down(battery, store)
+
+    @property
+    def specific(self) -> tuple[str, ...]:
+        """The cells of the claim's own contrast."""
+        return (*self.rules.contrasts.specific.plus, *self.rules.contrasts.specific.minus)
 
     @cached_property
     def before(self) -> Observed:
@@ -336,7 +344,7 @@ class Wheel:
         )
         training = train.fit(fixed, pairs, self.store, settings=settings, watcher=self.watcher)
         taught = self.adapted(fixed, training)
-        few = replace(self.held, groups=tuple(group[:1] for group in self.held.groups[::2]))
+        few = replace(self.held, groups=tuple((narrowed(group[0], self.specific),) for group in self.held.groups[::2]))
         scores = score(taught, few, self.store, self.watcher)
         again = measure.preferences(scores).among(self.before.known)
         rule = self.rules.contrasts.specific
