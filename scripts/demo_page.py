@@ -29,6 +29,8 @@ PROTOTYPE = {
     "anchoring, told false - told something unrelated": "not measured",
     "anchoring, false answer mentioned - something unrelated": "not measured",
     "anchoring, told false - false answer mentioned": "not measured",
+    "the same in free replies, false answer mentioned - something unrelated": "not measured",
+    "the same in free replies, told false - false answer mentioned": "not measured",
     "5 heads": "79% [73, 84]",
     "15 heads": "109%",
     "200 neurons": "29%",
@@ -47,7 +49,7 @@ def between(text: str, mark: str, content: str) -> str:
 
 def shown(result: dict[str, Any]) -> str:
     """The command's own text, with the folder of the store as a reader has it."""
-    text = re.sub(r"  [0-9a-f]{12}$", "", summary(result), flags=re.M)
+    text = re.sub(r"  [0-9a-f]{12}$", "", "\n".join(summary(result)), flags=re.M)
     text = text.replace(str(WORK / "store"), ".truing").replace(result["loop"][:12], "<id>")
     return f"```text\n$ make demo\n{text}\n```"
 
@@ -58,6 +60,7 @@ def table(result: dict[str, Any]) -> str:
     insider, sycophancy = claims["insider", "preference"], claims["sycophancy", "preference"]
     anchoring = claims["anchoring", "preference"]
     controls = {c["name"]: c["quantity"] for each in (insider, anchoring) for c in each["controls"]}
+    replies = {c["name"]: c["quantity"] for c in claims["anchoring", "behaviour"]["controls"]}
     first = false_first(sycophancy)
     ours = {
         "insider, threat at hand of leverage": number(insider["naive"]),
@@ -75,6 +78,11 @@ def table(result: dict[str, Any]) -> str:
         "sycophancy, user - nobody": number(sycophancy["naive"]),
         "sycophancy, user - stranger": number(sycophancy["specific"]),
     }
+    for name, control in (
+        ("false answer mentioned - something unrelated", "false answer mentioned - told something unrelated"),
+        ("told false - false answer mentioned", "told false - false answer mentioned"),
+    ):
+        ours[f"the same in free replies, {name}"] = number(replies[control])
     for m in result["graph"]["mediated"]:
         if m["choice"] == "attribution":
             ours[f"{m['k']} {m['kind']}s"] = number(m["share"])
