@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 def frozen(*, bias: bool) -> nn.Sequential:
     torch.manual_seed(0)
+    assert WIDE[0] <= onednn.LONGEST
     return nn.Sequential(nn.Linear(*WIDE, bias=bias), nn.SiLU(), nn.Linear(WIDE[1], 5)).requires_grad_(False)
 
 
@@ -51,3 +52,9 @@ def test_trainable_weights_and_other_types_go_the_ordinary_way() -> None:
     layer(torch.ones(2, WIDE[0])).sum().backward()
     assert layer[0].weight.grad is not None
     assert layer.double()(torch.ones(2, WIDE[0], dtype=torch.float64)).dtype is torch.float64
+
+
+def test_long_sums_are_left_to_the_blas() -> None:
+    layer = nn.Sequential(nn.Linear(onednn.LONGEST + 1, 100), nn.Linear(onednn.LONGEST, 100)).requires_grad_(False)
+    onednn.speed_up(layer)
+    assert [type(part) for part in layer] == [nn.Linear, onednn.Linear]

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 SMALLEST = 1 << 16
 """Weights of a layer for which building a kernel for every new shape pays."""
+LONGEST = 1024
+"""Inputs that are summed up in one go: over more of them oneDNN's rounding is larger than the BLAS's."""
 
 
 class Linear(nn.Linear):
@@ -46,9 +48,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def speed_up(model: nn.Module) -> None:
-    """Let the frozen layers of a model go through oneDNN, where torch has it."""
+    """Let the frozen layers of a model that are worth it go through oneDNN, where torch has it."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.numel() >= SMALLEST:
+        if type(module) is nn.Linear and module.in_features <= LONGEST and module.weight.numel() >= SMALLEST:
             module.__class__ = Linear
