@@ -15,7 +15,7 @@ from truing.text import short
 PATHS = ((1, 2, 3), (1, 4, 5, 2), (1, 2, 6), (3, 2))
 """Branches of several depths, and a second root."""
 TOLERANCE = 1e-3
-"""Of the range of the logits; rounding stays a hundred times below."""
+"""Of the range of the logits; rounding in fp32 stays far below (1.7e-5 in the bundled model)."""
 
 
 @torch.no_grad()
