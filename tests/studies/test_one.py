@@ -109,3 +109,21 @@ def test_progress_goes_to_standard_error_alone(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["target"] == "local/tiny"
     assert done.stderr.startswith("[truing] load local/tiny: 1 unit\n")
     shutil.rmtree(store)
+
+
+def test_a_fix_that_raises_its_control_or_costs_right_answers_has_failed() -> None:
+    from truing.records import Estimate, Named
+    from truing.studies.wheel import ALONE, CONTROL, failures
+
+    def named(note: str, low: float, high: float) -> Named:
+        middle = (low + high) / 2
+        quantity = Estimate(
+            value=middle, low=low, high=high, level=0.95, n=9, clusters=9, unit="probability", estimator="given"
+        )
+        return Named(name="in a cell", quantity=quantity, note=note)
+
+    assert failures((), (named(CONTROL, -0.2, 0.1), named(ALONE, -0.1, 0.2))) == ()
+    (control,) = failures((), (named(CONTROL, 0.1, 0.2),))
+    assert "while its control rose (in a cell)" in control
+    (alone,) = failures((), (named(ALONE, -0.2, -0.1),))
+    assert "fewer right answers where nothing is stated" in alone

@@ -41,7 +41,10 @@ def retention(
     first, second = (_bits(target, texts, store, watcher) for target in (before, after))
     names = [f"passage {i:02d}" for i in range(len(texts))]
     changed = [b - a for a, b in zip(first, second, strict=True)]
-    kl = _divergence(before, after, requests()[:prompts], store, watcher)
+    asked = requests()[:prompts]
+    kl = _divergence(before, after, asked, store, watcher)
+    silent = len(asked) - len(kl)
+    missing = f"; {silent} of {len(asked)} requests got no reply and are not in it" if silent else ""
     per_token = [value / count for value, count in kl]
     labels = [f"request {i:02d}" for i in range(len(kl))]
     unit = "bits/byte"
@@ -60,7 +63,7 @@ def retention(
             Named(
                 name="KL(before || after) on ordinary requests",
                 quantity=cluster_mean(per_token, labels, unit="nats/token"),
-                note="exact over the vocabulary, on the first model's own replies",
+                note=f"exact over the vocabulary, on the first model's own replies{missing}",
             ),
         ),
     )
