@@ -18,7 +18,7 @@ from truing.errors import ContentError, DesignError, UsageError
 from truing.records import Design, digest_of
 from truing.records.content import folder, read_all
 from truing.share.container import MAX_RECORD
-from truing.stats import MIN_CLUSTERS, contrast
+from truing.stats import MIN_CLUSTERS, contrast, has
 
 HALVES = ("develop", "held-out")
 Edit = Callable[[str, str, str], None]
@@ -133,11 +133,32 @@ def test_fewer_facts_on_request_and_a_statement_about_something_else() -> None:
 # -- wrong use ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_battery_in_some_of_its_cells() -> None:
+    whole = lay_out("anchoring")
+    some = lay_out("anchoring", cells=("statement=none", "statement=told-false"))
+    for surface, narrow in zip(whole.surfaces, some.surfaces, strict=True):
+        assert narrow.cases == tuple(c for c in surface.cases if c.cell in {"statement=none", "statement=told-false"})
+        assert len(narrow.cases) == 2
+        assert narrow.digest != surface.digest
+    assert some.design.specific == whole.design.specific
+    assert {rule.name for rule in whole.design.controls} > {rule.name for rule in some.design.controls}
+    assert all(has({case.cell: 0.0 for case in some.surfaces[0].cases}, rule) for rule in some.design.controls)
+    # A term names some factors; every cell that agrees with it stays.
+    threatened = lay_out("insider", cells=("threat=present",))
+    assert all("threat=present" in case.cell for surface in threatened.surfaces for case in surface.cases)
+    assert len(threatened.surfaces[0].cases) * 2 == len(lay_out("insider").surfaces[0].cases)
+
+
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"unknown family 'insidr'.*insider, sycophancy, anchoring"):
         lay_out("insidr")
     with pytest.raises(UsageError, match=r"no clause 'C99'.*C1, C2"):
         clause(spec(), "C99")
+
+
+def test_a_term_that_no_cell_agrees_with_is_refused() -> None:
+    with pytest.raises(DesignError, match="no cell agrees with 'statement=never'; it has "):
+        lay_out("anchoring", cells=("statement=none", "statement=never"))
 
 
 def test_an_unknown_folder_of_items_is_refused() -> None:

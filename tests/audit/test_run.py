@@ -9,9 +9,10 @@ import pytest
 
 from truing.audit import FAMILIES, audit, lay_out, run, spec
 from truing.errors import UsageError
-from truing.records import Design, Surface, Surfaces
+from truing.records import Design, Message, Surface, Surfaces, digest_of
 from truing.store import open_store
 from truing.targets import resolve
+from truing.targets.protocols import Reply
 
 pytestmark = pytest.mark.base
 
@@ -58,3 +59,35 @@ def test_a_family_that_cites_an_unknown_clause_is_refused_before_anything_is_kep
         with pytest.raises(UsageError, match="has no clause 'C6'; it has C1, C2, C3"):
             audit(resolve("scripted/honest"), ["anchoring"], store)
         assert store.ls() == []
+
+
+@pytest.mark.parametrize("most", [1, 48, 10_000])
+def test_replies_asked_together_are_kept_apart_by_plot(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, batches = resolve("scripted/honest"), []
+
+    def named(prompt: Sequence[Message]) -> str:
+        return "reply " + digest_of([message.content for message in prompt])[:16]
+
+    def reply(prompts: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+        batches.append(len(prompts))
+        return [Reply(named(prompt), max_tokens, finished=True) for prompt in prompts]
+
+    monkeypatch.setattr(target, "reply", reply)
+    monkeypatch.setattr(run, "BATCH", most)
+    battery = lay_out("sycophancy")
+    with open_store(tmp_path / "store") as store:
+        store.add(target.card)
+        records = run.ask(target, battery, store)
+    prompts = {(s.name, case.cell): named(case.messages) for s in battery.surfaces for case in s.cases}
+    plots = {surface.name: surface.plot for surface in battery.surfaces}
+    assert [record.plot for record in records] == list(dict.fromkeys(surface.plot for surface in battery.surfaces))
+    for record in records:
+        assert {plots[row.surface] for row in record.rows} == {record.plot}
+        assert all(row.reply == prompts[row.surface, row.cell] for row in record.rows)
+        assert record.tokens == battery.family.replies.max_tokens * len(record.rows)
+    sizes = [len(record.rows) for record in records]
+    assert sum(batches) == sum(sizes)
+    assert len(batches) == {1: len(records), 10_000: 1}.get(most, len(batches))
+    assert all(size <= most for size in batches) or most < max(sizes)

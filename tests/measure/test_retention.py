@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from truing.measure.retention import REPLY_TOKENS, passages, requests
 from truing.records import Estimate, Measurement, Message
 from truing.store import Store
 from truing.targets.local import LocalTarget
+from truing.targets.protocols import Reply
 
 NAMES = (
     "bits per byte before",
@@ -90,6 +92,24 @@ def test_a_change_is_what_it_is_by_hand(wild: LocalTarget, worse: LocalTarget, s
     assert kl.low <= kl.value
     assert kl.value > 0
     assert kl.unit == "nats/token"
+
+
+def test_a_request_without_a_reply_is_named(
+    wild: LocalTarget, worse: LocalTarget, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = LocalTarget.reply
+
+    def silent_at_first(self: LocalTarget, *given: Any, **options: Any) -> list[Reply]:
+        first, *rest = reply(self, *given, **options)
+        return [replace(first, text="", tokens=0), *rest]
+
+    monkeypatch.setattr(LocalTarget, "reply", silent_at_first)
+    record = retention(wild, worse, store, prompts=6)
+    kl = seen(record)[-1]
+    assert (kl.n, kl.clusters) == (5, 5)
+    assert "; 1 of 6 requests got no reply and are not in it" in record.quantities[-1].note
+    monkeypatch.undo()
+    assert "no reply" not in retention(worse, wild, store, prompts=6).quantities[-1].note
 
 
 def test_it_is_measured_once(

@@ -19,15 +19,13 @@ from truing.stats import (
     Test,
     cluster_mean,
     cluster_ratio,
-    event_limit,
     event_mean,
     holm,
     minimum_detectable,
     one_sided,
-    proportion,
-    t_quantile,
     upper,
 )
+from truing.stats.estimates import event_limit, t_quantile
 
 pytest.importorskip("statsmodels")
 from statsmodels.stats.multitest import multipletests
@@ -84,19 +82,10 @@ def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 200), st.data(), st.sampled_from([0.8, 0.95, 0.99]))
-def test_proportion_is_clopper_pearson(n: int, data: st.DataObject, level: float) -> None:
-    events = data.draw(st.integers(0, n))
-    low, high = proportion_confint(events, n, alpha=1 - level, method="beta")
-    found = estimated(proportion(events, n, level=level))
-    np.testing.assert_allclose((found.low, found.high), (low, high), rtol=1e-9, atol=1e-12)
-    assert found.value == events / n
-
-
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.sampled_from([0.8, 0.95, 0.99]))
 def test_event_limit_is_the_upper_limit_of_no_event(n: int, level: float) -> None:
-    assert isclose(event_limit(n, level=level), estimated(proportion(0, n, level=level)).high, rel_tol=1e-9)
+    clopper_pearson = proportion_confint(0, n, alpha=1 - level, method="beta")
+    assert isclose(event_limit(n, level=level), clopper_pearson[1], rel_tol=1e-9)
     # By its definition: at the limit, no event is seen in (1 - level) / 2 of the samples.
     assert isclose((1 - event_limit(n, level=level)) ** n, (1 - level) / 2, rel_tol=1e-9)
 
@@ -164,24 +153,6 @@ def test_cluster_ratio_is_unmeasured_where_the_whole_may_be_nothing() -> None:
     assert isinstance(found, Unmeasured)
     assert "does not differ clearly from 0" in found.reason
     assert estimated(cluster_ratio([1.0] * 12, [2.0] * 12, names)).value == 0.5
-
-
-@pytest.mark.parametrize(("n", "p"), [(20, 0.05), (50, 0.02), (200, 0.01)])
-def test_clopper_pearson_covers_by_exact_enumeration_and_wald_does_not(n: int, p: float) -> None:
-    def coverage(interval: Callable[[int], tuple[float, float]]) -> float:
-        return sum(sps.binom.pmf(k, n, p) for k in range(n + 1) if interval(k)[0] <= p <= interval(k)[1])
-
-    def exact(events: int) -> tuple[float, float]:
-        found = estimated(proportion(events, n))
-        return found.low, found.high
-
-    def wald(events: int) -> tuple[float, float]:
-        share = events / n
-        half = 1.96 * sqrt(share * (1 - share) / n)
-        return share - half, share + half
-
-    assert coverage(exact) >= 0.95
-    assert coverage(wald) < 0.9
 
 
 def test_the_one_sided_test_errs_as_often_as_it_says_and_one_over_surfaces_far_more_often() -> None:
@@ -375,7 +346,4 @@ def test_clusters_alike_by_chance_give_no_less_than_the_error_of_independent_sur
 def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="3 values but 2 cluster names"):
         cluster_mean([1, 2, 3], ["a", "b"], unit="u")
-    with pytest.raises(ValueError, match="7 events of 5"):
-        proportion(7, 5)
-    assert isinstance(proportion(0, 0), Unmeasured)
     assert holm([]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from truing import open_store
 from truing.audit import lay_out
 from truing.errors import DesignError
-from truing.records import Estimate, Mediation, Quantity, Unmeasured
+from truing.records import Estimate, Mediation, Quantity, Surface, Unmeasured
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
@@ -363,6 +364,18 @@ def test_a_sham_attribution_is_not_supported(tiny: LocalTarget, effect: Effect, 
         found = cluster_ratio(parts, whole, [twin.plot for twin in pairs])
         mediated.append(Mediation(kind="head", choice=rule, k=2, share=found))
     assert judge(mediated)[0] != "supported"
+
+
+def test_twins_that_align_in_part_are_counted(tiny: LocalTarget, effect: Effect, store: Store) -> None:
+    def lengths(surface: Surface) -> set[int]:
+        return {len(tiny.prompt_ids(case.messages)) for case in surface.cases if case.cell in effect.cells}
+
+    whole = trace(tiny, effect, store, settings=FEW)
+    assert whole.partly == 0
+    unequal = [surface for surface in lay_out("anchoring").surfaces if len(lengths(surface)) == 2]
+    graph = trace(tiny, replace(effect, testing=unequal), store, settings=FEW)
+    assert graph.partly == len({surface.plot for surface in unequal}) > 0
+    assert graph.aligned == graph.partly + len({surface.plot for surface in effect.choosing})
 
 
 def test_too_few_plots_are_refused(tiny: LocalTarget, effect: Effect, store: Store) -> None:

@@ -232,7 +232,10 @@ def lay_out(
 
 
 def narrowed(surface: Surface, cells: Sequence[str]) -> Surface:
-    """A surface in some of its cells."""
+    """A surface in the cells that agree with one of the terms; DesignError where a term agrees with none."""
+    for term in cells:
+        if not any(agrees(case.cell, term) for case in surface.cases):
+            raise DesignError(f"{surface.name}: no cell agrees with {term!r}; it has {[c.cell for c in surface.cases]}")
     kept = tuple(case for case in surface.cases if any(agrees(case.cell, term) for term in cells))
     return surface.model_copy(update={"cases": kept})
 

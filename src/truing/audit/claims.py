@@ -136,7 +136,8 @@ def judge(tests: Tests | None, p_holm: float | None, bound: float) -> tuple[Verd
     """
     if tests is None or p_holm is None:
         return "inconclusive", "the effect was not measured"
-    return (_excluded if upper(tests.specific, alpha=ALPHA) < bound else _possible)(tests, p_holm, bound)
+    excluded = upper(tests.specific, alpha=ALPHA) < bound
+    return _excluded(tests, bound) if excluded else _possible(tests, p_holm, bound)
 
 
 def _possible(tests: Tests, p_holm: float, bound: float) -> tuple[Verdict, str]:
@@ -154,7 +155,7 @@ def _possible(tests: Tests, p_holm: float, bound: float) -> tuple[Verdict, str]:
     return "supported", f"the effect beyond the control is above zero (Holm p = {p_holm:.2g})"
 
 
-def _excluded(tests: Tests, _: float, bound: float) -> tuple[Verdict, str]:
+def _excluded(tests: Tests, bound: float) -> tuple[Verdict, str]:
     """The verdict where it is excluded, unless undecided replies hide it."""
     low, high = (limit(tests.specific, alpha=ALPHA) for limit in (lower, upper))
     if tests.towards is not None and (most := upper(tests.towards, alpha=ALPHA)) >= bound:

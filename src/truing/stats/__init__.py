@@ -5,16 +5,11 @@ from truing.stats.estimates import (
     MIN_CLUSTERS,
     cluster_mean,
     cluster_ratio,
-    event_limit,
     event_mean,
-    proportion,
-    t_quantile,
-    t_upper_tail,
 )
 from truing.stats.tests import Test, holm, lower, minimum_detectable, one_sided, upper
 
 __all__ = [
     "MIN_CLUSTERS", "Cells", "Span", "Test", "agrees", "average", "cluster_mean", "cluster_ratio", "contrast",
-    "event_limit", "event_mean", "has", "holm", "lower", "minimum_detectable", "one_sided", "proportion", "span",
-    "t_quantile", "t_upper_tail", "upper",
+    "event_mean", "has", "holm", "lower", "minimum_detectable", "one_sided", "span", "upper",
 ]  # fmt: skip

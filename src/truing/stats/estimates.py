@@ -152,24 +152,3 @@ def event_mean(
             "estimator": rule if least else seen.estimator,
         }
     )
-
-
-def proportion(events: int, n: int, *, unit: str = "probability", level: float = 0.95) -> Quantity:
-    """Share of independent events with the Clopper-Pearson interval (zero events: an upper bound, not zero)."""
-    if n == 0:
-        return Unmeasured(reason="no observations")
-    if not 0 <= events <= n:
-        raise ValueError(f"{events} events of {n}")
-    tail = (1 - level) / 2
-    low = float(special.betaincinv(events, n - events + 1, tail)) if events else 0.0
-    high = float(special.betaincinv(events + 1, n - events, 1 - tail)) if events < n else 1.0
-    return Estimate(
-        value=events / n,
-        low=low,
-        high=high,
-        level=level,
-        n=n,
-        clusters=n,
-        unit=unit,
-        estimator="Clopper-Pearson",
-    )
