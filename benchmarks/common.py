@@ -7,9 +7,11 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +37,11 @@ class Row:
 def at_most(name: str, value: float, bar: float, unit: str, **more: Any) -> Row:
     """A figure that must not exceed its bar."""
     return Row(name, value, unit, bar=f"<= {bar:g}", holds=value <= bar, **more)
+
+
+def median_at_most(name: str, values: Sequence[float], bar: float, unit: str) -> Row:
+    """The median of several runs, with the least and the most of them, that must not exceed its bar."""
+    return at_most(f"{name} (median of {len(values)})", median(values), bar, unit, low=min(values), high=max(values))
 
 
 def finish(name: str, rows: list[Row]) -> None:

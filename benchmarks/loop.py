@@ -12,10 +12,11 @@ import tempfile
 import time
 from typing import Any
 
-from common import ROOT, Row, at_most, finish
+from common import ROOT, Row, at_most, finish, median_at_most
 
 WORK = ROOT / "build" / "bench-loop"
 MODEL = "local/smollm2-135m"
+RUNS = 3
 
 
 def truing(*args: str, env: dict[str, str] | None = None) -> tuple[str, float, float]:
@@ -47,18 +48,18 @@ def real_loop() -> tuple[dict[str, Any], float]:
 
 def start_up() -> list[Row]:
     """Help, conversion, later loads."""
-    _, _, cpu = min((truing("--help") for _ in range(5)), key=lambda timed: timed[2])
-    with tempfile.TemporaryDirectory() as cache:
-        first = json.loads(truing("target", "show", MODEL, "--json", env={"TRUING_CACHE": cache})[0])["seconds"]
-        again = [
-            json.loads(truing("target", "show", MODEL, "--json", env={"TRUING_CACHE": cache})[0])["seconds"]
-            for _ in range(3)
-        ]
+    helps = [truing("--help")[2] for _ in range(5)]
+    first, again = [], []
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory() as cache:
+            for seconds in (first, again):
+                said = truing("target", "show", MODEL, "--json", env={"TRUING_CACHE": cache})[0]
+                seconds.append(json.loads(said)["seconds"])
     return [
-        at_most("truing --help, CPU", cpu, 0.4, "s"),
-        at_most("bundled model, first use (imports in)", first, 20, "s"),
-        at_most("bundled model, later use (imports in)", min(again), 8, "s"),
-        at_most("bundled model, later use after imports", later_use(), 2, "s"),
+        median_at_most("truing --help, CPU", helps, 0.4, "s"),
+        median_at_most("bundled model, first use, imports in", first, 20, "s"),
+        median_at_most("bundled model, later use, imports in", again, 8, "s"),
+        median_at_most("bundled model, later use after imports", [later_use() for _ in range(RUNS)], 2, "s"),
     ]
 
 
@@ -70,17 +71,16 @@ def later_use() -> float:
         "resolve('local/tiny')\n"
         "t = time.perf_counter(); resolve('local/smollm2-135m'); print(time.perf_counter() - t)"
     )
-    return min(
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(3)
-    )
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def tiny() -> list[Row]:
     """The whole loop on the tiny model."""
-    with tempfile.TemporaryDirectory() as folder:
-        _, wall, _ = truing("loop", "local/tiny", "--store", f"{folder}/store", "--json")
-    return [at_most("loop on local/tiny", wall, 20, "s")]
+    walls = []
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory() as folder:
+            walls.append(truing("loop", "local/tiny", "--store", f"{folder}/store", "--json")[1])
+    return [median_at_most("loop on local/tiny, wall", walls, 20, "s")]
 
 
 def quantity(name: str, q: dict[str, Any], *, bar: str | None = None, holds: bool | None = None) -> Row:
