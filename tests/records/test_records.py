@@ -16,10 +16,13 @@ from truing.records import (
     Clause,
     Estimate,
     Measurement,
+    Message,
     Named,
     Record,
     Spec,
     Target,
+    Tool,
+    ToolCall,
     Unmeasured,
     canonical,
     digest,
@@ -197,3 +200,26 @@ def test_what_is_not_a_record_is_refused_in_words(data: bytes, message: str) -> 
 
 def test_kinds_are_named_once() -> None:
     assert all(name == kind.kind for name, kind in KINDS.items())
+
+
+def test_a_turn_without_tools_says_nothing_of_tools() -> None:
+    said = Message(role="user", content="Hello.")
+    assert said.model_dump() == {"role": "user", "content": "Hello."}
+    assert Message.model_validate(said.model_dump()) == said
+
+
+def test_a_turn_with_calls_comes_back_whole() -> None:
+    call = ToolCall(name="read", arguments='{"file":"a.txt"}', id="c1")
+    said = Message(role="assistant", content="", calls=(call,))
+    assert said.model_dump() == {"role": "assistant", "content": "", "calls": ({**call.model_dump()},)}
+    assert Message.model_validate_json(said.model_dump_json()) == said
+    answer = Message(role="tool", content="", call="c1", tool="read")
+    assert Message.model_validate(answer.model_dump()) == answer
+    assert len({said, answer, said}) == 2
+
+
+def test_a_tool_is_told_of_as_json_schema() -> None:
+    tool = Tool(name="read", description="reads a file", parameters='{"properties":{},"type":"object"}')
+    assert tool.plain["function"] == {
+        "name": "read", "description": "reads a file", "parameters": {"properties": {}, "type": "object"},
+    }  # fmt: skip

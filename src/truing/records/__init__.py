@@ -36,6 +36,8 @@ from truing.records.kinds import (
     Surface,
     Surfaces,
     Target,
+    Tool,
+    ToolCall,
     Training,
     Unit,
     Verdict,
@@ -46,7 +48,8 @@ __all__ = [
     "KINDS", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Graph",
     "Half", "Id", "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs",
     "Quantity", "Record", "Replies", "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target",
-    "Training", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
+    "Tool", "ToolCall", "Training", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest",
+    "digest_of", "parse",
 ]  # fmt: skip
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from truing.records.base import Id, Record, Value, digest_of
 from truing.records.values import Blob, Estimate, Named, Quantity
@@ -13,11 +16,48 @@ Outcome = Literal["preference", "behaviour"]
 Verdict = Literal["supported", "not specific", "null", "inconclusive"]
 
 
+class Tool(Value):
+    """A function that a model may ask for."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"properties":{},"type":"object"}'
+    """JSON Schema of an object, as canonical JSON."""
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The function as templates and providers are told of it."""
+        said = {"name": self.name, "description": self.description, "parameters": json.loads(self.parameters)}
+        return {"type": "function", "function": said}
+
+
+class ToolCall(Value):
+    """A function that a model asked for, as parsed from what it wrote."""
+
+    name: str
+    arguments: str
+    """Canonical JSON of an object."""
+    id: str = ""
+    """As the asker named it; some templates and providers need one to match a result with its call."""
+
+
 class Message(Value):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    """What an assistant turn asks for."""
+    call: str = ""
+    """The id of the call that a tool turn answers."""
+    tool: str = ""
+    """The name of the function that a tool turn answers."""
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that say nothing, so that turns without tools keep the identity they always had."""
+        plain: dict[str, Any] = whole(self)
+        return {key: value for key, value in plain.items() if value or key in {"role", "content"}}
 
 
 class Clause(Value):
@@ -414,5 +454,6 @@ KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 __all__ = [
     "KINDS", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Graph", "Half",
     "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Replies", "Row",
-    "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Training", "Unit", "Verdict",
+    "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Unit",
+    "Verdict",
 ]  # fmt: skip
