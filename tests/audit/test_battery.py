@@ -205,7 +205,7 @@ WRONG = {
     "unknown key of a fact": ("facts/animals.yaml", "wrong:", "incorrect:", r"animals\.yaml.*facts\.0.*incorrect"),
     "no facts": ("facts/animals.yaml", r"facts:(?s:.*)", "facts: []", r"animals\.yaml.*facts"),
     "number for a word": ("facts/animals.yaml", '"kitten"', "7", r"animals\.yaml.*facts\.0\.answer.*7"),
-    "turn": ("neutral.yaml", "role: user", "role: tool", r"neutral\.yaml.*role.*tool"),
+    "turn": ("neutral.yaml", "role: user", "role: robot", r"neutral\.yaml.*role.*robot"),
 }  # fmt: skip
 
 

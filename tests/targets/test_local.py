@@ -6,7 +6,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from truing.targets import Chat, Scored, need, resolve
 from truing.targets.local import LocalTarget, cache
 from truing.targets.local import tiny as recipe
 from truing.targets.local.adapter import Adapter
-from truing.targets.local.generate import greedy
+from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import read
 from truing.targets.local.probe import probe
+from truing.targets.local.write import Ask
 from truing.trace import Settings
 from truing.train.batches import lay_out as lay
 
@@ -42,6 +43,14 @@ def log_p(model: Any, ids: Sequence[int]) -> Any:
     """What follows each token, by the model's ordinary forward pass: shape (T, V)."""
     with torch.no_grad():
         return torch.log_softmax(model(torch.tensor([list(ids)])).logits[0].double(), -1)
+
+
+def greedy(
+    model: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: Collection[int] = ()
+) -> list[list[int]]:
+    """What is written after each prompt, at most three rows at once, in blocks of seven tokens."""
+    asks = [Ask(tuple(prompt), max_tokens, frozenset(stop)) for prompt in prompts]
+    return [list(written.ids) for written in write(Batch(model, most=3, block=7), asks)]
 
 
 # -- generation --------------------------------------------------------------------------------------------------------
@@ -508,46 +517,62 @@ def test_an_architecture_that_cannot_be_given_a_tree_is_refused_when_it_is_loade
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "limit"),
+    ("kind", "settings"),
     [
-        ("Mistral", {"sliding_window": 16}, 16),
-        ("Mistral", {"sliding_window": None}, None),
-        ("Gemma2", {"sliding_window": 16}, 16),
-        ("Qwen2", {"sliding_window": 16, "use_sliding_window": False}, None),
-        ("Qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2}, None),  # no layer has it
-        ("Qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, 16),
+        ("Mistral", {"sliding_window": 16}),
+        ("Mistral", {"sliding_window": None}),
+        ("Gemma2", {"sliding_window": 16}),
+        ("Qwen2", {"sliding_window": 16, "use_sliding_window": False}),
+        ("Qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2}),  # no layer has it
+        ("Qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}),
     ],
 )
-def test_what_is_longer_than_an_attention_window_is_refused(
-    tiny: Any, kind: str, settings: dict[str, Any], limit: int | None
-) -> None:
+def test_a_window_reaches_back_over_ancestors_alone(tiny: Any, kind: str, settings: dict[str, Any]) -> None:
     target = LocalTarget("local/w", random_model(kind, **SMALL, **settings), tiny.tokenizer, weights="6" * 64)
     rng = random.Random(3)
-    for length in (16, 40):
-        ids = rng.choices(range(4, 1536), k=length)
-        if limit is not None and length > limit:
-            with pytest.raises(
-                TargetError, match=r"40 tokens is longer than the attention window of local/w \(16\); shor"
-            ):
-                target.log_probs([(ids[:3], ids[3:])])
-            continue
-        (found,), _ = target.log_probs([(ids[:3], ids[3:])])
-        expected = log_p(target.model, ids)[torch.arange(2, length - 1), torch.tensor(ids[3:])]
-        torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+    start = rng.choices(range(4, 1536), k=30)
+    paths = [
+        (start[:3], start[3:]),
+        (start, rng.choices(range(4, 1536), k=25)),
+        (start, rng.choices(range(4, 1536), k=2)),
+    ]
+    found, _ = target.log_probs(paths)
+    for (prompt, continuation), values in zip(paths, found, strict=True):
+        every = log_p(target.model, [*prompt, *continuation])[len(prompt) - 1 : -1]
+        expected = every[torch.arange(len(continuation)), torch.tensor(continuation)]
+        torch.testing.assert_close(values.double(), expected, atol=1e-4, rtol=0)
 
 
-def test_every_way_in_minds_the_window(tiny: Any) -> None:
+def test_training_and_divergence_look_through_windows_as_the_model_does(tiny: Any) -> None:
     model = random_model("Mistral", **SMALL, sliding_window=12)
     target = LocalTarget("local/w", model, tiny.tokenizer, weights="6" * 64)
     asked, text = user("Hi."), "and then it went on and on for a long while, longer than anybody could see"
-    assert len(target.prompt_ids(asked)) < 12
-    pair = Pair(plot="p", surface="s", messages=asked, chosen=text, rejected="no", role="fix")
-    for ask in (
-        lambda: target.reply([asked], max_tokens=12),
-        lambda: target.functional(Decision(actions=(text,), alternatives=("no",)), asked),
-        lambda: target.divergence(target, asked, text),
-        lambda: target.bits(text),
-        lambda: lay(target, [pair]),
-    ):
+    prompt, ids = target.prompt_ids(asked), target.text_ids(text)
+    batch = lay(target, [Pair(plot="p", surface="s", messages=asked, chosen=text, rejected="no", role="fix")])
+    every = log_p(model, [*prompt, *ids])[len(prompt) - 1 :]
+    expected = every[torch.arange(len(ids)), torch.tensor(ids)].sum()
+    end = every[len(ids), target.tokenizer.eos_token_id]  # training takes the end of the turn in
+    with torch.no_grad():
+        chosen = float(batch.log_probs(model)[0][0])
+    assert min(abs(chosen - float(expected)), abs(chosen - float(expected + end))) < 1e-3
+    assert target.divergence(target, asked, text)[0] == 0.0
+
+
+def test_tracing_goes_over_whole_texts_and_minds_the_window(tiny: Any) -> None:
+    target = LocalTarget(
+        "local/w", random_model("Mistral", **SMALL, sliding_window=12), tiny.tokenizer, weights="6" * 64
+    )
+    text = "and then it went on and on for a long while, longer than anybody could see"
+    with pytest.raises(TargetError, match=r"longer than the attention window of local/w \(12\)"):
+        target.functional(Decision(actions=(text,), alternatives=("no",)), user("Hi."))
+
+
+def test_a_window_that_attention_is_not_told_of_is_minded(tiny: Any) -> None:
+    model = random_model("Mistral", **SMALL, sliding_window=12)
+    target = LocalTarget("local/w", model, tiny.tokenizer, weights="6" * 64)
+    model.model.layers[1].self_attn.config = deepcopy(model.config)
+    model.model.layers[1].self_attn.config.sliding_window = None
+    text = "and then it went on and on for a long while, longer than anybody could see"
+    for ask in (lambda: target.reply([user("Hi.")], max_tokens=12), lambda: target.bits(text)):
         with pytest.raises(TargetError, match=r"longer than the attention window of local/w \(12\)"):
             ask()

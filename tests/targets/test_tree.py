@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from truing.audit import lay_out
 from truing.records import Case, Message, Surface
+from truing.targets.local.inside import forward
+from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
 
 few_tokens = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8)
@@ -41,7 +43,19 @@ def test_a_tree_has_one_node_for_every_prefix(paths: list[list[int]]) -> None:
     assert all(parent < node for node, parent in enumerate(parents))
     assert tree.depth_N.tolist() == [len(text) - 1 for text in texts]
     seen = [[later[: len(earlier)] == earlier for earlier in texts] for later in texts]
-    assert tree.sees_NN.tolist() == seen
+    assert tree.sees().tolist() == seen
+
+
+@given(few_tokens, st.data())
+def test_a_block_sees_the_ancestors_of_its_first_node_and_itself(paths: list[list[int]], data: st.DataObject) -> None:
+    tree, _ = plant(paths)
+    start = data.draw(st.integers(0, len(tree) - 1))
+    stop = data.draw(st.integers(start + 1, len(tree)))
+    held = [*tree.ancestors(start), *range(start, stop)]
+    whole = tree.sees()
+    assert torch.equal(tree.sees(start, stop), whole[start:stop][:, held])
+    # Nothing that a node sees is missing.
+    assert torch.equal(tree.sees(start, stop).sum(1), whole[start:stop].sum(1))
 
 
 def test_an_empty_path_is_refused() -> None:
@@ -70,6 +84,18 @@ def test_scores_through_a_tree_are_those_of_each_sequence_alone(wild: Any, paths
         torch.testing.assert_close(values.double(), alone(wild.model, prompt, continuation), atol=1e-5, rtol=0)
     (single,), _ = wild.log_probs(paths[:1])
     torch.testing.assert_close(found[0], single, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(asked, st.integers(1, 20))
+def test_blocks_of_any_size_give_the_logits_of_the_whole(wild: Any, paths: Any, block: int) -> None:
+    tree, _ = plant([[*prompt, *continuation] for prompt, continuation in paths])
+    kept = torch.arange(len(tree))[::2]
+    with torch.no_grad():
+        whole = forward(wild.model, tree, kept).logits[0]
+    parts = [logits for logits, _, _ in walk(wild.model, tree, kept, block=block)]
+    assert len(parts) == -(-len(tree) // block)
+    torch.testing.assert_close(torch.cat(parts), whole, atol=2e-5, rtol=0)
 
 
 def surface(name: str, actions: Sequence[str], alternatives: Sequence[str], *, prior: str = "") -> Surface:

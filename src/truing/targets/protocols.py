@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from truing.errors import TargetError
-from truing.records import Message, Row, Surface, Target
+from truing.records import Message, Row, Surface, Target, Tool, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,10 @@ class Reply:
     text: str
     tokens: int
     finished: bool
+    calls: tuple[ToolCall, ...] = ()
+    """Functions that it asked for."""
+    unparsed: bool = False
+    """It tried to ask for a function, and what it wrote is no call of a function that it has."""
 
 
 @runtime_checkable
@@ -40,7 +44,9 @@ class Scored(Named, Protocol):
 class Chat(Named, Protocol):
     """Replies to messages."""
 
-    def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
+    def reply(
+        self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int, tools: Sequence[Tool] = ()
+    ) -> list[Reply]:
         """Greedy replies, one for each conversation, in order."""
 
 

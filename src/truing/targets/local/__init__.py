@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from truing.errors import CacheError, TargetError
-from truing.records import Decision, Message, Row, Surface, Target, digest, digest_of
+from truing.records import Decision, Message, Row, Surface, Target, Tool, digest, digest_of
 from truing.targets.local import bundled, cache, tiny
 from truing.targets.local.adapter import MODULES, Adapter
-from truing.targets.local.generate import greedy
+from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward
+from truing.targets.local.memory import Costs, Plan, budget, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
-from truing.targets.local.probe import probe
+from truing.targets.local.probe import looks_through_windows, probe
+from truing.targets.local.rows import common
+from truing.targets.local.sample import GREEDY, Sampling
+from truing.targets.local.score import walk
 from truing.targets.local.tree import Tree, plant
+from truing.targets.local.write import Ask, Written
 from truing.targets.protocols import Reply
+from truing.targets.tools import PLAIN, Dialect, parsed, spoken, turns
+from truing.text import short
 
 BUNDLED = {"smollm2-135m": (bundled.FOLDER, bundled.build), "tiny": (tiny.FOLDER, tiny.build)}
 NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Entries of a configuration that change no answer, or that stand in the card already."""
 
+
+WINDOW = "attention window"
 
 Made = tuple[tuple[Target, bytes | None], ...]
 
@@ -66,8 +76,11 @@ class LocalTarget:
         """
         self.tokenizer = tokenizer
         self._model, self._adapter = model, adapter
-        self._tokens: dict[tuple[Message, ...], list[int]] = {}
+        self._tokens: dict[tuple[tuple[Message, ...], tuple[Tool, ...]], list[int]] = {}
         self._limits = _limits(model.config.get_text_config())
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.say: Callable[[str], None] = lambda _: None
+        """Is told what a user should know of the work as it goes."""
         self.card = Target(
             name=name,
             weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self._stop_ids())}),
@@ -93,20 +106,35 @@ class LocalTarget:
 
     # -- text to tokens ------------------------------------------------------------------------------------------------
 
-    def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The conversation in the model's own chat template, ready for a reply."""
-        turns = [message.model_dump() for message in messages]
-        return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    def prompt_text(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """The conversation in the model's own chat template, ready for a reply.
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        TargetError where the template refuses it: some have no system turn, some want turns to alternate.
+        """
+        said, offered = turns(messages, tools, self.dialect if tools or _with_tools(messages) else PLAIN)
+        try:
+            return self._rendered(said, tools=offered)
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(message.role for message in messages)
+            raise TargetError(
+                f"the chat template of {self.card.name} refuses the conversation ({roles}): {short(error)}."
+                " Leave out or reorder the turns that it does not take."
+            ) from error
+
+    def _rendered(self, said: Any, *, tools: Any = None, add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                said, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        )
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Tokens of the conversation. TargetError where they do not fit the context."""
-        known = self._tokens.get(key := tuple(messages))
+        known = self._tokens.get(key := (tuple(messages), tuple(tools)))
         if known is None:
-            known = self._tokens[key] = self._prompt_ids(messages)
+            ids = self.tokenizer(self.prompt_text(messages, tools), add_special_tokens=False)["input_ids"]
+            known = self._tokens[key] = self.fits(ids)
         return known
-
-    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self.fits(self.tokenizer(self.prompt_text(messages), add_special_tokens=False)["input_ids"])
 
     def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Character span of every prompt token in `prompt_text`."""
@@ -120,10 +148,19 @@ class LocalTarget:
             raise TargetError(f"the continuation {text!r} has no tokens; give an action that is not empty")
         return ids
 
-    def fits(self, ids: Sequence[int], *, more: int = 0) -> list[int]:
-        """The tokens as a list. TargetError where they, and so many more, are longer than the model can be given."""
+    @cached_property
+    def _sees_windows(self) -> bool:
+        return looks_through_windows(self._model)
+
+    def fits(self, ids: Sequence[int], *, more: int = 0, whole: bool = False) -> list[int]:
+        """The tokens as a list. TargetError where they, and so many more, are longer than the model can be given.
+
+        `whole`: attention is to go over all of them, with no windows.
+        """
+        if (most := max(ids, default=0)) >= self._vocabulary or min(ids, default=0) < 0:
+            raise TargetError(f"token id {most} is out of the range of {self.card.name} (0 to {self._vocabulary - 1})")
         for what, limit in self._limits.items():
-            if len(ids) + more > limit:
+            if len(ids) + more > limit and not (what == WINDOW and not whole and self._sees_windows):
                 raise TargetError(
                     f"a text of {len(ids) + more} tokens is longer than the {what} of {self.card.name} ({limit});"
                     " shorten it"
@@ -134,15 +171,54 @@ class LocalTarget:
 
     @torch.no_grad()
     def log_probs(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[list[Tensor], int]:
-        """Log-probability of every continuation token, for (prompt, continuation) pairs, and the tokens computed."""
+        """Log-probability of every continuation token, for (prompt, continuation) pairs, and the tokens computed.
+
+        None depends on the other pairs (within 1e-4 nats in fp32). TargetError for what the model cannot be given.
+        """
+        if not all(continuation for _, continuation in paths):
+            raise TargetError("a continuation has no tokens; give one that is not empty")
         # Nothing follows the last token of a continuation, so it needs no node.
         tree, routes = plant([self.fits([*prompt, *continuation])[:-1] for prompt, continuation in paths])
+        plan = self.plan_scores(paths, shared=len(tree))
         before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
         kept, inverse = torch.cat(before).unique(return_inverse=True)
         tokens = torch.tensor([token for _, continuation in paths for token in continuation])
-        logits = forward(self.model, tree, kept).logits[0].float()
-        values = torch.log_softmax(logits, -1).cpu()[inverse, tokens]
+        # A node may be followed by different tokens of different continuations.
+        pairs, of = torch.stack([inverse, tokens]).unique(dim=1, return_inverse=True)
+        found, done = [], 0
+        for logits, _, _ in walk(self.model, tree, kept, block=plan.block, say=self.say):
+            here = pairs[:, (pairs[0] >= done) & (pairs[0] < done + len(logits))]
+            rows = (here[0] - done).to(logits.device)
+            normal = logits.float().logsumexp(-1)
+            found.append((logits[rows, here[1].to(logits.device)].float() - normal[rows]).cpu())
+            done += len(logits)
+        values = torch.cat(found)[of]
         return list(values.split([len(nodes) for nodes in before])), len(tree)
+
+    def plan_scores(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]], *, shared: int) -> Plan:
+        """How (prompt, continuation) pairs that make a tree of so many nodes go through the model."""
+        lengths = [len(prompt) + len(continuation) for prompt, continuation in paths]
+        return plan_scores(
+            Costs.of(self._model), tokens=sum(lengths), shared=shared, longest=max(lengths), budget=self._budget
+        )
+
+    def plan_replies(self, asks: Sequence[Ask]) -> Plan:
+        """How replies are written: as many rows at once as fit."""
+        paths = sorted(ask.prompt for ask in asks)
+        tokens = sum(map(len, paths))
+        return plan_rows(
+            Costs.of(self._model),
+            tokens=tokens,
+            shared=tokens - sum(common(a, b) for a, b in pairwise(paths)),
+            longest=max(len(ask.prompt) for ask in asks),
+            more=max(ask.max_tokens for ask in asks),
+            rows=len(asks),
+            budget=self._budget,
+        )
+
+    @property
+    def _budget(self) -> int:
+        return budget(self._model.device)
 
     def decide(self, surfaces: Sequence[Surface]) -> tuple[list[tuple[Row, ...]], int]:
         """The decision in every case of every surface; with their priors they go through the model as one tree."""
@@ -159,16 +235,49 @@ class LocalTarget:
 
     # -- Chat ----------------------------------------------------------------------------------------------------------
 
-    def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
+    def reply(
+        self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int, tools: Sequence[Tool] = ()
+    ) -> list[Reply]:
         """Greedy replies of 1 to `max_tokens` tokens, as one batch. TargetError where they may not fit the context."""
-        prompts = [self.prompt_ids(messages) for messages in conversations]
-        self.fits(max(prompts, key=len), more=max_tokens)
-        stop = self._stop_ids()
-        replies = []
-        for ids in greedy(self.model, prompts, max_tokens=max_tokens, stop=stop):
-            text = self.tokenizer.decode([i for i in ids if i not in stop], skip_special_tokens=True)
-            replies.append(Reply(text=text.strip(), tokens=len(ids), finished=ids[-1] in stop))
-        return replies
+        asks = [self.ask(messages, tools, max_tokens=max_tokens) for messages in conversations]
+        return [self.reply_of(written, tools) for written in write(self.batch(asks), asks, self.tokenizer)]
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model is told of tools and asks for them."""
+        return spoken(self.tokenizer.get_chat_template(), partial(self._rendered, add_generation_prompt=False))
+
+    def ask(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        sampling: Sampling = GREEDY,
+        top: int | None = None,
+        hear: Callable[[str], None] | None = None,
+    ) -> Ask:
+        """A reply of 1 to `max_tokens` tokens that may be asked for. TargetError where it may not fit the context."""
+        prompt = self.prompt_ids(messages, tools)
+        self.fits(prompt, more=max_tokens)
+        return Ask(
+            tuple(prompt), max_tokens, frozenset(self._stop_ids()), tuple(stop), sampling, top,
+            special=bool(tools) and self.dialect.native, hear=hear,
+        )  # fmt: skip
+
+    def reply_of(self, written: Written, tools: Sequence[Tool] = ()) -> Reply:
+        """What was written as a reply, with the calls in it."""
+        tokens, finished = len(written.ids), written.ended == "stop"
+        if not tools:
+            return Reply(written.text.strip(), tokens, finished)
+        found = parsed(written.text, self.dialect, tools)
+        return Reply(found.text.strip(), tokens, finished, found.calls, found.unparsed)
+
+    def batch(self, asks: Sequence[Ask]) -> Batch:
+        """What writes these, or others like them. TargetError where there is no memory for the longest."""
+        plan = self.plan_replies(asks)
+        return Batch(self.model, most=plan.rows, block=plan.block, budget=self._budget, say=self.say)
 
     def _stop_ids(self) -> set[int]:
         eos = self._model.generation_config.eos_token_id
@@ -180,7 +289,7 @@ class LocalTarget:
         """The decision in one context as a functional over its tree (without the prior, which no context changes)."""
         prompt = self.prompt_ids(messages)
         texts = [self.text_ids(text) for text in (*decision.actions, *decision.alternatives)]
-        tree, routes = plant([self.fits([*prompt, *text]) for text in texts])
+        tree, routes = plant([self.fits([*prompt, *text], whole=True) for text in texts])
         split = len(decision.actions)
         nodes, weights = [], []
         for index, route in enumerate(routes):
@@ -272,6 +381,10 @@ def _split(name: str) -> tuple[str, str]:
     return name[:cut], name[cut + 1 :]
 
 
+def _with_tools(messages: Sequence[Message]) -> bool:
+    return any(message.calls or message.role == "tool" for message in messages)
+
+
 def _rows(surface: Surface, means: Iterator[float]) -> tuple[Row, ...]:
     """The decision in each case, from mean log-probabilities per token in the order of the paths."""
     actions, alternatives = len(surface.decision.actions), len(surface.decision.alternatives)
@@ -316,13 +429,13 @@ def _abilities(model: Any) -> tuple[str, ...]:
 def _limits(config: Any) -> dict[str, int]:
     """The longest texts that a model can be given, by what limits them.
 
-    A tree brings its own attention mask, which replaces the windows that some layers would look through. Up to the
-    length of the window both are the same.
+    A tree brings its own attention mask, which replaces the windows that some layers would look through, unless their
+    attention is replaced as well. Up to the length of the window both are the same.
     """
     kinds = set(getattr(config, "layer_types", None) or ("sliding_attention",))
     limits = {"context": getattr(config, "max_position_embeddings", None)}
     if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
-        limits["attention window"] = getattr(config, "sliding_window", None)
+        limits[WINDOW] = getattr(config, "sliding_window", None)
     if "chunked_attention" in kinds:
         limits["attention chunk"] = getattr(config, "attention_chunk_size", None)
     return {what: limit for what, limit in limits.items() if limit is not None}

@@ -1,84 +1,173 @@
-"""Greedy replies in a batch: what the prompts share is computed once, and a finished row leaves."""
+"""Replies in a batch: what prompts share is computed and kept once, rows join and leave between steps."""
 
-# B rows  N nodes of a tree  W width of the cache
+# B rows  L tokens of tails  M kept nodes  V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from truing.targets.local.inside import forward
+from truing.targets.local.attention import over
+from truing.targets.local.memory import BLOCK, ROWS, Costs, out_of_memory, release
+from truing.targets.local.rows import Rows, grouped
+from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
+from truing.targets.local.write import Ask, Writer, Written
 
-TREE = 1024
-"""Prompt tokens, counted without sharing, that are laid into one tree: attention grows with the square of a tree."""
+
+class Batch:
+    """Replies of one model that are written together, and those that wait for room."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        most: int = ROWS,
+        block: int = BLOCK,
+        budget: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """At most so many rows at once, in passes of so many prompt tokens, in so many bytes beyond the weights."""
+        self.waiting: list[Writer] = []
+        self.live: list[Writer] = []
+        self._model, self._say = model, say
+        self._most, self._block, self._budget = most, block, budget
+        self._costs = Costs.of(model)
+        self._rows: Rows | None = None
+
+    def add(self, writers: Iterable[Writer]) -> None:
+        """Let these wait for their turn. Those that join at once share what they begin with."""
+        self.waiting += writers
+
+    def advance(self) -> None:
+        """One token more for every row, after those that wait have joined as far as there is room.
+
+        Where memory runs out, half of the rows go back and wait; what they wrote stays.
+        """
+        self.waiting = [writer for writer in self.waiting if writer.ended is None]
+        self._leave()
+        joining = self._admitted()
+        try:
+            if joining:
+                self._join(joining)
+            elif self._rows is not None:
+                ids_B = torch.tensor([writer.ids[-1] for writer in self.live], device=self._model.device)
+                _take(self.live, step(self._model, self._rows, ids_B))
+        except (RuntimeError, MemoryError) as error:
+            self._make_room(error, joining)
+        self._leave()
+
+    def _admitted(self) -> list[Writer]:
+        """Who joins now. Joining copies what all rows have of their own, so rows join in bunches."""
+        fit = self.waiting[: self._most - len(self.live)]
+        if self._budget is not None:
+            left = self._budget - sum(self._cost(writer) for writer in self.live)
+            spent = list(accumulate(self._cost(writer) for writer in fit))
+            least = 0 if self.live else 1  # one alone is tried, whatever was planned
+            fit = fit[: max(least, sum(cost <= left for cost in spent))]
+        bunch = min(len(self.waiting), self._most // 2)
+        return fit if not self.live or len(fit) >= bunch else []
+
+    def _cost(self, writer: Writer) -> int:
+        return self._costs.row(len(writer.ask.prompt), writer.ask.max_tokens)
+
+    @torch.no_grad()
+    def _join(self, new: list[Writer]) -> None:
+        """Compute what the new rows begin with, and write the next token of each."""
+        new = sorted(new, key=lambda writer: writer.path)
+        logits_BV, rows = begin(self._model, [writer.path for writer in new], block=self._block, say=self._say)
+        if self._rows is None:
+            self._rows = rows
+        else:
+            self._rows.join(rows)
+        self.waiting = [writer for writer in self.waiting if writer not in new]
+        self.live += new
+        _take(new, logits_BV)
+
+    def _make_room(self, error: Exception, joining: list[Writer]) -> None:
+        rows = len(self.live) + len(joining)
+        if not out_of_memory(error) or rows == 1:
+            raise error
+        self._most = rows // 2
+        release()
+        self._say(f"out of memory: going on with {self._most} replies at once")
+        back = self.live[self._most :]
+        if back:
+            self._keep(range(self._most))
+            self.waiting = back + self.waiting
+
+    def _leave(self) -> None:
+        going = [row for row, writer in enumerate(self.live) if writer.ended is None]
+        if len(going) < len(self.live):
+            self._keep(going)
+
+    def _keep(self, going: Sequence[int]) -> None:
+        self.live = [self.live[row] for row in going]
+        if not going:
+            self._rows = None
+        elif self._rows is not None:
+            self._rows.keep(torch.tensor(going, device=self._model.device))
+
+
+def write(batch: Batch, asks: Sequence[Ask], tokenizer: Any = None) -> list[Written]:
+    """What is written for each."""
+    writers = [Writer(ask, tokenizer) for ask in asks]
+    batch.add(sorted(writers, key=lambda writer: writer.path))  # neighbours join together
+    while batch.waiting or batch.live:
+        batch.advance()
+    return [writer.written for writer in writers]
+
+
+def _take(writers: Sequence[Writer], logits_BV: Tensor) -> None:
+    for writer, logits_V, likeliest in zip(writers, logits_BV, logits_BV.argmax(-1).tolist(), strict=True):
+        writer.take(logits_V, likeliest)
 
 
 @torch.no_grad()
-def greedy(model: Any, prompts: Sequence[Sequence[int]], *, max_tokens: int, stop: Collection[int]) -> list[list[int]]:
-    """1 to `max_tokens` token ids written after each prompt, a stop token (if reached) included."""
-    token_B, cache, mask_BW = _begin(model, prompts)
-    position_B = mask_BW.sum(-1)
-    written: list[list[int]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
-    while True:
-        for row, new in zip(live, token_B.tolist(), strict=True):
-            written[row].append(new)
-        going = [i for i, row in enumerate(live) if written[row][-1] not in stop and len(written[row]) < max_tokens]
-        if not going:
-            return written
-        if len(going) < len(live):
-            keep = torch.tensor(going, device=model.device)
-            cache.batch_select_indices(keep)
-            token_B, mask_BW, position_B = token_B[keep], mask_BW[keep], position_B[keep]
-            live = [live[i] for i in going]
-        mask_BW = torch.cat([mask_BW, mask_BW.new_ones(len(live), 1)], dim=1)
+def step(model: Any, rows: Rows, ids_B: Tensor) -> Tensor:
+    """Logits after one token more in every row, shape (B, V)."""
+    with over(model, rows):
         logits = model(
-            input_ids=token_B[:, None],
-            attention_mask=mask_BW,
-            position_ids=position_B[:, None],
-            past_key_values=cache,
+            input_ids=ids_B[:, None],
+            attention_mask=torch.zeros(len(rows), 1, 1, rows.used + 1, dtype=model.dtype, device=model.device),
+            position_ids=rows.position_B[:, None],
+            past_key_values=rows,
             use_cache=True,
         ).logits
-        token_B, position_B = logits[:, -1].argmax(-1), position_B + 1
+    rows.stepped()
+    return logits[:, -1]
 
 
-def _begin(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any, Tensor]:
-    """First token after each prompt, the cache of all prompts padded on the left, and which of it is real."""
-    from transformers import DynamicCache
-
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    mask_BW = (torch.arange(width) >= width - lengths[:, None]).long()
-    firsts, layers = [], []
-    for some in _chunks(prompts):
-        tree, routes = plant(some)
-        seen = DynamicCache()
-        last_B = torch.stack([route[-1] for route in routes])
-        kept, inverse = last_B.unique(return_inverse=True)
-        logits = forward(model, tree, kept, cache=seen).logits[0]
-        firsts.append(logits.argmax(-1)[inverse.to(logits.device)])
-        # Padding takes node 0: it is masked, and so never looked at.
-        node_BW = torch.stack([torch.nn.functional.pad(route, (width - len(route), 0)) for route in routes])
-        node_BW = node_BW.to(model.device)
-        # (1, heads, N, E) -> (B, heads, W, E)
-        layers.append([[kv[0][:, node_BW].transpose(0, 1) for kv in (at.keys, at.values)] for at in seen.layers])
-    cache = DynamicCache()
-    for number, parts in enumerate(zip(*layers, strict=True)):
-        keys, values = (torch.cat(kv) for kv in zip(*parts, strict=True))
-        cache.update(keys, values, number)
-    return torch.cat(firsts), cache, mask_BW.to(model.device)
-
-
-def _chunks(prompts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Neighbouring prompts, as many as one tree takes."""
-    some: list[Sequence[int]] = []
-    for prompt in prompts:
-        if some and sum(map(len, some)) + len(prompt) > TREE:
-            yield some
-            some = []
-        some.append(prompt)
-    yield some
+def begin(
+    model: Any, prompts: Sequence[Sequence[int]], *, block: int = BLOCK, say: Callable[[str], None] = print
+) -> tuple[Tensor, Rows]:
+    """Logits after each of the sorted prompts, shape (B, V), and their keys and values."""
+    groups = grouped(prompts)
+    rows = Rows(groups, torch.tensor([len(prompt) for prompt in prompts], device=model.device))
+    tree, routes = plant(prompts)
+    shared = [group.shared for group in groups for _ in range(group.start, group.stop)]
+    own = [route[common:] for route, common in zip(routes, shared, strict=True)]
+    row_L = torch.cat([torch.full((len(nodes),), row) for row, nodes in enumerate(own)])
+    slot_L = torch.cat([torch.arange(rows.used - len(nodes), rows.used) for nodes in own])
+    node_L = torch.cat(own)
+    prefixes = [routes[group.start][: group.shared] for group in groups]
+    kept_M, inverse_B = torch.stack([route[-1] for route in routes]).unique(return_inverse=True)
+    found, done = [], 0
+    for logits, cache, held in walk(model, tree, kept_M, block=block, say=say):
+        stop = int(held[-1]) + 1
+        offset = len(held) - stop  # from a node of this block to its place in the cache
+        here = (node_L >= done) & (node_L < stop)
+        tails = (row_L[here], slot_L[here], node_L[here] + offset)
+        parts = []
+        for nodes in prefixes:
+            inside = (nodes >= done) & (nodes < stop)
+            parts.append((inside.nonzero().flatten(), nodes[inside] + offset))
+        for number, layer in enumerate(cache.layers):
+            rows.put(number, layer.keys[0], layer.values[0], tails, parts)
+        found.append(logits)
+        done = stop
+    return torch.cat(found)[inverse_B.to(model.device)], rows

@@ -8,7 +8,7 @@ Llama-shaped: RMSNorm, grouped-query attention, a SiLU-gated MLP, no biases (Lla
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import TargetError
+from truing.targets.local.attention import Branches, over
 from truing.targets.local.tree import Tree
 
 Site = Literal["head", "neuron"]
@@ -148,26 +149,45 @@ def read(model: Any, tree: Tree, keep_M: Tensor) -> Activations:
 
 
 def forward(
-    model: Any, tree: Tree, keep_M: Tensor, *, rows: int = 1, start: int = 0, cache: Any = None, **more: Any
+    model: Any,
+    tree: Tree,
+    keep_M: Tensor,
+    *,
+    rows: int = 1,
+    start: int = 0,
+    stop: int | None = None,
+    cache: Any = None,
+    **more: Any,
 ) -> Any:
-    """One pass over a tree, from node `start` on (what is before stands in the cache).
+    """One pass over the nodes from `start` to `stop`; the cache holds the ancestors of the first and nothing else.
 
     The output head is applied at the kept nodes alone.
     """
     device = model.device
     # Additive, because eager attention adds its mask where fused attention would also take booleans.
-    blocked = torch.zeros(tree.sees_NN.shape, dtype=model.dtype).masked_fill(
-        ~tree.sees_NN, torch.finfo(model.dtype).min
-    )
-    return model(
-        input_ids=tree.ids_N[start:].to(device).expand(rows, -1),
-        attention_mask=blocked[start:].to(device)[None, None].expand(rows, 1, -1, -1),
-        position_ids=tree.depth_N[start:].to(device).expand(rows, -1),
-        logits_to_keep=keep_M.to(device) - start,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        **more,
-    )
+    sees = tree.sees(start, stop)
+    blocked = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
+    # Attention with visible patterns is the architecture's own.
+    with nullcontext() if "output_attentions" in more else branches(model, tree, start, stop):
+        return model(
+            input_ids=tree.ids_N[start:stop].to(device).expand(rows, -1),
+            attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),
+            position_ids=tree.depth_N[start:stop].to(device).expand(rows, -1),
+            logits_to_keep=keep_M.to(device) - start,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **more,
+        )
+
+
+def branches(model: Any, tree: Tree, start: int, stop: int | None) -> Any:
+    """Around a pass: windows that reach back over ancestors, in models that have any."""
+    if getattr(model.config.get_text_config(), "sliding_window", None) is None:
+        return nullcontext()
+    depth_T = tree.depth_N[start:stop]
+    # The ancestors of the first node have the depths before its own.
+    depth_K = torch.cat([torch.arange(int(depth_T[0])), depth_T])
+    return over(model, Branches((depth_T[:, None] - depth_K).to(model.device)))
 
 
 def site_module(model: Any, site: Site, layer: int) -> Any:

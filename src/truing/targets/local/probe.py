@@ -1,26 +1,28 @@
-"""Whether a model can be given trees: some architectures refuse them, some take them and compute something else."""
+"""What a model can be given: some architectures refuse trees or rows, some take them and compute something else."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from truing.errors import TargetError
-from truing.targets.local.generate import greedy
+from truing.targets.local.generate import begin, step
 from truing.targets.local.inside import forward
+from truing.targets.local.rows import Rows
 from truing.targets.local.tree import plant
 from truing.text import short
 
-PATHS = ((1, 2, 3), (1, 4, 5, 2), (1, 2, 6), (3, 2))
-"""Branches of several depths, and a second root."""
+PATHS = ((1, 2, 3), (1, 2, 6), (1, 4, 5, 2), (3, 2))
+"""Branches of several depths, and a second root; sorted."""
 TOLERANCE = 1e-3
 """Of the range of the logits; rounding in fp32 stays far below (1.7e-5 in the bundled model)."""
 
 
 @torch.no_grad()
 def probe(model: Any) -> None:
-    """TargetError unless the model gives along every path of a tree what it gives for that path alone."""
+    """TargetError unless the model gives along a path of a tree, and after it, what it gives for the path alone."""
     name = type(model).__name__
     if "local" in (getattr(model.config, "attention_layers", None) or ()):
         # GPT-Neo counts its window over the nodes of a tree, in whatever order they lie; a small tree does not show it.
@@ -28,18 +30,40 @@ def probe(model: Any) -> None:
     tree, routes = plant(PATHS)
     try:
         found = forward(model, tree, torch.arange(len(tree))).logits[0].float()
-        alone = [model(torch.tensor([path], device=model.device)).logits[0].float() for path in PATHS]
-        greedy(model, PATHS, max_tokens=2, stop=())
+        alone = [model(torch.tensor([[*path, 1]], device=model.device)).logits[0].float() for path in PATHS]
+        _, rows = begin(model, PATHS)
+        after = step(model, rows, torch.ones(len(PATHS), dtype=torch.long, device=model.device)).float()
     except Exception as error:  # what is raised here is up to the author of each architecture
         raise TargetError(_refusal(name, f"{type(error).__name__}: {short(error)}")) from error
     span = max(float(logits.max() - logits.min()) for logits in alone)
-    off = max(float((found[route] - logits).abs().max()) for route, logits in zip(routes, alone, strict=True))
+    along = [torch.cat([found[route], last[None]]) for route, last in zip(routes, after, strict=True)]
+    off = max(float((mine - logits).abs().max()) for mine, logits in zip(along, alone, strict=True))
     if not off <= TOLERANCE * max(1.0, span):
         raise TargetError(_refusal(name, f"logits are off by {off:.2g}"))
 
 
+@torch.no_grad()
+def looks_through_windows(model: Any) -> bool:
+    """Whether every layer that has a window, by the configuration, tells its attention so."""
+    seen: set[int] = set()
+
+    class Told(Rows):
+        def attend(self, layer: int, *args: Any) -> Tensor:
+            if args[-1].get("sliding_window") is not None:
+                seen.add(layer)
+            return super().attend(layer, *args)
+
+    _, rows = begin(model, PATHS[:1])
+    rows.__class__ = Told
+    step(model, rows, torch.ones(1, dtype=torch.long, device=model.device))
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    windowed = {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+    return bool(windowed) and seen >= windowed
+
+
 def _refusal(name: str, why: str) -> str:
     return (
-        f"the architecture {name} does not take the 4-D attention masks and positions that prompts are scored with"
+        f"the architecture {name} does not take the attention masks, positions and caches that prompts are scored with"
         f" ({why}). Use another, such as a Llama, Qwen, Mistral, Gemma or GPT-2 checkpoint."
     )

@@ -1,7 +1,7 @@
 """A trie of token sequences as one forward pass: every shared prefix is computed once.
 
-Nodes are laid out so that a parent stands before its children. A node sees its ancestors and itself, and its position
-is its depth, so what is computed along a path is what the path alone would give, whatever else is in the tree.
+Nodes are laid out depth first. A node sees its ancestors and itself, and its position is its depth, so what is
+computed along a path is what the path alone would give, whatever else is in the tree.
 """
 
 # N nodes  V vocabulary
@@ -18,43 +18,61 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Token ids, parents (-1 for a root), depths, and which nodes each node sees."""
+    """Token ids, parents (-1 for a root) and depths of N nodes, depth first."""
 
     ids_N: Tensor
     parent_N: Tensor
     depth_N: Tensor
-    sees_NN: Tensor
-    """Boolean; row i is true at the ancestors of i and at i."""
 
     def __len__(self) -> int:
         return len(self.ids_N)
 
+    def ancestors(self, node: int) -> list[int]:
+        """The nodes above one, root first."""
+        above: list[int] = []
+        while (node := int(self.parent_N[node])) >= 0:
+            above.append(node)
+        return above[::-1]
+
+    def sees(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Which nodes the nodes from `start` on see: the ancestors of `start` and each other. Boolean (T, P + T).
+
+        In depth-first order no node from `start` on has any other ancestor before it.
+        """
+        parents = self.parent_N[start:stop].tolist()
+        above = int(self.depth_N[start])
+        sees = np.zeros((len(parents), above + len(parents)), dtype=bool)
+        for row, up in enumerate(parents):
+            if up >= start:
+                sees[row] = sees[up - start]
+            elif up >= 0:
+                sees[row, : int(self.depth_N[up]) + 1] = True
+            sees[row, above + row] = True
+        return torch.from_numpy(sees)
+
 
 def plant(paths: Sequence[Sequence[int]]) -> tuple[Tree, list[Tensor]]:
-    """The trie of the paths, and for each path the nodes along it."""
+    """The trie of the paths in depth-first order, and for each path the nodes along it."""
     ids: list[int] = []
     parent: list[int] = []
     depth: list[int] = []
-    child: dict[tuple[int, int], int] = {}
-    routes: list[Tensor] = []
-    for path in paths:
+    route: list[int] = []
+    routes: list[Tensor] = [torch.empty(0)] * len(paths)
+    before: Sequence[int] = ()
+    # Sorted, every path follows one that it shares most with: a node's descendants are the nodes right after it.
+    for number in sorted(range(len(paths)), key=lambda number: list(paths[number])):
+        path = paths[number]
         if not path:
             raise ValueError("an empty path has no nodes")
-        node, route = -1, []
-        for level, token in enumerate(path):
-            below = child.get((node, token))
-            if below is None:
-                below = child[node, token] = len(ids)
-                ids.append(token)
-                parent.append(node)
-                depth.append(level)
-            route.append(below)
-            node = below
-        routes.append(torch.tensor(route))
-    sees = np.zeros((len(ids), len(ids)), dtype=bool)
-    for node, up in enumerate(parent):
-        if up >= 0:
-            sees[node] = sees[up]
-        sees[node, node] = True
-    tree = Tree(torch.tensor(ids), torch.tensor(parent), torch.tensor(depth), torch.from_numpy(sees))
-    return tree, routes
+        same = next(
+            (i for i, (a, b) in enumerate(zip(before, path, strict=False)) if a != b), min(len(before), len(path))
+        )
+        route = route[:same]
+        for token in path[same:]:
+            ids.append(token)
+            parent.append(route[-1] if route else -1)
+            depth.append(len(route))
+            route.append(len(ids) - 1)
+        routes[number] = torch.tensor(route)
+        before = path
+    return Tree(torch.tensor(ids), torch.tensor(parent), torch.tensor(depth)), routes

@@ -1,0 +1,55 @@
+"""Passes over trees of any size, block after block: what is held is one path and one block."""
+
+# M kept nodes  V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truing.targets.local.inside import forward
+from truing.targets.local.memory import BLOCK, out_of_memory, release
+from truing.targets.local.tree import Tree
+
+
+@torch.no_grad()
+def walk(
+    model: Any, tree: Tree, keep_M: Tensor, *, block: int = BLOCK, say: Callable[[str], None] = print
+) -> Iterator[tuple[Tensor, Any, Tensor]]:
+    """Logits at the kept nodes (ascending), some of them at a time, with the cache and the nodes that stand in it.
+
+    Depth first, so that a block needs of what was computed before no more than the ancestors of its first node.
+    Where memory runs out, the block is halved and computed anew.
+    """
+    from transformers import DynamicCache
+
+    cache, held, start = DynamicCache(), torch.empty(0, dtype=torch.long), 0
+    while start < len(tree):
+        stop = min(start + block, len(tree))
+        above = torch.tensor(tree.ancestors(start), dtype=torch.long)
+        narrow(cache, torch.searchsorted(held, above))
+        held = torch.cat([above, torch.arange(start, stop)])
+        kept = keep_M[(keep_M >= start) & (keep_M < stop)]
+        try:
+            logits = forward(model, tree, kept, start=start, stop=stop, cache=cache).logits[0]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or block == 1:
+                raise
+            block = max(1, (stop - start) // 2)
+            held = above  # what some layers took of the block is cut off again
+            release()
+            say(f"out of memory: going on with blocks of {block} tokens")
+            continue
+        yield logits, cache, held
+        start = stop
+
+
+def narrow(cache: Any, places: Tensor) -> None:
+    """Keep these places of a cache alone."""
+    for layer in cache.layers:
+        if layer.is_initialized and layer.keys.shape[2] > len(places):
+            at = places.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[:, :, at], layer.values[:, :, at]

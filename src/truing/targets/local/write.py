@@ -1,0 +1,133 @@
+"""One reply while it is written: tokens in, text out, and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from truing.targets.local.sample import GREEDY, Sampling, draw
+
+Ended = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A reply that is asked for."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    ends: frozenset[int] = frozenset()
+    """Tokens that end the reply."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the reply; none of them is part of it."""
+    sampling: Sampling = GREEDY
+    top: int | None = None
+    """Log-probabilities are kept, beside those of so many most likely tokens."""
+    special: bool = False
+    """Whether tokens that no text holds, such as the marks of tool calls, are part of the reply's text."""
+    hear: Callable[[str], None] | None = field(default=None, compare=False)
+    """Is told the text as it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that was written, its log-probability (nats, at temperature 1), and the most likely ones."""
+
+    id: int
+    log_p: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A reply: its tokens (one that ended it included), its text, and how it ended."""
+
+    ids: tuple[int, ...]
+    text: str
+    ended: Ended
+    tokens: tuple[Token, ...] = ()
+
+
+class Writer:
+    """Takes the logits of one row, a step at a time."""
+
+    def __init__(self, ask: Ask, tokenizer: Any = None) -> None:
+        """Without a tokenizer there are tokens but no text."""
+        self.ask = ask
+        self.ended: Ended | None = None
+        self.ids: list[int] = []
+        self._tokenizer = tokenizer
+        self._tokens: list[Token] = []
+        self._text = ""
+        """All text that is certain by now."""
+        self._told = 0
+        self._from = self._upto = 0
+        """Tokens from here on are decoded again, so that what they look like together is kept; up to here is said."""
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """All tokens so far, those of the prompt first."""
+        return (*self.ask.prompt, *self.ids)
+
+    @property
+    def written(self) -> Written:
+        """What there is so far."""
+        return Written(tuple(self.ids), self._text, self.ended or "cancelled", tuple(self._tokens))
+
+    def take(self, logits_V: Tensor, likeliest: int) -> int:
+        """Write the next token, and say which; `ended` is set where it was the last."""
+        how = self.ask.sampling
+        token = draw(logits_V, how, len(self.ids)) if how.temperature > 0 else likeliest
+        if self.ask.top is not None:
+            self._tokens.append(_token(token, logits_V, self.ask.top))
+        self.ids.append(token)
+        if token in self.ask.ends:
+            self.ended = "stop"
+        elif len(self.ids) == self.ask.max_tokens:
+            self.ended = "length"
+        if self._tokenizer is not None:
+            self._say()
+        return token
+
+    def cancel(self) -> None:
+        """End it here."""
+        self.ended = self.ended or "cancelled"
+
+    def _say(self) -> None:
+        ids = self.ids[:-1] if self.ids[-1] in self.ask.ends else self.ids
+        new = self._decode(ids[self._from :])[len(self._decode(ids[self._from : self._upto])) :]
+        before = len(self._text)
+        # Bytes of a character that is not whole yet look like this; they are said once it is, or at the end.
+        if new and (self.ended or not new.endswith("\N{REPLACEMENT CHARACTER}")):
+            self._text += new
+            self._from, self._upto = self._upto, len(ids)
+        cuts = [at for stop in self.ask.stop if (at := self._text.find(stop, max(0, before - len(stop) + 1))) >= 0]
+        if cuts:
+            self._text, self.ended = self._text[: min(cuts)], "stop"
+        if self.ask.hear is not None:
+            upto = len(self._text) - (0 if self.ended else _begun(self._text, self.ask.stop))
+            if upto > self._told:
+                self.ask.hear(self._text[self._told : upto])
+                self._told = upto
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not self.ask.special))
+
+
+def _begun(text: str, stops: tuple[str, ...]) -> int:
+    """How many last letters of a text may be the beginning of a stop."""
+    return max(
+        (size for stop in stops for size in range(1, min(len(stop), len(text)) + 1) if text.endswith(stop[:size])),
+        default=0,
+    )
+
+
+def _token(token: int, logits_V: Tensor, top: int) -> Token:
+    log_p = torch.log_softmax(logits_V.float(), -1)
+    best = log_p.topk(top) if top else None
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
+    return Token(token, float(log_p[token]), tuple(pairs))

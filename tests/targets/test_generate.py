@@ -1,0 +1,321 @@
+"""Replies: drawn with their own random numbers, cut at stops, told as they are written; memory that is planned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from truing.errors import TargetError, UsageError
+from truing.targets.local import memory
+from truing.targets.local.generate import Batch, write
+from truing.targets.local.memory import Costs, parsed, plan_rows, plan_scores
+from truing.targets.local.rows import grouped
+from truing.targets.local.sample import Sampling, draw
+from truing.targets.local.score import walk
+from truing.targets.local.tree import plant
+from truing.targets.local.write import Ask, Writer
+
+# -- drawing -----------------------------------------------------------------------------------------------------------
+
+LOGITS = torch.tensor([0.0, 2.0, -1.0, 1.0, 0.5])
+
+
+def shares(how: dict[str, Any], draws: int = 4000) -> torch.Tensor:
+    tokens = [draw(LOGITS, Sampling(**how, seed=seed), 0) for seed in range(draws)]
+    return torch.bincount(torch.tensor(tokens), minlength=5) / draws
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, draws: int = 4000) -> bool:
+    """Within 3 Monte-Carlo standard errors in every place."""
+    return bool(((found - expected).abs() <= 3 * (expected * (1 - expected) / draws).sqrt()).all())
+
+
+def test_draws_follow_the_distribution_at_the_temperature() -> None:
+    assert near(shares({"temperature": 1.0}), LOGITS.softmax(-1))
+    assert near(shares({"temperature": 2.0}), (LOGITS / 2).softmax(-1))
+    assert not near(shares({"temperature": 2.0}), LOGITS.softmax(-1))  # a wrong temperature does not pass
+
+
+def test_top_k_and_top_p_draw_from_the_likeliest_alone() -> None:
+    first_two = torch.tensor([0.0, 2.0, -torch.inf, 1.0, -torch.inf])
+    first_two[0] = -torch.inf
+    assert near(shares({"temperature": 1.0, "top_k": 2}), first_two.softmax(-1))
+    p = LOGITS.softmax(-1)
+    assert p[1] < 0.6 < p[1] + p[3]  # two tokens are the fewest that hold 0.6
+    assert near(shares({"temperature": 1.0, "top_p": 0.6}), first_two.softmax(-1))
+    assert near(shares({"temperature": 1.0, "top_p": 1e-9}), torch.eye(5)[1])
+
+
+def test_a_draw_depends_on_seed_and_step_alone() -> None:
+    how = Sampling(temperature=1.0, seed=5)
+    assert [draw(LOGITS, how, step) for step in range(30)] == [draw(LOGITS, how, step) for step in range(30)]
+    assert len({draw(LOGITS, how, step) for step in range(30)}) > 1
+    assert len({draw(LOGITS, Sampling(temperature=1.0, seed=seed), 0) for seed in range(30)}) > 1
+
+
+def test_a_seeded_reply_does_not_depend_on_its_neighbours(wild: Any) -> None:
+    rng = random.Random(4)
+    start = rng.choices(range(4, 1536), k=12)
+    asks = [
+        Ask((*start, *rng.choices(range(4, 1536), k=k)), 10, sampling=Sampling(temperature=0.8, top_p=0.9, seed=seed))
+        for seed, k in enumerate((3, 1, 8, 3))
+    ]
+    together = write(Batch(wild.model, most=4), asks)
+    assert together == [write(Batch(wild.model, most=1), [ask])[0] for ask in asks]
+    again = Ask(asks[0].prompt, 10, sampling=Sampling(temperature=0.8, top_p=0.9, seed=77))
+    assert write(Batch(wild.model, most=1), [again])[0].ids != together[0].ids
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """A tokenizer of bytes: token i is byte i."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return bytes(i for i in ids if i or not skip_special_tokens).decode(errors="replace")
+
+
+def dictate(text: str, **how: Any) -> tuple[Writer, list[str]]:
+    """A writer that was given a text, byte by byte, until it ended."""
+    heard: list[str] = []
+    data = text.encode()
+    writer = Writer(Ask((1,), how.pop("max_tokens", 1000), hear=heard.append, **how), Letters())
+    for byte in data:
+        if writer.ended is None:
+            writer.take(torch.eye(256)[byte], byte)
+    return writer, heard
+
+
+texts = st.text(alphabet="abé→😀 ", max_size=20)
+
+
+@settings(deadline=None)
+@given(texts, st.lists(st.text(alphabet="ab→", min_size=1, max_size=3), max_size=2))
+def test_what_is_heard_is_what_is_written_and_ends_before_the_first_stop(text: str, stops: list[str]) -> None:
+    writer, heard = dictate(text + "\0", stop=tuple(stops), ends=frozenset({0}))
+    first = min([text.find(stop) for stop in stops if stop in text], default=len(text))
+    # Of two stops the one that is whole first ends the reply, so a longer one that began before it may stay.
+    assert writer.written.text in {text[:end] for end in range(first, len(text) + 1)}
+    assert not any(stop in writer.written.text for stop in stops)
+    assert "".join(heard) == writer.written.text
+    assert all(heard)
+    assert writer.ended == "stop"
+
+
+def test_a_stop_is_never_heard_in_parts() -> None:
+    writer, heard = dictate("one two END three", stop=("END",))
+    assert writer.written.text == "one two "
+    assert not any("E" in part for part in heard)
+    assert writer.ended == "stop"
+    assert dictate("an ENCORE", stop=("END",), max_tokens=9)[0].written.text == "an ENCORE"
+
+
+def test_a_reply_of_so_many_tokens_says_that_it_was_cut_off() -> None:
+    writer, _ = dictate("abcdef", max_tokens=3)
+    assert (writer.written.text, writer.ended, len(writer.ids)) == ("abc", "length", 3)
+    broken, heard = dictate("a😀", max_tokens=3)  # cut off within a character
+    assert broken.written.text == "".join(heard) == "a\N{REPLACEMENT CHARACTER}"
+
+
+def test_log_probabilities_are_those_of_the_model_at_temperature_one(wild: Any) -> None:
+    prompt = (5, 6, 7, 8)
+    ask = Ask(prompt, 5, sampling=Sampling(temperature=3.0, seed=1), top=3)
+    (written,) = write(Batch(wild.model, most=1), [ask])
+    ids = [*prompt, *written.ids]
+    log_p = torch.log_softmax(wild.model(torch.tensor([ids])).logits[0], -1)[len(prompt) - 1 : -1]
+    for token, id_, row in zip(written.tokens, written.ids, log_p, strict=True):
+        assert token.id == id_
+        assert token.log_p == pytest.approx(float(row[id_]), abs=1e-4)
+        assert [place for place, _ in token.top] == row.topk(3).indices.tolist()
+        assert [p for _, p in token.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+# -- joining and leaving -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6))
+def test_rows_that_join_and_leave_at_any_time_are_written_as_if_alone(wild: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    start = rng.choices(range(4, 1536), k=rng.choice([1, 6, 100]))
+    asks = []
+    for _ in range(6):
+        own = rng.choices(range(4, 1536), k=rng.choice([1, 3, 90]))
+        prompt = (*start[: rng.choice([0, len(start)])], *own)
+        asks.append(Ask(prompt, rng.choice([1, 5, 90]), sampling=Sampling(temperature=0.7, seed=rng.randrange(99))))
+    writers = [Writer(ask) for ask in asks]
+    waiting, batch = list(writers), Batch(wild.model, most=rng.choice([2, 4, 9]))
+    dropped = rng.choice(writers)
+    while waiting or batch.waiting or batch.live:
+        if waiting and rng.random() < 0.4:
+            joining = rng.randint(1, len(waiting))
+            batch.add(waiting[:joining])
+            waiting = waiting[joining:]
+        if rng.random() < 0.05:
+            dropped.cancel()
+        batch.advance()
+    for ask, writer in zip(asks, writers, strict=True):
+        alone = write(Batch(wild.model, most=1), [ask])[0].ids
+        assert tuple(writer.ids) == alone[: len(writer.ids)]
+        assert writer.ended in {"length", "cancelled"}
+        assert writer is dropped or len(writer.ids) == ask.max_tokens
+
+
+paths = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=7).map(sorted)
+
+
+@given(paths)
+def test_groups_cover_the_rows_and_share_what_they_begin_with(paths: list[list[int]]) -> None:
+    groups = grouped(paths)
+    assert [row for group in groups for row in range(group.start, group.stop)] == list(range(len(paths)))
+    for group in groups:
+        rows = paths[group.start : group.stop]
+        assert len({tuple(row[: group.shared]) for row in rows}) == 1
+        assert group.shared < min(map(len, rows))
+
+
+def test_groups_share_where_it_pays() -> None:
+    long = list(range(500))
+    assert [group.shared for group in grouped(sorted([[*long, 1], [*long, 2], [*long, 3]]))] == [500]
+    apart = sorted([[1, *long], [2, *long]])
+    assert sum(group.shared for group in grouped([*apart, [3, 0], [3, 1], [3, 2]])) < 1002 + 3
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_holds_what_is_really_allocated(wild: Any) -> None:
+    """Tensors of a pass, counted as they are made, stay within what was planned for the largest block."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Peak(TorchDispatchMode):
+        """The largest single result of an operation, in bytes."""
+
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for part in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(part, torch.Tensor):
+                    Peak.largest = max(Peak.largest, part.numel() * part.element_size())
+            return out
+
+    rng = random.Random(0)
+    tree, _ = plant([rng.choices(range(4, 1536), k=300)])
+    plan = plan_scores(Costs.of(wild.model), tokens=300, shared=300, longest=300, budget=10**9)
+    with Peak():
+        list(walk(wild.model, tree, torch.arange(len(tree)), block=plan.block))
+    assert 0 < Peak.largest < plan.bytes < 20 * Peak.largest
+
+
+def test_less_memory_gives_smaller_blocks_and_fewer_rows_and_the_same_numbers(wild: Any) -> None:
+    costs = Costs.of(wild.model)
+    whole = plan_scores(costs, tokens=400, shared=300, longest=200, budget=10**9)
+    assert whole.block == 300
+    half = plan_scores(costs, tokens=400, shared=300, longest=200, budget=whole.bytes // 2)
+    assert 1 <= half.block < whole.block
+    assert half.bytes <= whole.bytes // 2
+    assert "400 tokens, 300 after sharing, in blocks of" in str(half)
+    many = plan_rows(costs, tokens=6400, shared=800, longest=100, more=50, rows=64, budget=10**9)
+    few = plan_rows(costs, tokens=6400, shared=800, longest=100, more=50, rows=64, budget=many.bytes // 3)
+    assert many.rows == 64
+    assert 1 <= few.rows < 64
+    assert few.bytes <= many.bytes // 3
+
+
+def test_what_cannot_fit_is_refused_with_both_figures(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_MAX_MEMORY", "1kB")
+    with pytest.raises(TargetError, match=r"scoring a text of 4 tokens takes about .* MB .* Raise TRUING_MAX_MEMORY"):
+        wild.log_probs([([5, 6], [7, 8])])
+    monkeypatch.setenv("TRUING_MAX_MEMORY", "plenty")
+    with pytest.raises(UsageError, match=r"TRUING_MAX_MEMORY is 'plenty'; write a number of bytes"):
+        wild.log_probs([([5, 6], [7, 8])])
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert [parsed(said) for said in ("1500", "2kB", "500 MB", "1.5GB", "4G", "1TiB")] == [
+        1500, 2000, 500_000_000, 1_500_000_000, 4 * 10**9, 10**12,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_halves_the_block_goes_on_and_says_so(
+    wild: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    rng = random.Random(1)
+    asked = [(rng.choices(range(4, 1536), k=9), rng.choices(range(4, 1536), k=30)) for _ in range(3)]
+    expected, _ = wild.log_probs(asked)
+    layer = wild.model.model.layers[1]
+    forward, said = type(layer).forward, []
+
+    def narrow(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The second layer fails, so the first has taken the block into its cache.
+        if self is layer and hidden.shape[1] > 20:
+            raise error
+        return forward(self, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(type(layer), "forward", narrow)
+    monkeypatch.setattr(wild, "say", said.append)
+    found, _ = wild.log_probs(asked)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    assert said == [
+        "out of memory: going on with blocks of 57 tokens",
+        "out of memory: going on with blocks of 28 tokens",
+        "out of memory: going on with blocks of 14 tokens",
+    ]
+
+
+def test_out_of_memory_between_tokens_sends_half_of_the_replies_back_to_wait(
+    wild: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(2)
+    asks = [Ask(tuple(rng.choices(range(4, 1536), k=5)), 6) for _ in range(8)]
+    expected = write(Batch(wild.model), asks)
+    layer, said = wild.model.model.layers[1], []
+    forward = type(layer).forward
+
+    def narrow(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self is layer and len(hidden) > 3:
+            raise MemoryError
+        return forward(self, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(type(layer), "forward", narrow)
+    assert write(Batch(wild.model, say=said.append), asks) == expected
+    assert said == [f"out of memory: going on with {rows} replies at once" for rows in (4, 2)]
+
+
+def test_replies_that_do_not_fit_together_wait_for_each_other(wild: Any) -> None:
+    asks = [Ask((5, 6, place), 4) for place in range(7, 13)]
+    costs = Costs.of(wild.model)
+    batch = Batch(wild.model, budget=2 * costs.row(3, 4))
+    batch.add([Writer(ask) for ask in asks])
+    most = 0
+    while batch.waiting or batch.live:
+        batch.advance()
+        most = max(most, len(batch.live))
+    assert most == 2
+
+
+def test_another_error_is_not_taken_for_want_of_memory(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(type(wild.model.model.layers[0]), "forward", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        wild.log_probs([([5], [6])])
+
+
+def test_free_memory_is_a_positive_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRUING_MAX_MEMORY", raising=False)
+    assert memory.budget("cpu") > 10**8
