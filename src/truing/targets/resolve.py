@@ -36,4 +36,5 @@ def resolve(name: str, watcher: Watcher | None = None) -> Any:
         watcher.say(f"local/{base} is made ready in {cache.root()}; this happens once")
     target = load(rest)
     watcher.step()
+    target.say = watcher.say
     return target

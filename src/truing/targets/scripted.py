@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from pydantic import Field
 
 from truing.errors import ContentError, TargetError
-from truing.records import Case, Message, Row, Surface, Target, Value, digest_of
+from truing.records import Case, Message, Row, Surface, Target, Tool, Value, digest_of
 from truing.records.content import PLACEHOLDER, fill, folder, read
 from truing.targets.protocols import Reply
 
@@ -132,8 +132,12 @@ class Scripted:
             for cell, actions, alternatives in found
         )
 
-    def reply(self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int) -> list[Reply]:
-        """Replies, one for each conversation, in order. A token is a word."""
+    def reply(
+        self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int, tools: Sequence[Tool] = ()
+    ) -> list[Reply]:
+        """Replies, one for each conversation, in order. A token is a word. TargetError where tools are offered."""
+        if tools:
+            raise TargetError(f"{self.card.name} has no script for tools; offer none, or take another target")
         return [_cut(self._answer(messages), max_tokens) for messages in conversations]
 
 

@@ -23,7 +23,7 @@ from truing.targets.local import bundled, cache, tiny
 from truing.targets.local.adapter import MODULES, Adapter
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward
-from truing.targets.local.memory import Costs, Plan, budget, plan_rows, plan_scores
+from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.rows import common
@@ -40,6 +40,8 @@ NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transforme
 """Entries of a configuration that change no answer, or that stand in the card already."""
 
 
+NOTABLE = 1_000_000_000
+"""Bytes beyond the weights from which on it is said how much a piece of work takes."""
 WINDOW = "attention window"
 
 Made = tuple[tuple[Target, bytes | None], ...]
@@ -81,6 +83,7 @@ class LocalTarget:
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.say: Callable[[str], None] = lambda _: None
         """Is told what a user should know of the work as it goes."""
+        self._most_said = NOTABLE
         self.card = Target(
             name=name,
             weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self._stop_ids())}),
@@ -179,7 +182,7 @@ class LocalTarget:
             raise TargetError("a continuation has no tokens; give one that is not empty")
         # Nothing follows the last token of a continuation, so it needs no node.
         tree, routes = plant([self.fits([*prompt, *continuation])[:-1] for prompt, continuation in paths])
-        plan = self.plan_scores(paths, shared=len(tree))
+        plan = self._noted(self.plan_scores(paths, shared=len(tree)))
         before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
         kept, inverse = torch.cat(before).unique(return_inverse=True)
         tokens = torch.tensor([token for _, continuation in paths for token in continuation])
@@ -216,6 +219,12 @@ class LocalTarget:
             budget=self._budget,
         )
 
+    def _noted(self, plan: Plan) -> Plan:
+        if plan.bytes > self._most_said:
+            self._most_said = plan.bytes
+            self.say(f"{self.card.name}: {plan}")
+        return plan
+
     @property
     def _budget(self) -> int:
         return budget(self._model.device)
@@ -240,7 +249,9 @@ class LocalTarget:
     ) -> list[Reply]:
         """Greedy replies of 1 to `max_tokens` tokens, as one batch. TargetError where they may not fit the context."""
         asks = [self.ask(messages, tools, max_tokens=max_tokens) for messages in conversations]
-        return [self.reply_of(written, tools) for written in write(self.batch(asks), asks, self.tokenizer)]
+        plan = self._noted(self.plan_replies(asks))
+        batch = self.batch(rows=plan.rows, block=plan.block)
+        return [self.reply_of(written, tools) for written in write(batch, asks, self.tokenizer)]
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -274,10 +285,9 @@ class LocalTarget:
         found = parsed(written.text, self.dialect, tools)
         return Reply(found.text.strip(), tokens, finished, found.calls, found.unparsed)
 
-    def batch(self, asks: Sequence[Ask]) -> Batch:
-        """What writes these, or others like them. TargetError where there is no memory for the longest."""
-        plan = self.plan_replies(asks)
-        return Batch(self.model, most=plan.rows, block=plan.block, budget=self._budget, say=self.say)
+    def batch(self, *, rows: int = ROWS, block: int = BLOCK) -> Batch:
+        """What writes replies, at most so many at once and no more than there is memory for."""
+        return Batch(self.model, most=rows, block=block, budget=self._budget, say=self.say)
 
     def _stop_ids(self) -> set[int]:
         eos = self._model.generation_config.eos_token_id

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,7 +31,13 @@ class Layout(Protocol):
         """Queries (B, G, R, Q, E), scaled; key and value (B, G, K, E); mask (B, 1, Q, K); the result as the queries."""
 
 
+_locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _layout: ContextVar[Layout] = ContextVar("layout")
+
+
+def alone(model: Any) -> Any:
+    """A lock, held around every pass: hooks and replaced attention belong to the pass of one thread."""
+    return _locks.setdefault(model, RLock())
 
 
 @contextmanager

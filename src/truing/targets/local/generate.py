@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from truing.targets.local.attention import over
+from truing.targets.local.attention import alone, over
 from truing.targets.local.memory import BLOCK, ROWS, Costs, out_of_memory, release
 from truing.targets.local.rows import Rows, grouped
 from truing.targets.local.score import walk
@@ -130,7 +130,7 @@ def _take(writers: Sequence[Writer], logits_BV: Tensor) -> None:
 @torch.no_grad()
 def step(model: Any, rows: Rows, ids_B: Tensor) -> Tensor:
     """Logits after one token more in every row, shape (B, V)."""
-    with over(model, rows):
+    with alone(model), over(model, rows):
         logits = model(
             input_ids=ids_B[:, None],
             attention_mask=torch.zeros(len(rows), 1, 1, rows.used + 1, dtype=model.dtype, device=model.device),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import TargetError
-from truing.targets.local.attention import Branches, over
+from truing.targets.local.attention import Branches, alone, over
 from truing.targets.local.tree import Tree
 
 Site = Literal["head", "neuron"]
@@ -103,7 +103,7 @@ def run(model: Any, tree: Tree, keep_M: Tensor, *, patch: Patch, rows: int = 1, 
         begin = tree.ids_N[None, :start].to(model.device)
         model(input_ids=begin, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.batch_repeat_interleave(rows)
-    with ExitStack() as stack:
+    with alone(model), ExitStack() as stack:
         for (site, layer), take in patch.take.items():
             stack.callback(_hook_patch(model, site, layer, take, patch, start).remove)
         return forward(model, tree, keep_M, rows=rows, start=start, cache=cache).logits
@@ -128,7 +128,7 @@ def read(model: Any, tree: Tree, keep_M: Tensor) -> Activations:
         return module.register_forward_pre_hook(lambda _, args: into.append(args[0][0]))
 
     last: list[Tensor] = []
-    with ExitStack() as stack:
+    with alone(model), ExitStack() as stack:
         hooks = [inverse_rms(model.model.norm, last)]
         for layer in layers:
             hooks += [
@@ -168,7 +168,7 @@ def forward(
     sees = tree.sees(start, stop)
     blocked = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
     # Attention with visible patterns is the architecture's own.
-    with nullcontext() if "output_attentions" in more else branches(model, tree, start, stop):
+    with alone(model), nullcontext() if "output_attentions" in more else branches(model, tree, start, stop):
         return model(
             input_ids=tree.ids_N[start:stop].to(device).expand(rows, -1),
             attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),

@@ -1,0 +1,111 @@
+"""A model that many threads ask at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from truing.errors import TargetError
+from truing.records import Message
+from truing.targets.local.engine import Engine
+from truing.targets.local.generate import Batch, write
+from truing.targets.local.sample import Sampling
+from truing.targets.local.write import Ask
+
+
+def some_asks(count: int) -> list[Ask]:
+    rng = random.Random(6)
+    start = rng.choices(range(4, 1536), k=20)
+    return [
+        Ask(
+            (*start[: rng.choice([0, 20])], *rng.choices(range(4, 1536), k=rng.choice([1, 9]))),
+            rng.choice([1, 4, 15]),
+            sampling=Sampling(temperature=0.9, seed=place),
+        )
+        for place in range(count)
+    ]
+
+
+def test_many_threads_get_what_each_would_get_alone(wild: Any) -> None:
+    asks = some_asks(40)
+    alone = [write(Batch(wild.model), [ask], wild.tokenizer)[0] for ask in asks]
+    with Engine(wild, rows=8) as engine, ThreadPoolExecutor(40) as threads:
+        found = list(threads.map(lambda ask: engine.submit(ask).result(60), asks))
+    assert found == alone
+
+
+def test_a_cancelled_reply_frees_its_row_and_the_others_go_on(wild: Any) -> None:
+    heard = threading.Event()
+    long = Ask((5, 6, 7), 450, hear=lambda _: heard.set())
+    with Engine(wild, rows=1) as engine:
+        first = engine.submit(long)
+        second = engine.submit(Ask((8, 9), 3))
+        assert heard.wait(30)
+        assert engine.busy == (1, 1)
+        assert first.cancel()
+        assert len(second.result(30).ids) == 3
+        with pytest.raises(CancelledError):
+            first.result(0)
+        assert engine.busy == (0, 0)
+
+
+def test_other_work_is_done_between_tokens(wild: Any) -> None:
+    paths = [([5, 6, 7], [8, 9])]
+    with Engine(wild) as engine:
+        reply = engine.submit(Ask((5, 6, 7), 60))
+        (scores,), _ = engine.run(lambda: wild.log_probs(paths)).result(30)
+        assert scores.tolist() == wild.log_probs(paths)[0][0].tolist()
+        with pytest.raises(TargetError, match="token id 99999 is out of the range"):
+            engine.run(lambda: wild.log_probs([([5], [99999])])).result(30)
+        assert len(reply.result(30).ids) == 60
+
+
+def test_what_breaks_is_told_to_whoever_asked_and_the_engine_goes_on(wild: Any, monkeypatch: Any) -> None:
+    with Engine(wild) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(wild.model), "forward", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broke")))
+            asked = [engine.submit(Ask((5, place), 5)) for place in (6, 7)]
+            for future in asked:
+                with pytest.raises(RuntimeError, match="broke"):
+                    future.result(30)
+        assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
+
+
+def test_a_reply_for_which_there_is_no_memory_is_refused(wild: Any, monkeypatch: Any) -> None:
+    with Engine(wild) as engine:
+        with monkeypatch.context() as patch:
+            patch.setenv("TRUING_MAX_MEMORY", "1kB")
+            with pytest.raises(TargetError, match="a reply of 5 tokens after 2 takes about"):
+                engine.submit(Ask((5, 6), 5)).result(30)
+        assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
+
+
+def test_a_closed_engine_cancels_what_is_left_and_takes_no_more(wild: Any) -> None:
+    engine = Engine(wild, rows=1)
+    futures = [engine.submit(Ask((5, place), 400)) for place in (6, 7, 8)]
+    engine.close()
+    done, _ = wait(futures, timeout=10)
+    assert len(done) == 3
+    assert all(future.cancelled() for future in futures)
+    with pytest.raises(TargetError, match="is closed"):
+        engine.submit(Ask((5,), 1))
+
+
+def test_a_conversation_is_asked_with_stops_and_heard_as_it_is_written(wild: Any) -> None:
+    asked = (Message(role="user", content="Hello."),)
+    heard: list[str] = []
+    with Engine(wild) as engine:
+        ask = wild.ask(asked, max_tokens=12, hear=heard.append)
+        written = engine.submit(ask).result(30)
+        assert "".join(heard) == written.text
+        assert wild.reply_of(written) == wild.reply([asked], max_tokens=12)[0]
+        stop = written.text[3:5]
+        cut = engine.submit(wild.ask(asked, max_tokens=12, stop=[stop])).result(30)
+        assert cut.text == written.text[: written.text.index(stop)]
+        assert cut.ended == "stop"
