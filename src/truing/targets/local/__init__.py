@@ -19,8 +19,9 @@ from torch import Tensor
 
 from truing.errors import CacheError, TargetError
 from truing.records import Decision, Message, Row, Surface, Target, Tool, digest, digest_of
-from truing.targets.local import bundled, cache, tiny
+from truing.targets.local import bundled, cache, change, tiny
 from truing.targets.local.adapter import MODULES, Adapter
+from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, plan_rows, plan_scores
@@ -325,6 +326,43 @@ class LocalTarget:
         before = route[len(prompt) - 1 : -1]
         p, q = (torch.log_softmax(forward(t.model, tree, before).logits[0].double(), -1) for t in (self, other))
         return float((p.exp() * (p - q)).sum()), len(ids)
+
+    @torch.no_grad()
+    def activations(self, ids: Sequence[int], sites: Sequence[change.Units]) -> dict[change.Units, Tensor]:
+        """What units are along a text, shape (T, U), or (P, U) where they name positions."""
+        tree, (route,) = plant([self.fits(ids)])
+        with alone(self.model), change.seen(self.model, sites) as found:
+            forward(self.model, tree, route[-1:])
+        return {site: change.picked(self.model, site, x) for site, x in found.items()}
+
+    def gradients(
+        self, functional: Functional, sites: Sequence[change.Units]
+    ) -> tuple[float, dict[change.Units, Tensor]]:
+        """The value of a functional, and its gradient with respect to units at every node of its tree, shape (N, U)."""
+        model = self.model
+        kept, inverse = functional.before_M.unique(return_inverse=True)
+        with torch.enable_grad(), alone(model), change.seen(model, sites) as found:
+            # Weights are frozen: the graph begins at the embeddings.
+            start = model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
+            try:
+                logits = forward(model, functional.tree, kept).logits[0].float()
+            finally:
+                start.remove()
+            tokens = functional.tree.ids_N[functional.nodes_M].to(logits.device)
+            log_p = torch.log_softmax(logits, -1)[inverse.to(logits.device), tokens]
+            value = (log_p * functional.weight_M.to(logits.device)).sum()
+            inside = list(found.values())
+            grads = torch.autograd.grad(value, inside, allow_unused=True, materialize_grads=True) if inside else ()
+        return float(value.detach()), {
+            site: change.picked(model, site, g) for site, g in zip(found, grads, strict=True)
+        }
+
+    def under(self, changes: Sequence[change.Change], *, name: str = "") -> LocalTarget:
+        """A new target that does what this one does under these changes; weights are shared."""
+        what = digest_of([one.id for one in changes])
+        weights = digest_of({"base": self.card.weights, "changes": what})
+        model = change.under(self.model, changes)
+        return LocalTarget(name or f"{self.card.name}+{what[:12]}", model, self.tokenizer, weights=weights)
 
     def with_adapter(self, adapter: Adapter) -> LocalTarget:
         """A new target with a PEFT adapter merged into a copy of the weights."""
