@@ -20,17 +20,18 @@ from safetensors.torch import load_file, save_file
 
 from truing.audit import audit, lay_out
 from truing.errors import TargetError
-from truing.records import Decision, Message, Pair
+from truing.records import Decision, Message, Pair, Tool, ToolCall
 from truing.store import open_store
 from truing.studies.one import wheel_of
 from truing.targets import Chat, Scored, need, resolve
-from truing.targets.local import LocalTarget, cache
+from truing.targets.local import LocalTarget, cache, change
 from truing.targets.local import tiny as recipe
 from truing.targets.local.adapter import Adapter
+from truing.targets.local.change import Units, add
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import read
 from truing.targets.local.probe import probe
-from truing.targets.local.write import Ask
+from truing.targets.local.write import Ask, Written
 from truing.trace import Settings
 from truing.train.batches import lay_out as lay
 
@@ -576,3 +577,98 @@ def test_a_window_that_attention_is_not_told_of_is_minded(tiny: Any) -> None:
     for ask in (lambda: target.reply([user("Hi.")], max_tokens=12), lambda: target.bits(text)):
         with pytest.raises(TargetError, match=r"longer than the attention window of local/w \(12\)"):
             ask()
+
+
+# -- devices, number formats, changes by name --------------------------------------------------------------------------
+
+
+def test_bf16_is_near_fp32_and_says_so(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_model("Llama", **SMALL).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    whole = resolve(f"local/{tmp_path}")
+    monkeypatch.setenv("TRUING_DTYPE", "bf16")
+    half = resolve(f"local/{tmp_path}")
+    assert (whole.card.dtype, half.card.dtype) == ("float32", "bfloat16")
+    paths = [([5, 6, 7], [8, 9]), ([5, 6], [1200])]
+    for a, b in zip(whole.log_probs(paths)[0], half.log_probs(paths)[0], strict=True):
+        torch.testing.assert_close(a, b, atol=0.2, rtol=0)
+        assert not torch.equal(a, b)
+    assert half.reply([user("Hello.")], max_tokens=3)[0].tokens >= 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("TRUING_DTYPE", "fp8", "unknown dtype 'fp8'; give fp32 or bf16"),
+        ("TRUING_DEVICE", "gpu please", "unknown device 'gpu please'; give cpu, cuda or cuda:N"),
+        ("TRUING_DEVICE", "cuda:77", r"no device 'cuda:77' here \(\d+ accelerators\); give cpu"),
+    ],
+)
+def test_a_device_or_number_format_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TargetError, match=said):
+        resolve("local/tiny")
+
+
+def test_changes_in_a_file_are_part_of_a_name(tiny: Any, tmp_path: Path) -> None:
+    changes = [add(Units("residual", 1), torch.ones(64), 0.3)]
+    change.write(tmp_path / "a+b.safetensors", changes)
+    name = f"local/tiny+{tmp_path / 'a+b.safetensors'}"
+    steered = resolve(name)
+    assert steered.card.name == name
+    assert steered.card.weights == tiny.under(changes).card.weights != tiny.card.weights
+    paths = [([5, 6, 7], [8, 9])]
+    assert not torch.allclose(steered.log_probs(paths)[0][0], tiny.log_probs(paths)[0][0])
+    with pytest.raises(TargetError, match=r"cannot read changes from .*nothing"):
+        resolve("local/tiny+nothing.safetensors")
+
+
+# -- conversations -----------------------------------------------------------------------------------------------------
+
+LOOK = Tool(name="look", description="looks", parameters='{"properties":{"at":{"type":"string"}},"type":"object"}')
+
+
+def test_tools_stand_in_the_prompt_and_what_is_written_is_parsed(wild: Any) -> None:
+    assert wild.dialect.said == "hermes (system turn)"
+    plain, offered = (wild.prompt_text(user("Hello."), tools) for tools in ((), (LOOK,)))
+    assert "look" not in plain
+    assert '"name": "look"' in offered
+    said = '<tool_call>{"name": "look", "arguments": {"at": "it"}}</tool_call>'
+    for text, calls, unparsed in (
+        (said, (ToolCall(name="look", arguments='{"at":"it"}', id="call_0"),), False),
+        (said.replace("look", "jump"), (), True),
+        ("no call", (), False),
+    ):
+        reply = wild.reply_of(Written((5, 0), text, "stop"), [LOOK])
+        assert (reply.calls, reply.unparsed) == (calls, unparsed)
+        assert reply.text == ("" if calls else text)
+        assert wild.reply_of(Written((5, 0), text, "stop")).text == text  # nothing was offered
+    answered = (*user("Hello."), Message(role="assistant", content="", calls=calls or reply.calls), *user("And?"))
+    assert wild.prompt_ids(answered, [LOOK]) != wild.prompt_ids(answered)
+    assert wild.reply([user("Hello.")], max_tokens=4, tools=[LOOK])[0].tokens == 4
+
+
+def test_a_conversation_that_the_template_refuses_is_told_with_its_roles(tiny: Any) -> None:
+    tokenizer = deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    target = LocalTarget("local/t", tiny.model, tokenizer, weights="5" * 64)
+    assert target.prompt_text(user("Hello.")) == "Hello."
+    refused = (Message(role="system", content="Be brief."), *user("Hello."))
+    with pytest.raises(TargetError, match=r"local/t refuses the conversation \(system, user\): no system role here\."):
+        target.reply([refused], max_tokens=2)
+
+
+def test_tokens_and_texts_that_cannot_be_scored_are_refused(tiny: Any) -> None:
+    for paths, said in (
+        ([([5], [99999])], r"token id 99999 is out of the range of local/tiny \(0 to 1535\)"),
+        ([([-4], [5])], "token id -4 is out of the range"),
+        ([([5], [])], "a continuation has no tokens"),
+        ([([5] * 4090, [6] * 10)], "a text of 4100 tokens is longer than the context of local/tiny"),
+    ):
+        with pytest.raises(TargetError, match=said):
+            tiny.log_probs(paths)

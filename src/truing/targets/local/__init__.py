@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transforme
 NOTABLE = 1_000_000_000
 """Bytes beyond the weights from which on it is said how much a piece of work takes."""
 WINDOW = "attention window"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Made = tuple[tuple[Target, bytes | None], ...]
 
@@ -161,8 +163,11 @@ class LocalTarget:
 
         `whole`: attention is to go over all of them, with no windows.
         """
-        if (most := max(ids, default=0)) >= self._vocabulary or min(ids, default=0) < 0:
-            raise TargetError(f"token id {most} is out of the range of {self.card.name} (0 to {self._vocabulary - 1})")
+        for wrong in (max(ids, default=0), min(ids, default=0)):
+            if not 0 <= wrong < self._vocabulary:
+                raise TargetError(
+                    f"token id {wrong} is out of the range of {self.card.name} (0 to {self._vocabulary - 1})"
+                )
         for what, limit in self._limits.items():
             if len(ids) + more > limit and not (what == WINDOW and not whole and self._sees_windows):
                 raise TargetError(
@@ -371,13 +376,23 @@ class LocalTarget:
         return LocalTarget(name, self.model, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
 
 
-def load(name: str) -> LocalTarget:
-    """`smollm2-135m`, `tiny`, a folder, or a hub id, each optionally followed by `@adapter-folder`."""
+def load(name: str, *, device: str = "", dtype: str = "") -> LocalTarget:
+    """`smollm2-135m`, `tiny`, a folder, or a hub id, each optionally followed by `@adapter-folder`, and by
+    `+file` with changes to be made inside it.
+
+    `device`: "cpu", "cuda", "cuda:1"; where none is given, TRUING_DEVICE, or an accelerator if there is one.
+    `dtype`: "fp32" or "bf16"; where none is given, TRUING_DTYPE, or fp32.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-    base, adapter = _split(name)
+    base, file = _split(name, "+", Path.is_file)
+    if file:
+        changes = change.read(Path(file))
+        return load(base, device=device, dtype=dtype).under(changes, name=f"local/{name}")
+    base, adapter = _split(name, "@", Path.is_dir)
     if adapter:
-        return load(base).with_adapter(Adapter.read(Path(adapter))).checked()
+        return load(base, device=device, dtype=dtype).with_adapter(Adapter.read(Path(adapter))).checked()
+    place_on, kind = _device(device), _dtype(dtype)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if name == "tiny":
@@ -392,7 +407,7 @@ def load(name: str) -> LocalTarget:
     try:
         # Pickled weights are refused: loading them can run code.
         model, seen = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            place, dtype=kind, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -410,7 +425,7 @@ def load(name: str) -> LocalTarget:
         tokenizer.chat_template = (
             "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant:"
         )
-    for parameter in model.eval().parameters():
+    for parameter in model.to(place_on).eval().parameters():
         parameter.requires_grad_(False)
     if name not in BUNDLED:
         probe(model)
@@ -420,13 +435,31 @@ def load(name: str) -> LocalTarget:
     return LocalTarget(f"local/{name}", model, tokenizer, weights=weights)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Base and adapter folder, "" where there is none. Folders may have an @ in their own names."""
-    if name in BUNDLED or "@" not in name or Path(name).is_dir():
+def _split(name: str, sign: str, exists: Callable[[Path], bool]) -> tuple[str, str]:
+    """What stands before a sign, and the path behind it, "" where there is none. Names may have the sign in them."""
+    if name in BUNDLED or sign not in name or Path(name).is_dir():
         return name, ""
-    at = [place for place, letter in enumerate(name) if letter == "@"]
-    cut = next((place for place in at if Path(name[place + 1 :]).is_dir()), at[-1])
+    at = [place for place, letter in enumerate(name) if letter == sign]
+    cut = next((place for place in at if exists(Path(name[place + 1 :]))), at[-1])
     return name[:cut], name[cut + 1 :]
+
+
+def _device(said: str) -> torch.device:
+    said = said or os.environ.get("TRUING_DEVICE", "") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(said)
+    except RuntimeError as error:
+        raise TargetError(f"unknown device {said!r}; give cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise TargetError(f"no device {said!r} here ({torch.cuda.device_count()} accelerators); give cpu")
+    return device
+
+
+def _dtype(said: str) -> torch.dtype:
+    said = said or os.environ.get("TRUING_DTYPE", "") or "fp32"
+    if said not in DTYPES:
+        raise TargetError(f"unknown dtype {said!r}; give {' or '.join(DTYPES)}")
+    return DTYPES[said]
 
 
 def _with_tools(messages: Sequence[Message]) -> bool:
