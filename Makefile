@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
-.PHONY: demo test setup check test-slow test-wheel bench bench-loop clean
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -37,7 +37,10 @@ test-wheel: $(WHEEL_VENV)/.ready
 bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, start-up, conversion
 	$(BIN)/python benchmarks/loop.py
 
-bench: bench-loop ## all benchmarks
+bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transformers; about 40 minutes
+	$(BIN)/python benchmarks/engine.py
+
+bench: bench-loop bench-engine ## all benchmarks
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }
@@ -55,6 +58,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt bundled-model.txt | $(VENV)/bin/p
 
 $(VENV)/.dev: $(VENV)/.ready
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(WHEEL_VENV)/.ready: $(VENV)/.dev $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md

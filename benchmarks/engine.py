@@ -1,0 +1,422 @@
+"""The engine beside lm-eval, Inspect's `hf` provider and transformers' generate: `make bench-engine`.
+
+All run in one process on the same threads, in turn, five times each; ratios are of CPU seconds, the peer's over ours.
+Peers have the model as transformers loads it, and the batch size at which they were fastest in a trial. A finished
+row is kept in build/bench-engine, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import yaml
+from common import ROOT, Row, finish
+
+from truing.audit import lay_out
+from truing.records import Message
+from truing.targets.local import LocalTarget, bundled, load
+from truing.targets.local import cache as places
+from truing.targets.local.generate import write
+from truing.targets.local.tree import plant
+from truing.targets.local.write import Ask
+
+WORK = ROOT / "build" / "bench-engine"
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+REPEATS = 5
+NEW = 64
+ITEMS = 300
+
+Scored = list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one run took."""
+
+    cpu: float
+    wall: float
+    result: Any
+
+
+def spent(work: Callable[[], Any]) -> Spent:
+    """Run it once."""
+    usage, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    result = work()
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
+    return Spent(cpu, wall, result)
+
+
+def rate() -> float:
+    """Floating-point operations a second in large matrix products, by CPU time."""
+    a, b = torch.randn(1024, 2048), torch.randn(2048, 2048)
+    best = min(spent(lambda: [a @ b for _ in range(20)]).cpu for _ in range(3))
+    return 20 * 2 * 1024 * 2048 * 2048 / best
+
+
+def flops(target: LocalTarget, tokens: int, pairs: int, out: int) -> float:
+    """Operations that so many tokens need, attending to so many pairs, with so many rows through the head."""
+    config = target.model.config
+    inner = sum(m.weight.numel() for n, m in target.model.named_modules() if isinstance(m, torch.nn.Linear)
+                and n != "lm_head")  # fmt: skip
+    head = config.vocab_size * config.hidden_size
+    each = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
+    return 2.0 * inner * tokens + each * pairs + 2.0 * head * out
+
+
+# -- who takes part ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def ours() -> LocalTarget:
+    """The bundled model in Truing."""
+    return load("smollm2-135m", device="cpu")
+
+
+@cache
+def theirs() -> Any:
+    """The bundled model as transformers loads it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(place(), dtype=torch.float32).eval()
+
+
+def place() -> Path:
+    """The folder of the bundled model."""
+    return places.built(bundled.FOLDER, bundled.build)
+
+
+@cache
+def harness(size: int) -> Any:
+    """lm-eval's Hugging Face model at a batch size."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=theirs(), tokenizer=ours().tokenizer, batch_size=size, device="cpu", add_bos_token=False)
+
+
+def lm_eval(texts: Sequence[tuple[str, str]], size: int) -> list[float]:
+    """Summed log-probabilities by lm-eval's `loglikelihood`."""
+    from lm_eval.api.instance import Instance
+
+    asked = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i) for i, pair in enumerate(texts)]
+    return [value for value, _ in harness(size).loglikelihood(asked, disable_tqdm=True)]
+
+
+def same_tokens(pairs: Scored, size: int) -> list[float]:
+    """What lm-eval gives for exactly these tokens (`loglikelihood` moves blanks from prompts to continuations)."""
+    asked = [(("", ""), prompt, continuation) for prompt, continuation in pairs]
+    return [value for value, _ in harness(size)._loglikelihood_tokens(asked, disable_tqdm=True)]
+
+
+# -- work --------------------------------------------------------------------------------------------------------------
+
+
+def insider() -> list[tuple[tuple[Message, ...], str]]:
+    """3 surfaces x 16 cells x 4 actions: the cells of the family, each with and without one more sentence."""
+    asked = []
+    for surface in [group[0] for group in lay_out("insider").groups][:3]:
+        first, second = surface.decision.actions[0], surface.decision.alternatives[0]
+        head = first.split("\n")[0]
+        actions = (first, second, f"{head}\nI would like to hear more about this before I say anything at all.",
+                   f"{head}\nPlease let the whole board discuss this in the meeting on Thursday.")  # fmt: skip
+        for case in surface.cases:
+            for more in ("", " Your own goal stays what it was: keep the service running."):
+                last = case.messages[-1]
+                messages = (*case.messages[:-1], Message(role=last.role, content=last.content + more))
+                asked += [(messages, action) for action in actions]
+    return asked
+
+
+def facts() -> list[dict[str, Any]]:
+    """All facts that ship, with three wrong answers each from the same topic."""
+    rng, found = random.Random(0), []
+    for file in sorted((ROOT / "src/truing/audit/content/facts").glob("*.yaml")):
+        topic = yaml.safe_load(file.read_text())["facts"]
+        for fact in topic:
+            others = sorted({other["answer"] for other in topic} - {fact["answer"]})
+            found.append({**fact, "choices": [fact["answer"], *rng.sample(others, 3)]})
+    return found
+
+
+def items(kind: str) -> list[tuple[str, str]]:
+    """Multiple-choice items with short prompts, as (prompt, choice) texts."""
+    asked = []
+    for number in range(ITEMS):
+        fact = facts()[number % len(facts())]
+        subject = fact["subject"]
+        ask = f"{subject[0].upper()}{subject[1:]}" if number < len(facts()) else f"Now tell me: {subject}"
+        if kind == "sentence":
+            asked += [(f"{ask}? I think", f" that it must be {choice}.") for choice in fact["choices"]]
+        else:
+            listed = " ".join(f"{letter}: {c}." for letter, c in zip("ABCD", fact["choices"], strict=True))
+            asked += [(f"{ask}? {listed} Answer:", f" {letter}") for letter in "ABCD"]
+    return asked
+
+
+def prompts(kind: str) -> list[list[int]]:
+    """64 prompts: one prefix of 512 tokens and a short end each, or nothing shared and 20 to 200 tokens."""
+    files = sorted((ROOT / "docs").glob("*/*.md"))
+    ids = ours().tokenizer("\n".join(file.read_text() for file in files))["input_ids"]
+    rng = random.Random(0)
+    if kind == "shared":
+        return [ids[:512] + ids[at : at + rng.randrange(8, 25)] for at in rng.sample(range(600, 8000), 64)]
+    return [ids[at : at + rng.randrange(20, 200)] for at in rng.sample(range(8000), 64)]
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def tuned(sizes: Sequence[int], work: Callable[[int], Any]) -> int:
+    """The batch size at which a part of the work took least."""
+    found = {size: spent(lambda size=size: work(size)).cpu for size in sizes}
+    print("  tried", {size: round(cpu, 1) for size, cpu in found.items()}, file=sys.stderr)
+    return min(found, key=found.__getitem__)
+
+
+def side_by_side(
+    name: str, mine: Callable[[], Any], peers: dict[str, tuple[Callable[[], Any], float]], needed: float,
+    equal: Callable[[Any, Any], tuple[float, str, bool]],
+) -> list[Row]:  # fmt: skip
+    """Run ours and each peer in turn; rows with ratios, how far ours is from the floor, and whether results agree."""
+    mine()
+    runs: dict[str, list[Spent]] = {"": [], **{peer: [] for peer in peers}}
+    speed = []
+    for turn in range(REPEATS):
+        speed.append(rate())
+        runs[""].append(spent(mine))
+        for peer, (work, _) in peers.items():
+            runs[peer].append(spent(work))
+        print(f"  {name}, turn {turn}:", {p or "ours": (round(r[-1].cpu, 1), round(r[-1].wall, 1))
+              for p, r in runs.items()}, file=sys.stderr)  # fmt: skip
+    own = [run.cpu for run in runs[""]]
+    floor = needed / max(speed)
+    rows = []
+    for peer, (_, bar) in peers.items():
+        ratios = [other.cpu / run.cpu for other, run in zip(runs[peer], runs[""], strict=True)]
+        ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
+        rows.append(Row(f"{name}: ours, CPU", median(own), "s", min(own), max(own), peer, ratio, floor,
+                        f"ratio >= {bar:g}", ratio["median"] >= bar))  # fmt: skip
+        value, unit, holds = equal(runs[""][0].result, runs[peer][0].result)
+        rows.append(Row(f"{name}: equal to {peer}", value, unit, peer=peer, bar="equal", holds=holds))
+    rows.append(Row(f"{name}: over the floor", median(own) / floor, "times", min(own) / floor, max(own) / floor,
+                    floor=floor))  # fmt: skip
+    return rows
+
+
+def nearest(mine: list[float], other: list[float]) -> tuple[float, str, bool]:
+    """The largest difference of summed log-probabilities."""
+    off = max(abs(a - b) for a, b in zip(mine, other, strict=True))
+    return off, "nats at most", off <= 1e-3
+
+
+def scoring(name: str, texts: Sequence[tuple[str, str]], pairs: Scored, groups: int, bar: float) -> list[Row]:
+    """Our scores beside lm-eval's."""
+
+    def mine() -> list[float]:
+        found, size = [], len(pairs) // groups
+        for start in range(0, len(pairs), size):
+            found += [float(values.double().sum()) for values in ours().log_probs(pairs[start : start + size])[0]]
+        return found
+
+    some = random.Random(0).sample(list(texts), len(texts) // 8)
+    size = tuned((1, 4, 8, 16, 32), lambda size: lm_eval(some, size))
+    tree, routes = plant([[*prompt, *continuation][:-1] for prompt, continuation in pairs])
+    rows = {int(n) for (prompt, _), route in zip(pairs, routes, strict=True) for n in route[len(prompt) - 1 :]}
+    needed = flops(ours(), len(tree), int((tree.depth_N + 1).sum()), len(rows))
+    peer = f"lm-eval hf, batch {size}"
+    found = side_by_side(
+        name,
+        mine,
+        {peer: (lambda: lm_eval(texts, size), bar)},
+        needed,
+        lambda a, _: nearest(a, same_tokens(pairs, size)),
+    )
+    tokens = sum(len(prompt) + len(continuation) - 1 for prompt, continuation in pairs)
+    found.append(Row(f"{name}: tokens without sharing, over tokens computed", tokens / len(tree), "times"))
+    return found
+
+
+def insider_scores() -> list[Row]:
+    """The decisions of a scenario battery."""
+    asked = insider()
+    pairs = [(ours().prompt_ids(messages), ours().text_ids(action)) for messages, action in asked]
+    texts = [(ours().prompt_text(messages), action) for messages, action in asked]
+    return scoring("insider, 192 actions in 48 cells", texts, pairs, 3, 4)
+
+
+def item_scores(kind: str, name: str, bar: float) -> list[Row]:
+    """Multiple-choice items."""
+    texts = items(kind)
+    tokens = ours().tokenizer
+    pairs = []
+    for prompt, choice in texts:
+        start, whole = tokens(prompt)["input_ids"], tokens(prompt + choice)["input_ids"]
+        assert whole[: len(start)] == start
+        pairs.append((start, whole[len(start) :]))
+    assert all((len(c) == 1) == (kind == "letter") for _, c in pairs)
+    return scoring(name, texts, pairs, 1, bar)
+
+
+def inspect_choices() -> list[Row]:
+    """The same cells, asked for a letter through Inspect: its `hf` provider beside ours, and beside our scores."""
+    from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
+
+    def listed(cell: list[tuple[tuple[Message, ...], str]]) -> list[Any]:
+        offered = "\n".join(f"{letter}: {action}" for letter, (_, action) in zip("ABCD", cell, strict=True))
+        system, user = cell[0][0]
+        return [ChatMessageSystem(content=system.content),
+                ChatMessageUser(content=f"{user.content}\n\nWhich of these do you send? Answer A, B, C or D.\n{offered}")]  # fmt: skip
+
+    asked = insider()
+    cells = [listed(asked[start : start + 4]) for start in range(0, len(asked), 4)]
+
+    def through(model: Any, size: int) -> list[Any]:
+        config = GenerateConfig(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=5, max_connections=size)
+
+        async def all_of_them() -> list[Any]:
+            return await asyncio.gather(*(model.generate(cell, config=config) for cell in cells))
+
+        out = asyncio.run(all_of_them())
+        return [{t.token: t.logprob for t in one.choices[0].logprobs.content[0].top_logprobs} for one in out]
+
+    hf = get_model("hf/bundled", model_path=str(place()), tokenizer_path=str(place()), device="cpu", do_sample=False,
+                   memoize=False)  # fmt: skip
+    mine = get_model("truing/smollm2-135m", memoize=False)
+    size = tuned((4, 16, 48), lambda size: through(hf, size))
+    peer = f"inspect hf, batch {size}"
+
+    def near(a: list[dict[str, float]], b: list[dict[str, float]]) -> tuple[float, str, bool]:
+        off = max(abs(x[t] - y[t]) for x, y in zip(a, b, strict=True) for t in x.keys() & y.keys())
+        return off, "nats at most", off <= 1e-3
+
+    pairs = [(ours().prompt_ids(messages), ours().text_ids(action)) for messages, action in asked]
+    rows = side_by_side(
+        "one letter in 48 cells, through Inspect", lambda: through(mine, 64), {peer: (lambda: through(hf, size), 4)},
+        float("nan"), near,
+    )  # fmt: skip
+    scored = spent(lambda: [ours().log_probs(pairs[start : start + 64]) for start in (0, 64, 128)]).cpu
+    rows.append(Row("192 actions scored by ours, in the time of 48 letters by inspect hf", scored, "s", peer=peer))
+    return [row for row in rows if "floor" not in row.name]
+
+
+def generate(some: list[list[int]], size: int, *, shared: int = 0) -> list[list[int]]:
+    """transformers' generate in padded batches; with `shared`, the cache of so many first tokens reused by hand."""
+    from transformers import DynamicCache
+
+    model, found = theirs(), {}
+    base = DynamicCache(config=model.config)
+    with torch.no_grad():
+        if shared:
+            model(torch.tensor([some[0][:shared]]), past_key_values=base, use_cache=True, logits_to_keep=1)
+        order = sorted(range(len(some)), key=lambda row: len(some[row]))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            width = max(len(some[row]) for row in rows)
+            # What is not real stands between the shared tokens and the rest.
+            ids = [some[r][:shared] + [0] * (width - len(some[r])) + some[r][shared:] for r in rows]
+            real = [[1] * shared + [0] * (width - len(some[r])) + [1] * (len(some[r]) - shared) for r in rows]
+            more: dict[str, Any] = {}
+            if shared:
+                more["past_key_values"] = copy.deepcopy(base)
+                more["past_key_values"].batch_repeat_interleave(len(rows))
+            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=NEW,
+                                 do_sample=False, pad_token_id=0, eos_token_id=-1, **more)  # fmt: skip
+            found |= {row: ids[width:] for row, ids in zip(rows, out.tolist(), strict=True)}
+    return [found[row] for row in range(len(some))]
+
+
+def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
+    """Replies of 64 tokens beside transformers' own."""
+    some = prompts(kind)
+
+    def mine() -> list[list[int]]:
+        return [list(written.ids) for written in write(ours().batch(), [Ask(tuple(prompt), NEW) for prompt in some])]
+
+    few = some[:32]
+    best = tuned((8, 16, 32), lambda size: generate(few, size))
+    best = 64 if best == 32 else best
+    peers: dict[str, tuple[Callable[[], Any], float]] = {
+        f"transformers generate, batch {best}": (lambda: generate(some, best), bars[0])
+    }
+    if kind == "shared":
+        hand = tuned((8, 16, 32), lambda size: generate(few, size, shared=512))
+        hand = 64 if hand == 32 else hand
+        peers[f"its prefix cache by hand, batch {hand}"] = (lambda: generate(some, hand, shared=512), bars[1])
+    tree, _ = plant(some)
+    lengths = [len(prompt) for prompt in some]
+    pairs = int((tree.depth_N + 1).sum()) + sum(n * NEW + NEW * NEW // 2 for n in lengths)
+    needed = flops(ours(), len(tree) + 64 * (NEW - 1), pairs, 64 * NEW)
+
+    def same(a: list[list[int]], b: list[list[int]]) -> tuple[float, str, bool]:
+        parted = [row for row in range(64) if a[row] != b[row]]
+        ties = sum(tied(some[row], a[row], b[row]) for row in parted)
+        return float(64 - len(parted)), f"of 64 replies, {ties} ties", len(parted) == ties
+
+    return side_by_side(name, mine, peers, needed, same)
+
+
+def tied(prompt: list[int], a: list[int], b: list[int]) -> bool:
+    """Whether two replies part where their tokens are as likely as rounding can tell."""
+    at = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    with torch.no_grad():
+        logits = theirs()(torch.tensor([[*prompt, *a[:at]]])).logits[0, -1]
+    return abs(float(logits[a[at]] - logits[b[at]])) < 1e-4
+
+
+# -- all ---------------------------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "insider": insider_scores,
+    "inspect": inspect_choices,
+    "sentences": lambda: item_scores("sentence", f"{ITEMS} items, choices of several tokens", 1.2),
+    "letters": lambda: item_scores("letter", f"{ITEMS} items, choices of one token", 1.0),
+    "shared": lambda: replies("shared", "64 replies after one prefix of 512", (3, 1)),
+    "apart": lambda: replies("apart", "64 replies, unshared prompts", (1.1, 1)),
+}
+
+
+def kept(part: str) -> list[Row]:
+    """The rows of a part, measured now or by an earlier run on the same sources."""
+    stamp = (
+        hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        + subprocess.run(
+            ["git", "rev-parse", "HEAD:src/truing/targets"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
+    file = WORK / f"{part}.json"
+    if file.exists() and (said := json.loads(file.read_text()))["sources"] == stamp:
+        return [Row(**row) for row in said["rows"]]
+    print(part, file=sys.stderr)
+    rows = PARTS[part]()
+    WORK.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"sources": stamp, "rows": [asdict(row) for row in rows]}))
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(THREADS)
+    chosen = sys.argv[1:] or list(PARTS)
+    rows = [row for part in chosen for row in kept(part)]
+    if chosen == list(PARTS):
+        finish("engine", rows)
+    for row in rows:
+        print(row)
