@@ -283,8 +283,11 @@ def inspect_choices() -> list[Row]:
     def listed(cell: list[tuple[tuple[Message, ...], str]]) -> list[Any]:
         offered = "\n".join(f"{letter}: {action}" for letter, (_, action) in zip("ABCD", cell, strict=True))
         system, user = cell[0][0]
-        return [ChatMessageSystem(content=system.content),
-                ChatMessageUser(content=f"{user.content}\n\nWhich of these do you send? Answer A, B, C or D.\n{offered}")]  # fmt: skip
+        question = "Which of these do you send? Answer A, B, C or D."
+        return [
+            ChatMessageSystem(content=system.content),
+            ChatMessageUser(content=f"{user.content}\n\n{question}\n{offered}"),
+        ]
 
     asked = insider()
     cells = [listed(asked[start : start + 4]) for start in range(0, len(asked), 4)]

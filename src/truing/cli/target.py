@@ -1,15 +1,19 @@
-"""`truing target`: list targets, look at one."""
+"""`truing target`: list targets, look at one, serve one."""
 
 from __future__ import annotations
 
+import os
+import re
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from truing.cli.common import Progress, emit, json_option
 
 
-@click.group("target", short_help="List targets, look at one.")
+@click.group("target", short_help="List targets, look at one, serve one.")
 def command() -> None:
     """Targets: what is studied."""
 
@@ -46,3 +50,88 @@ def show(name: str, as_json: bool) -> int:
     lines = [f"{key:10} {value}" for key, value in body.items() if value is not None]
     emit(body, as_json=as_json, lines=lines)
     return 0
+
+
+@command.command("serve", epilog="Example:  truing target serve local/smollm2-135m --port 8000")
+@click.argument("name")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="Serve the target with this PEFT adapter as well, as TARGET@NAME. May be given several times.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but loopback needs a key."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the key that clients must send as bearer token. Default: TRUING_SERVE_KEY, else no key.",
+)
+@json_option
+def serve(name: str, adapters: Sequence[str], host: str, port: int, key_file: Path | None, as_json: bool) -> int:
+    """Serve open weights to OpenAI's clients until Ctrl-C: chat, completions, log-probabilities, tool calls."""
+    from truing.errors import UsageError
+
+    if not name.startswith("local/"):
+        raise UsageError(f"{name} cannot be served: only targets with open weights can, such as local/smollm2-135m")
+    folders = _adapters(adapters)
+    key = _key(key_file)
+
+    from truing.targets import resolve
+    from truing.targets import serve as server
+    from truing.targets.local.adapter import Adapter
+
+    with server.listen(host, port, key=key) as sock:
+        progress = Progress()
+        with progress.running():
+            base, short = resolve(name, progress), name.removeprefix("local/")
+            targets = {short: base}
+            for label, folder in folders.items():
+                targets[f"{short}@{label}"] = base.with_adapter(Adapter.read(folder)).checked()
+        url = server.url_of(sock)
+        said = {"url": url, "models": list(targets), "key": key is not None}
+        lines = [f"url      {url}", *(f"model    {model}" for model in targets), "Ctrl-C ends it."]
+        server.serve(targets, sock, key=key, ready=lambda: emit(said, as_json=as_json, lines=lines))
+    return 0
+
+
+def _adapters(said: Sequence[str]) -> dict[str, Path]:
+    """Folders by the names that they are served under."""
+    from truing.errors import UsageError
+
+    found: dict[str, Path] = {}
+    for text in said:
+        label, _, folder = text.partition("=")
+        if not re.fullmatch(r"[\w.-]+", label) or not folder or label in found:
+            raise UsageError(
+                f"--adapter {text}: write NAME=FOLDER, with another NAME for each, of letters, digits, '.', '_' and '-'"
+            )
+        found[label] = Path(folder)
+    return found
+
+
+def _key(file: Path | None) -> str | None:
+    """The key that clients must send. It stands in a file or in the environment, never on a command line."""
+    from truing.errors import UsageError
+
+    if file is None and (key := os.environ.get("TRUING_SERVE_KEY")) is None:
+        return None
+    if file is not None:
+        try:
+            key = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise UsageError(f"--key-file {file} cannot be read: {error}. Name a text file with one key.") from error
+    where = "TRUING_SERVE_KEY" if file is None else f"--key-file {file}"
+    key = (key or "").strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        raise UsageError(f"{where} holds no key: one word of printable ASCII characters is needed")
+    return key

@@ -1,0 +1,49 @@
+"""How likely the tokens of a text are, and which would have been likelier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from truing.targets.local import LocalTarget
+from truing.targets.local.score import walk
+from truing.targets.local.tree import plant
+from truing.targets.local.write import Token
+
+
+def scores(
+    target: LocalTarget, texts: Sequence[Sequence[int]], *, top: int, gone: Callable[[], bool] = lambda: False
+) -> list[tuple[Token, ...]]:
+    """Every token of the texts but the first, with the `top` likeliest in its place; shared beginnings are passed once.
+
+    TargetError where there is not memory enough. `gone` is asked between blocks; where it says so, nothing is returned.
+    """
+    pairs = [(text[:1], text[1:]) for text in texts if len(text) > 1]
+    if not pairs:
+        return [() for _ in texts]
+    tree, routes = plant([[*first, *rest[:-1]] for first, rest in pairs])
+    plan = target.plan_scores(pairs, shared=len(tree))
+    # The tokens that follow each node, in any of the texts.
+    follow: list[set[int]] = [set() for _ in range(len(tree))]
+    for (_, rest), route in zip(pairs, routes, strict=True):
+        for node, token in zip(route.tolist(), rest, strict=True):
+            follow[node].add(token)
+    found: dict[tuple[int, int], Token] = {}
+    at = 0
+    nodes = torch.arange(len(tree))
+    for logits, _, _ in walk(target.model, tree, nodes, block=plan.block, say=target.say):
+        if gone():
+            return []
+        log_p = logits.float().log_softmax(-1)
+        best = log_p.topk(top)
+        tops = [list(zip(*both, strict=True)) for both in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        for row, tokens in enumerate(follow[at : at + len(logits)]):
+            for token in tokens:
+                found[at + row, token] = Token(token, float(log_p[row, token]), tuple(tops[row]))
+        at += len(logits)
+    known = iter([
+        tuple(found[node, token] for node, token in zip(route.tolist(), rest, strict=True))
+        for (_, rest), route in zip(pairs, routes, strict=True)
+    ])  # fmt: skip
+    return [next(known) if len(text) > 1 else () for text in texts]

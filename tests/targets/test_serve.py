@@ -1,0 +1,933 @@
+"""The server, asked by OpenAI's own client over a real port."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import http.client
+import importlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("openai")
+
+import openai
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from truing.cli.target import command
+from truing.errors import TargetError, UsageError
+from truing.records import Message, Tool, ToolCall
+from truing.targets import serve as package
+from truing.targets.local import LocalTarget
+from truing.targets.local.engine import Engine
+from truing.targets.local.generate import Batch, write
+from truing.targets.local.sample import Sampling
+from truing.targets.local.write import Ask, Written
+from truing.targets.serve import app, listen, serving
+from truing.targets.serve.pieces import Pieces
+from truing.targets.serve.scores import scores
+
+HELLO = [{"role": "user", "content": "Hello there."}]
+ASKED = (Message(role="user", content="Hello there."),)
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Looks.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+    },
+}
+CALL = '<tool_call>\n{"name": "look", "arguments": {"place": "yard"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Any, wild: Any) -> Iterator[Any]:
+    with serving({"tiny": tiny, "wild": wild}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Any) -> Iterator[Any]:
+    with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60) as found:
+        yield found
+
+
+def raw(url: str, path: str, body: bytes | None = None, *, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """Status and JSON of the answer to a request that no client of OpenAI's would send."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET" if body is None else "POST", path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def post(url: str, path: str, body: Any) -> tuple[int, Any]:
+    return raw(url, path, json.dumps(body).encode())
+
+
+def alone(target: Any, ask: Ask) -> Written:
+    return write(Batch(target.model), [ask], target.tokenizer)[0]
+
+
+def log_softmax(target: Any, ids: list[int]) -> Any:
+    """What the model itself says about every next token, shape (L, V)."""
+    with torch.no_grad():
+        return target.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+
+
+def completion_ask(target: Any, ids: tuple[int, ...], more: int, **how: Any) -> Ask:
+    return Ask(ids, more, frozenset({target.tokenizer.eos_token_id}), **how)
+
+
+# -- chat --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_greedy_chat_is_the_reply_of_the_target(client: Any, wild: Any, tiny: Any) -> None:
+    for name, target in (("wild", wild), ("local/tiny", tiny)):
+        found = client.chat.completions.create(model=name, messages=HELLO, temperature=0, max_tokens=9)
+        (said,) = target.reply([ASKED], max_tokens=9)
+        assert found.choices[0].message.content.strip() == said.text
+        assert found.choices[0].finish_reason == ("stop" if said.finished else "length")
+        assert found.usage.completion_tokens == said.tokens
+        assert found.usage.prompt_tokens == len(target.prompt_ids(ASKED))
+        assert found.usage.total_tokens == found.usage.prompt_tokens + said.tokens
+        assert found.model == name.removeprefix("local/")
+        assert found.system_fingerprint == f"fp_{target.card.id[:12]}"
+
+
+def test_a_seed_decides_and_n_replies_have_the_seeds_after_it(client: Any, wild: Any) -> None:
+    asked = {"model": "wild", "messages": HELLO, "max_completion_tokens": 12, "top_p": 0.9, "temperature": 1.3}
+    found = client.chat.completions.create(**asked, seed=40, n=3)
+    expected = [
+        alone(wild, wild.ask(ASKED, max_tokens=12, sampling=Sampling(1.3, 0.9, seed=seed))).text
+        for seed in (40, 41, 42)
+    ]
+    assert [choice.message.content for choice in found.choices] == expected
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert len(set(expected)) == 3
+
+
+def test_without_a_seed_replies_differ_and_the_seed_that_was_drawn_is_told(client: Any) -> None:
+    first, second = (client.chat.completions.create(model="wild", messages=HELLO, max_tokens=12) for _ in range(2))
+    assert first.choices[0].message.content != second.choices[0].message.content
+    again = client.chat.completions.create(model="wild", messages=HELLO, max_tokens=12, seed=first.truing["seed"])
+    assert again.choices[0].message.content == first.choices[0].message.content
+
+
+def test_stops_end_a_reply_and_are_not_part_of_it(client: Any) -> None:
+    asked = {"model": "wild", "messages": HELLO, "max_tokens": 20, "temperature": 0}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    for stop in (whole[4:7], ["nowhere in it", whole[4:7]]):
+        (choice,) = client.chat.completions.create(**asked, stop=stop).choices
+        assert choice.message.content == whole[: whole.index(whole[4:7])]
+        assert choice.finish_reason == "stop"
+
+
+def test_parts_of_text_and_the_role_developer(client: Any, wild: Any) -> None:
+    parts = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "there."}]
+    turns = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
+    found = client.chat.completions.create(model="wild", messages=turns, temperature=0, max_tokens=9)
+    (said,) = wild.reply([(Message(role="system", content="Be brief."), *ASKED)], max_tokens=9)
+    assert found.choices[0].message.content.strip() == said.text
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"n": 2}, {"tools": [LOOK]}])
+def test_a_stream_says_what_the_whole_answer_says(client: Any, more: dict[str, Any]) -> None:
+    asked = {"model": "wild", "messages": HELLO, "max_tokens": 15, "seed": 3, **more}
+    whole = client.chat.completions.create(**asked)
+    with client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}) as stream:
+        chunks = list(stream)
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    for choice in whole.choices:
+        own = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
+        assert own[0].delta.role == "assistant"
+        assert "".join(part.delta.content or "" for part in own) == choice.message.content
+        assert [part.finish_reason for part in own] == [None] * (len(own) - 1) + [choice.finish_reason]
+        if choice.logprobs:
+            assert [token for part in own if part.logprobs for token in part.logprobs.content] == (
+                choice.logprobs.content
+            )
+        if not more:
+            assert len(own) > 5
+
+
+def test_log_probabilities_are_the_models_own(client: Any, wild: Any) -> None:
+    found = client.chat.completions.create(
+        model="wild", messages=HELLO, max_tokens=10, seed=5, temperature=0.7, logprobs=True, top_logprobs=4
+    )
+    prompt = wild.prompt_ids(ASKED)
+    written = alone(wild, wild.ask(ASKED, max_tokens=10, sampling=Sampling(0.7, seed=5)))
+    expected = log_softmax(wild, [*prompt, *written.ids])[len(prompt) - 1 :]
+    said = found.choices[0].logprobs.content
+    pieces = Pieces(wild.tokenizer)
+    assert len(said) == len(written.ids)
+    for token, one, log_p in zip(said, written.ids, expected, strict=False):
+        assert token.logprob == pytest.approx(float(log_p[one]), abs=1e-4)
+        assert bytes(token.bytes) == pieces.bytes(one)
+        best = log_p.topk(4)
+        assert [top.logprob for top in token.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [top.token for top in token.top_logprobs] == [pieces.name(one) for one in best.indices.tolist()]
+    assert b"".join(bytes(token.bytes) for token in said).decode(errors="replace") == found.choices[0].message.content
+
+
+def test_a_token_that_ends_a_chat_is_not_among_its_log_probabilities(client: Any, wild: Any, server: Any) -> None:
+    ends = wild.tokenizer.eos_token_id
+    text = wild.text_ids(" some words")
+    with saying(server, "wild", replace(NOTHING, ids=(*text, ends), text=" some words", ended="stop")):
+        found = client.chat.completions.create(model="wild", messages=HELLO, logprobs=True)
+    assert [token.token for token in found.choices[0].logprobs.content] == [
+        Pieces(wild.tokenizer).name(i) for i in text
+    ]
+
+
+def test_where_nothing_is_said_a_reply_may_fill_the_context_and_no_more(client: Any, wild: Any) -> None:
+    prompt = len(wild.prompt_ids(ASKED))
+    found = client.chat.completions.create(model="wild", messages=HELLO, temperature=1.9, seed=1)
+    assert found.choices[0].finish_reason in ("length", "stop")
+    assert found.usage.total_tokens <= 512
+    if found.choices[0].finish_reason == "length":
+        assert found.usage.total_tokens == 512
+    with pytest.raises(openai.BadRequestError, match=f"{prompt} of them are the prompt's") as caught:
+        client.chat.completions.create(model="wild", messages=HELLO, max_tokens=512)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="longer than the context") as caught:
+        client.chat.completions.create(model="wild", messages=[{"role": "user", "content": "word " * 600}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_no_conversation_is_kept(client: Any, wild: Any) -> None:
+    before = len(wild._tokens)
+    client.chat.completions.create(
+        model="wild", messages=[{"role": "user", "content": "Said only once."}], max_tokens=1
+    )
+    assert len(wild._tokens) == before
+
+
+# -- tools -------------------------------------------------------------------------------------------------------------
+
+NOTHING = Written((), "", "length")
+
+
+@contextlib.contextmanager
+def saying(server: Any, name: str, written: Written) -> Iterator[list[Ask]]:
+    """Let an engine write this, whatever it is asked; what it was asked is listed."""
+    engine, asks = server.engines[name], []
+
+    def submit(ask: Ask) -> Future[Written]:
+        asks.append(ask)
+        tokens = tuple(app.Token(one, -1.0, ()) for one in written.ids)
+        future: Future[Written] = Future()
+        future.set_result(replace(written, tokens=tokens) if ask.top is not None else written)
+        return future
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "submit", submit)
+        yield asks
+
+
+def test_a_call_is_parsed_and_its_result_goes_back_to_the_model(client: Any, tiny: Any, server: Any) -> None:
+    asked = {"model": "tiny", "tools": [LOOK], "max_tokens": 30}
+    reply = Written(tuple(tiny.text_ids(CALL)), f"I look.\n{CALL}", "stop")
+    with saying(server, "tiny", reply) as asks:
+        first = client.chat.completions.create(**asked, messages=HELLO)
+        (choice,) = first.choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content == "I look."
+        (call,) = choice.message.tool_calls
+        assert (call.type, call.function.name) == ("function", "look")
+        assert json.loads(call.function.arguments) == {"place": "yard"}
+        history = [
+            *HELLO,
+            choice.message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "A dog."},
+        ]
+        second = client.chat.completions.create(**asked, messages=history).choices[0].message.tool_calls[0]
+        again = client.chat.completions.create(**asked, messages=HELLO, seed=first.truing["seed"])
+    assert second.id != call.id  # clients match results by id, so that it may not come twice in a conversation
+    assert again.choices[0].message == choice.message
+    tool = Tool(
+        name="look", description="Looks.", parameters='{"properties":{"place":{"type":"string"}},"type":"object"}'
+    )
+    made = Message(role="assistant", content="I look.", calls=(ToolCall(name="look", arguments='{"place":"yard"}'),))
+    found = Message(role="tool", content="A dog.", tool="look")
+    assert list(asks[0].prompt) == tiny.prompt_ids(ASKED, [tool])
+    assert list(asks[1].prompt) == tiny.prompt_ids([*ASKED, made, found], [tool])
+    assert not asks[0].special
+
+
+def test_calls_alone_have_no_content_and_a_stream_gives_them_at_once(client: Any, server: Any) -> None:
+    asked = {"model": "tiny", "tools": [LOOK], "messages": HELLO, "seed": 1}
+    with saying(server, "tiny", Written((5, 6), f"{CALL}\n{CALL}", "stop")):
+        whole = client.chat.completions.create(**asked).choices[0]
+        with client.chat.completions.create(**asked, stream=True) as stream:
+            parts = [part for chunk in stream for part in chunk.choices]
+    assert whole.message.content is None
+    calls = [call for part in parts for call in part.delta.tool_calls or ()]
+    assert [call.index for call in calls] == [0, 1]
+    assert [(call.id, call.function.arguments) for call in calls] == [
+        (call.id, call.function.arguments) for call in whole.message.tool_calls
+    ]
+    assert len({call.id for call in calls}) == 2
+    assert parts[-1].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("ended", ["stop", "length"])
+def test_what_is_no_whole_call_is_text_and_said_to_be(client: Any, server: Any, ended: Any) -> None:
+    broken = '<tool_call>{"name": "look", "arguments"'
+    asked = {"model": "tiny", "tools": [LOOK], "messages": HELLO}
+    with saying(server, "tiny", Written((5, 6), broken, ended)):
+        (whole,) = client.chat.completions.create(**asked).choices
+        with client.chat.completions.create(**asked, stream=True) as stream:
+            last = [part for chunk in stream for part in chunk.choices][-1]
+    assert (whole.message.content, whole.message.tool_calls, whole.finish_reason) == (broken, None, ended)
+    assert whole.truing == {"unparsed": True, "dialect": "hermes (system turn)"}
+    assert last.truing == whole.truing
+
+
+def test_tool_choice_none_offers_nothing(client: Any, tiny: Any, server: Any) -> None:
+    with saying(server, "tiny", Written((5, 6), CALL, "stop")) as asks:
+        (found,) = client.chat.completions.create(
+            model="tiny", tools=[LOOK], messages=HELLO, tool_choice="none"
+        ).choices
+    assert (found.message.content, found.finish_reason) == (CALL, "stop")
+    assert list(asks[0].prompt) == tiny.prompt_ids(ASKED)
+
+
+NATIVE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]"
+    "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_with_tools_of_its_own_is_used(wild: Any) -> None:
+    tokenizer = copy.deepcopy(wild.tokenizer)
+    tokenizer.chat_template = NATIVE
+    native = LocalTarget("local/native", wild.model, tokenizer, weights="1" * 64)
+    assert native.dialect.said == "mistral (template)"
+    reply = Written((5, 6), 'Ah.[TOOL_CALLS]look[CALL_ID]abcdefghi[ARGS]{"place": "yard"}', "stop")
+    with (
+        serving({"native": native}) as running,
+        openai.OpenAI(base_url=running.url, api_key="none") as client,
+        saying(running, "native", reply) as asks,
+    ):
+        (choice,) = client.chat.completions.create(model="native", tools=[LOOK], messages=HELLO).choices
+    assert asks[0].special
+    assert choice.message.tool_calls[0].id == "abcdefghi"
+    assert choice.message.content == "Ah."
+
+
+# -- completions -------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_all_four_kinds(client: Any, wild: Any) -> None:
+    texts = ["The cat sat on", "A dog"]
+    ids = [wild.text_ids(text) for text in texts]
+    asked = {"model": "wild", "temperature": 0, "max_tokens": 6}
+    expected = [alone(wild, completion_ask(wild, tuple(one), 6)).text for one in ids]
+    for prompt in (texts, ids):
+        found = client.completions.create(prompt=prompt, **asked)
+        assert [choice.text for choice in found.choices] == expected
+        assert found.usage.prompt_tokens == sum(map(len, ids))
+        assert client.completions.create(prompt=prompt[0], **asked).choices[0].text == expected[0]
+
+
+def test_n_continuations_of_each_prompt_stand_together(client: Any, wild: Any) -> None:
+    found = client.completions.create(model="wild", prompt=[[7, 8], [9]], n=2, seed=20, max_tokens=5)
+    expected = [
+        alone(wild, completion_ask(wild, ids, 5, sampling=Sampling(1.0, seed=seed))).text
+        for ids in ((7, 8), (9,))
+        for seed in (20, 21)
+    ]
+    assert [choice.text for choice in found.choices] == expected
+    assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": 2}, {"echo": True}, {"n": 2, "echo": True, "logprobs": 0}])
+def test_a_streamed_completion_says_what_the_whole_one_says(client: Any, more: dict[str, Any]) -> None:
+    asked = {"model": "wild", "prompt": ["The cat", "A dog"], "seed": 3, "max_tokens": 8, **more}
+    whole = client.completions.create(**asked)
+    with client.completions.create(**asked, stream=True, stream_options={"include_usage": True}) as stream:
+        chunks = list(stream)
+    assert chunks[-1].usage == whole.usage
+    for choice in whole.choices:
+        own = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
+        assert "".join(part.text for part in own) == choice.text
+        assert own[-1].finish_reason == choice.finish_reason
+        assert own[-1].logprobs == choice.logprobs
+
+
+@pytest.mark.parametrize("more", [0, 1, 4])
+def test_a_prompt_is_scored(client: Any, wild: Any, more: int) -> None:
+    texts = ["The cat sat on the mat ü", "The cat sat by"]
+    found = client.completions.create(
+        model="wild", prompt=texts, echo=True, max_tokens=more, logprobs=3, temperature=0, seed=1
+    )
+    pieces = Pieces(wild.tokenizer)
+    for choice, text in zip(found.choices, texts, strict=True):
+        prompt = wild.text_ids(text)
+        written = alone(wild, completion_ask(wild, tuple(prompt), more)) if more else NOTHING
+        ids = [*prompt, *written.ids]
+        log_p = log_softmax(wild, ids)
+        said = choice.logprobs
+        assert choice.text == text + written.text
+        assert said.tokens == [pieces.name(one) for one in ids]
+        assert said.token_logprobs[0] is None
+        assert said.top_logprobs[0] is None
+        expected = [float(log_p[at, one]) for at, one in enumerate(ids[1:])]
+        assert said.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+        assert said.token_logprobs[1 : len(prompt)] == pytest.approx(
+            wild.log_probs([(prompt[:1], prompt[1:])])[0][0].tolist(), abs=1e-4
+        )
+        for at, (one, top) in enumerate(zip(ids[1:], said.top_logprobs[1:], strict=True)):
+            best = log_p[at].topk(3)
+            names = [pieces.name(other) for other in best.indices.tolist()]
+            assert set(top) == {*names, pieces.name(one)}
+            assert sorted(top.values())[-3:] == pytest.approx(sorted(best.values.tolist()), abs=1e-4)
+            # Clients read from this whether the text is what the model would have written.
+            assert (said.token_logprobs[at + 1] == max(top.values())) == (one == int(log_p[at].argmax()))
+        for name, at in zip(said.tokens, said.text_offset, strict=True):
+            if not name.startswith("bytes:"):
+                assert choice.text[at:].startswith(name)
+
+
+def test_a_token_that_ends_a_scored_text_is_counted(client: Any, wild: Any, server: Any) -> None:
+    """Clients that score a prompt ask for one token more and cut it off, whichever it is."""
+    with saying(server, "wild", Written((0,), "", "stop")):
+        found = client.completions.create(model="wild", prompt=[[5, 6, 7]], echo=True, max_tokens=1, logprobs=1)
+    assert len(found.choices[0].logprobs.token_logprobs) == 4
+
+
+def test_scores_do_not_depend_on_blocks_or_company(wild: Any, monkeypatch: Any) -> None:
+    texts = [[5, 6, 7, 8, 9], [5], [5, 6, 7, 1, 2, 3], [9, 9]]
+    together = scores(wild, texts, top=2)
+    monkeypatch.setattr("truing.targets.local.memory.BLOCK", 2)
+    for text, found in zip(texts, together, strict=True):
+        (by_itself,) = scores(wild, [text], top=2)
+        assert [token.id for token in found] == text[1:]
+        assert [token.log_p for token in found] == pytest.approx([token.log_p for token in by_itself], abs=1e-4)
+        assert [[one for one, _ in token.top] for token in found] == [[one for one, _ in t.top] for t in by_itself]
+    assert scores(wild, texts, top=2, gone=lambda: True) == []
+
+
+def test_stopped_completions_have_the_tokens_of_their_text(client: Any) -> None:
+    asked = {"model": "wild", "prompt": "The cat", "temperature": 0, "max_tokens": 12, "logprobs": 1}
+    whole = client.completions.create(**asked).choices[0]
+    stop = whole.text[5:8]
+    cut = client.completions.create(**asked, stop=stop).choices[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    kept = [at for at in whole.logprobs.text_offset if at < len(cut.text)]
+    assert cut.logprobs.text_offset == kept
+    assert cut.logprobs.tokens == whole.logprobs.tokens[: len(kept)]
+
+
+# -- tokens as bytes ---------------------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_the_bytes_of_the_tokens_are_the_text(tiny: Any, text: str) -> None:
+    encoded = tiny.tokenizer(text, return_offsets_mapping=True)
+    ids, pieces = encoded["input_ids"], Pieces(tiny.tokenizer)
+    assert b"".join(map(pieces.bytes, ids)).decode() == text
+    assert len({pieces.name(one) for one in ids}) == len(set(ids))
+    # The same places as the tokenizer's own, which a text of tokens alone does not have.
+    assert list(pieces.starts(ids, special=True)) == [start for start, _ in encoded["offset_mapping"]]
+
+
+def test_tokens_of_sentencepiece_and_of_no_known_kind() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "\u2581cat": 1, "s": 2, "<0xE2>": 3, "##x": 4}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    pieces = Pieces(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>"))
+    assert [pieces.bytes(one) for one in (0, 1, 2, 3, 99)] == [b"<s>", b" cat", b"s", b"\xe2", b""]
+    assert pieces.name(3) == "bytes:\\xe2"
+    assert list(pieces.starts([0, 1, 2], special=False)) == [0, 0, 4]
+    backend.decoder = decoders.WordPiece()
+    assert Pieces(PreTrainedTokenizerFast(tokenizer_object=backend)).bytes(2) == b"s"
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_and_named_with_or_without_local(client: Any, server: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny", "wild"]
+    assert client.models.retrieve("local/wild") == client.models.retrieve("wild")
+    for ask in (
+        lambda: client.models.retrieve("gone/away"),
+        lambda: client.completions.create(model="gone/away", prompt="x"),
+        lambda: client.chat.completions.create(model="gone/away", messages=HELLO),
+    ):
+        with pytest.raises(openai.NotFoundError, match="'gone/away' is not served here; known: tiny, wild") as caught:
+            ask()
+        assert caught.value.code == "model_not_found"
+    assert raw(server.url, "/health") == (200, {"status": "ok"})
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+def test_64_at_once_each_get_what_they_would_get_alone(client: Any, wild: Any) -> None:
+    def ask(place: int) -> str:
+        words = [{"role": "user", "content": f"Number {place}, {'on and ' * (place % 7)}on."}]
+        asked = {"model": "wild", "messages": words, "max_tokens": 5 + place % 11, "seed": place}
+        if place % 3:
+            return str(client.chat.completions.create(**asked).choices[0].message.content)
+        with client.chat.completions.create(**asked, stream=True) as stream:
+            return "".join(part.delta.content or "" for chunk in stream for part in chunk.choices)
+
+    with ThreadPoolExecutor(64) as threads:
+        found = list(threads.map(ask, range(64)))
+    for place, text in enumerate(found):
+        asked = (Message(role="user", content=f"Number {place}, {'on and ' * (place % 7)}on."),)
+        how = Sampling(1.0, seed=place)
+        assert text == alone(wild, wild.ask(asked, max_tokens=5 + place % 11, sampling=how)).text
+
+
+def until(what: Callable[[], bool], seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.01)
+    return what()
+
+
+@pytest.fixture(scope="module")
+def slow(wild: Any) -> Iterator[Any]:
+    """A server of a model that writes nothing but one word, without end, and takes its time."""
+    model = copy.deepcopy(wild.model)
+    model.config.max_position_embeddings = 100_000
+    forward = model.forward
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.005)
+        out = forward(*args, **kwargs)
+        out.logits[..., 0] = -100
+        return out
+
+    model.forward = slowly
+    with serving({"slow": LocalTarget("local/slow", model, wild.tokenizer, weights="2" * 64)}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"stream": True, "logprobs": True}, {"n": 3}])
+def test_a_client_that_leaves_frees_its_place(slow: Any, more: dict[str, Any]) -> None:
+    engine, place = slow.engines["slow"], urlsplit(slow.url)
+    body = json.dumps({"model": "slow", "messages": HELLO, "max_tokens": 50_000, **more})
+    connection = http.client.HTTPConnection(str(place.hostname), place.port)
+    connection.request("POST", "/v1/chat/completions", body)
+    assert until(lambda: engine.busy[0] == more.get("n", 1))
+    if more == {"stream": True}:
+        answer = connection.getresponse()
+        assert answer.read(40).startswith(b"data: ")
+        answer.close()
+    connection.close()
+    assert until(lambda: engine.busy == (0, 0))
+
+
+def test_a_server_that_ends_cancels_what_is_left(slow: Any, wild: Any, monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setattr("truing.targets.serve.server.GRACE", 1)
+    target = slow.engines["slow"].target
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(serving({"slow": target}))
+        place = urlsplit(running.url)
+        connection = stack.enter_context(
+            contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port))
+        )
+        body = {"model": "slow", "messages": HELLO, "max_tokens": 50_000, "stream": True}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        assert until(lambda: running.engines["slow"].busy == (1, 0))
+    with pytest.raises(TargetError, match="is closed"):
+        running.engines["slow"].submit(Ask((5,), 1))
+
+
+def test_whoever_waits_for_an_engine_that_is_closed_is_told(slow: Any) -> None:
+    with serving({"slow": slow.engines["slow"].target}) as running, ThreadPoolExecutor(1) as thread:
+        body = {"model": "slow", "messages": HELLO, "max_tokens": 50_000}
+        waiting = thread.submit(post, running.url, "/v1/chat/completions", body)
+        assert until(lambda: running.engines["slow"].busy == (1, 0))
+        running.engines["slow"].close()
+        status, answer = waiting.result(20)
+    assert status == 503
+    assert answer["error"] == {
+        "message": "the server is shutting down", "type": "server_error", "param": None, "code": "shutting_down",
+    }  # fmt: skip
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": HELLO}
+TEXT: dict[str, Any] = {"model": "tiny", "prompt": "x"}
+
+
+def turns(*more: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [*HELLO, *more]}
+
+
+def called(arguments: str) -> dict[str, Any]:
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
+BAD: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"messages": HELLO}, "model", "model: this field is missing"),
+    ({"model": "tiny"}, "messages", "messages: this field is missing"),
+    ({"model": "tiny", "messages": []}, "messages", "at least 1 item"),
+    ({"model": 7, "messages": HELLO}, "model", "valid string (seen: 7)"),
+    (CHAT | {"temperature": "hot"}, "temperature", "valid number (seen: 'hot')"),
+    (CHAT | {"temperature": 2.5}, "temperature", "less than or equal to 2 (seen: 2.5)"),
+    (CHAT | {"temperature": True}, "temperature", "seen: True"),
+    (CHAT | {"top_p": 0}, "top_p", "greater than 0"),
+    (CHAT | {"max_tokens": 0}, "max_tokens", "greater than or equal to 1 (seen: 0)"),
+    (CHAT | {"max_tokens": 5.5}, "max_tokens", "seen: 5.5"),
+    (CHAT | {"max_completion_tokens": -1}, "max_completion_tokens", "seen: -1"),
+    (CHAT | {"n": 0}, "n", "seen: 0"),
+    (CHAT | {"n": 129}, "n", "seen: 129"),
+    (CHAT | {"seed": "x"}, "seed", "seen: 'x'"),
+    (CHAT | {"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4 items"),
+    (CHAT | {"stop": ["a", ""]}, "stop[1]", "at least 1 character"),
+    (CHAT | {"stop": 5}, "stop", "valid list (seen: 5)"),
+    (CHAT | {"stream": "yes"}, "stream", "valid boolean"),
+    (CHAT | {"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "valid boolean"),
+    (CHAT | {"logprobs": 3}, "logprobs", "valid boolean"),
+    (CHAT | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "seen: 21"),
+    (CHAT | {"top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs to be true"),
+    (CHAT | {"logit_bias": {"5": 1}}, "logit_bias", "not supported here (seen: {'5': 1})"),
+    (CHAT | {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    (CHAT | {"presence_penalty": 0.1}, "presence_penalty", "not supported"),
+    (CHAT | {"frequency_penalty": -1}, "frequency_penalty", "not supported"),
+    (CHAT | {"modalities": ["text", "audio"]}, "modalities", "not supported"),
+    (CHAT | {"functions": [{}]}, "functions", "not supported"),
+    (CHAT | {"parallel_tool_calls": False}, "parallel_tool_calls", "not supported"),
+    (CHAT | {"top_k": 5}, "top_k", "not supported"),
+    (CHAT | {"tools": [LOOK], "tool_choice": "required"}, "tool_choice", "what it writes is not constrained"),
+    (CHAT | {"tools": [LOOK], "tool_choice": {"type": "function"}}, "tool_choice", "not constrained"),
+    (CHAT | {"tools": [{"type": "custom", "function": {"name": "x"}}]}, "tools[0].type", "seen: 'custom'"),
+    (CHAT | {"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
+    (
+        CHAT | {"tools": [{"type": "function", "function": {"name": "x", "parameters": {"a": 1e400}}}]},
+        None,
+        "the body is not JSON",
+    ),
+    (
+        CHAT | {"tools": [{"type": "function", "function": {"name": "x", "parameters": {"a": 2**60}}}]},
+        "tools[0].function.parameters",
+        "ints below 2^53",
+    ),
+    ({"model": "tiny", "messages": ["hi"]}, "messages[0]", "seen: 'hi'"),
+    (turns({"role": "critic", "content": "x"}), "messages[1].role", "seen: 'critic'"),
+    (turns({"role": "user"}), "messages[1]", "a user message needs content"),
+    (turns({"role": "user", "content": 5}), "messages[1].content", "seen: 5"),
+    (turns({"role": "user", "content": [{"type": "image_url"}]}), "messages[1].content", "only parts"),
+    (turns({"role": "tool", "content": "x"}), "messages[1]", "a tool message needs tool_call_id"),
+    (turns({"role": "tool", "content": "x", "tool_call_id": "b"}), "messages[1].tool_call_id", "no call before it"),
+    (turns(called("{")), "messages[1].tool_calls[0].function.arguments", "not JSON"),
+    (turns(called("[1]")), "messages[1].tool_calls[0].function.arguments", "not a JSON object (seen: '[1]')"),
+    (turns(called("[" * 100_000)), "messages[1].tool_calls[0].function.arguments", "not JSON"),
+    (TEXT | {"prompt": ""}, "prompt", "the prompt has no tokens"),
+    (TEXT | {"prompt": []}, "prompt", "give a string, a list of strings"),
+    (TEXT | {"prompt": [[]]}, "prompt", "none empty"),
+    (TEXT | {"prompt": ["a", 5]}, "prompt", "give a string"),
+    (TEXT | {"prompt": [True]}, "prompt", "give a string"),
+    (TEXT | {"prompt": [[99999]]}, None, "token id 99999 is out of the range"),
+    (TEXT | {"prompt": [[-1]]}, None, "out of the range"),
+    (TEXT | {"prompt": [5] * 5000}, None, "longer than the context"),
+    (TEXT | {"prompt": ["a"] * 600, "n": 2}, None, "prompts times n is 1200"),
+    (TEXT | {"max_tokens": -1}, "max_tokens", "seen: -1"),
+    (TEXT | {"logprobs": 6}, "logprobs", "seen: 6"),
+    (TEXT | {"logprobs": True}, "logprobs", "seen: True"),
+    (TEXT | {"suffix": "x"}, "suffix", "not supported"),
+    (TEXT | {"best_of": 3}, "best_of", "not supported"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "param", "says"), BAD, ids=[says[:40] for *_, says in BAD])
+def test_a_bad_request_is_told_its_field_and_value(server: Any, body: Any, param: str | None, says: str) -> None:
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    status, answer = post(server.url, path, body)
+    error = answer["error"]
+    assert (status, error["type"]) == (400, "invalid_request_error"), error
+    assert says in error["message"]
+    if param is not None:
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not JSON"), (b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "the body is [1]; send a JSON object"),
+        (b'"x"', "send a JSON object"), (b'{"model": NaN}', "not JSON"), (b'{"model": "\\ud800"}', "not JSON"),
+        (b"[" * 100_000, "not JSON"), (b'{"seed": ' + b"9" * 10_000 + b"}", "number out of range"),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_no_object_is_refused(server: Any, body: bytes, says: str) -> None:
+    status, answer = raw(server.url, "/v1/chat/completions", body)
+    assert status == 400
+    assert says in answer["error"]["message"]
+
+
+def test_what_changes_nothing_is_taken(server: Any) -> None:
+    neutral = {
+        "logit_bias": {}, "response_format": {"type": "text"}, "presence_penalty": 0.0, "stop": None, "user": "me",
+        "parallel_tool_calls": True, "temperature": None, "tools": [], "metadata": {"a": "b"}, "store": False,
+        "max_tokens": 2, "seed": -5,
+    }  # fmt: skip
+    assert post(server.url, "/v1/chat/completions", CHAT | neutral)[0] == 200
+    assert post(server.url, "/v1/completions", TEXT | {"suffix": None, "best_of": 1, "max_tokens": 0})[0] == 200
+    empty = turns(called("  "), {"role": "tool", "content": "x", "tool_call_id": "a"})
+    assert post(server.url, "/v1/chat/completions", empty | {"max_tokens": 1})[0] == 200
+
+
+def test_a_body_that_is_too_long_is_refused(server: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(app, "LIMIT", 100_000)
+    body = json.dumps(turns({"role": "user", "content": "x" * 200_000}))
+    status, answer = raw(server.url, "/v1/chat/completions", body.encode())
+    assert status == 413
+    assert "more than 100,000 bytes" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [("/v2", None, 404), ("/v1/completions", None, 405)])
+def test_other_paths_and_methods(server: Any, path: str, body: bytes | None, status: int) -> None:
+    found, answer = raw(server.url, path, body)
+    assert found == status
+    assert "no such endpoint" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_breaks_inside_is_logged_and_not_shown(server: Any, monkeypatch: Any, caplog: Any, stream: bool) -> None:
+    engine = server.engines["tiny"]
+    broken: Future[Written] = Future()
+    broken.set_exception(RuntimeError("secret detail"))
+    monkeypatch.setattr(engine, "submit", lambda _: broken)
+    place = urlsplit(server.url)
+    with contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(CHAT | {"stream": stream}))
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    assert answer.status == (200 if stream else 500)
+    assert '"internal_error"' in text
+    assert "secret" not in text
+    assert "[DONE]" not in text
+    assert "secret detail" in caplog.text
+
+
+def test_too_little_memory_is_said_before_a_stream_begins(server: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TRUING_MAX_MEMORY", "1kB")
+    for more in ({"stream": True}, {}):
+        status, answer = post(server.url, "/v1/chat/completions", CHAT | more)
+        assert status == 400
+        assert "Raise TRUING_MAX_MEMORY" in answer["error"]["message"]
+
+
+def test_a_template_that_refuses_is_quoted(wild: Any) -> None:
+    tokenizer = copy.deepcopy(wild.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    picky = LocalTarget("local/picky", wild.model, tokenizer, weights="3" * 64)
+    with serving({"picky": picky}) as running:
+        status, answer = post(running.url, "/v1/chat/completions", {"model": "picky", "messages": HELLO})
+    assert status == 400
+    assert "no system turns" in answer["error"]["message"]
+
+
+# -- who may ask -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:5"}, 200), ({"Host": "localhost"}, 200), ({"Host": "[::1]:80"}, 200),
+        ({"Host": "LOCALHOST:8000"}, 200), ({"Host": "evil.example"}, 403), ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "[bad"}, 403), ({"Host": ""}, 403), ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403), ({"Origin": "http://localhost:3000"}, 200),
+        ({"Host": "localhost@evil.example"}, 403),
+    ],
+)  # fmt: skip
+def test_on_loopback_requests_must_be_meant_for_this_machine(server: Any, headers: Any, status: int) -> None:
+    found, answer = raw(server.url, "/v1/models", headers=headers)
+    assert found == status
+    assert ("error" in answer) == (status == 403)
+
+
+def test_nothing_tells_browsers_that_other_pages_may_read(server: Any) -> None:
+    place = urlsplit(server.url)
+    with contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port)) as connection:
+        connection.request("GET", "/v1/models", headers={"Origin": "http://localhost:3000"})
+        answer = connection.getresponse()
+        answer.read()
+    assert not [name for name, _ in answer.getheaders() if name.lower().startswith("access-control")]
+
+
+def test_with_a_key_nothing_but_health_is_answered_without_it(tiny: Any, capfd: Any) -> None:
+    with serving({"tiny": tiny}, host="0.0.0.0", key="sesame-é-1234") as running:
+        url = running.url.replace("0.0.0.0", "127.0.0.1")
+        for headers in (
+            {}, {"Authorization": "Bearer sesame"}, {"Authorization": "sesame-1234"}, {"Authorization": "Basic x"},
+        ):  # fmt: skip
+            status, answer = raw(url, "/v1/models", headers=headers)
+            assert status == 401
+            assert answer["error"]["code"] == "invalid_api_key"
+        assert raw(url, "/health")[0] == 200
+        assert raw(url, "/health", headers={"Host": "any.name"})[0] == 200
+    with (
+        serving({"tiny": tiny}, key="sesame-1234") as running,
+        openai.OpenAI(base_url=running.url, api_key="sesame-1234") as client,
+    ):
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="sesame-1235").models.list()
+    assert "sesame" not in "".join(capfd.readouterr())
+
+
+def test_without_a_key_no_other_machine_is_let_in() -> None:
+    for host in ("0.0.0.0", "::", "example.org", "192.168.1.5"):
+        with pytest.raises(UsageError, match="--key-file, or into the environment variable TRUING_SERVE_KEY"):
+            listen(host, 0, key=None)
+
+
+def test_a_port_that_is_taken() -> None:
+    with listen("127.0.0.1", 0, key=None) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port}: .*in use.*--port 0"):
+            listen("127.0.0.1", port, key=None)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "says"),
+    [
+        (["scripted/honest"], UsageError, "only targets with open weights"),
+        (["local/tiny", "--host", "0.0.0.0"], UsageError, "there is no key"),
+        (["local/tiny", "--adapter", "fix"], UsageError, "write NAME=FOLDER"),
+        (["local/tiny", "--adapter", "a=x", "--adapter", "a=y"], UsageError, "another NAME for each"),
+        (["local/tiny", "--port", "0", "--adapter", "a=nowhere"], TargetError, "no adapter at nowhere"),
+        (["local/tiny", "--key-file", "nowhere"], UsageError, "cannot be read"),
+        (["local/nowhere-at-all", "--port", "0"], TargetError, "cannot load"),
+    ],
+)
+def test_wrong_use_is_said(args: list[str], error: type[Exception], says: str) -> None:
+    done = CliRunner().invoke(command, ["serve", *args])
+    assert isinstance(done.exception, error)
+    assert says in str(done.exception)
+
+
+@pytest.mark.parametrize("key", ["", " \n", "two words", "ключ"])
+def test_a_key_is_one_word(tmp_path: Path, key: str, monkeypatch: Any) -> None:
+    file = tmp_path / "key"
+    file.write_text(key)
+    done = CliRunner().invoke(command, ["serve", "local/tiny", "--key-file", str(file)])
+    assert "holds no key" in str(done.exception)
+    monkeypatch.setenv("TRUING_SERVE_KEY", key)
+    assert "TRUING_SERVE_KEY holds no key" in str(CliRunner().invoke(command, ["serve", "local/tiny"]).exception)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None if name in ("starlette", "uvicorn") else 1)
+        with pytest.raises(TargetError, match=re.escape("Run: pip install 'truing[serve]'")):
+            importlib.reload(package)
+    importlib.reload(package)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(5)
+    model = get_peft_model(
+        copy.deepcopy(tiny.model), LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    )
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_it_is_told_to_end(
+    tiny: Any, adapter: Path, how: signal.Signals, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("open-sesame\n")
+    words = ["serve", "local/tiny", "--port", "0", "--json", "--adapter", f"fix={adapter}", "--key-file", str(key)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "truing", "target", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ},
+    ) as process:  # fmt: skip
+        try:
+            said = json.loads(read_object(process))
+            assert said.keys() == {"url", "models", "key"}
+            assert said["models"] == ["tiny", "tiny@fix"]
+            with openai.OpenAI(base_url=said["url"], api_key="open-sesame") as client:
+                replies = {
+                    name: client.chat.completions.create(
+                        model=name, messages=HELLO, temperature=0, max_tokens=4, logprobs=True
+                    ).choices[0].logprobs.content[0].logprob
+                    for name in said["models"]
+                }  # fmt: skip
+            assert replies["tiny"] != replies["tiny@fix"]
+        finally:
+            process.send_signal(how)
+            out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert "sesame" not in err
+    assert "Traceback" not in err
+
+
+def read_object(process: subprocess.Popen[str]) -> str:
+    """What a process prints, up to the end of one JSON object."""
+    assert process.stdout is not None
+    lines = []
+    end = time.monotonic() + 120
+    while not lines or lines[-1] != "}\n":
+        ready, _, _ = select.select([process.stdout], [], [], 0.1) if not lines else ([1], [], [])
+        assert process.poll() is None
+        assert time.monotonic() < end
+        if ready:
+            lines.append(process.stdout.readline())
+    return "".join(lines)
+
+
+def test_a_taken_port_ends_the_command_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "truing", "target", "serve", "local/tiny", "--port", port],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1, port {port}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_engines_are_one_for_each_target(server: Any) -> None:
+    assert all(isinstance(engine, Engine) for engine in server.engines.values())
+    assert len({id(engine) for engine in server.engines.values()}) == 2
