@@ -520,7 +520,6 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(known: Engine) -> None:
 
 
 def test_waiting_under_trio(known: Engine) -> None:
-    pytest.importorskip("trio")
     model = get_model("truing/wild", memoize=False, config=GenerateConfig(temperature=0, max_tokens=5))
     output = anyio.run(model.generate, "Say amber.", backend="trio")
     assert output.usage is not None

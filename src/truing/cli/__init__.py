@@ -15,7 +15,7 @@ VERBS = {
     "share": "PROVE    pack and sign evidence; check a bundle from another lab",
     "loop": "all five, in one turn of the wheel",
     "view": "write the report of a store as one HTML file",
-    "target": "list targets, look at one, make the bundled model ready",
+    "target": "list targets, look at one, make the bundled model ready, serve one",
     "store": "look into a store: ls, show, export, check, gc, du",
 }
 

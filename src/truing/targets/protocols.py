@@ -61,7 +61,7 @@ def need(target: object, ability: str) -> None:
         raise TargetError(
             f"target {name} has no ability {ability}"
             f" (it has {', '.join(card.abilities) if isinstance(card, Target) else 'none'});"
-            " Scored: local/..., scripted/...; Chat: local/..., scripted/...;"
+            " Scored: local/..., scripted/...; Chat: local/..., scripted/..., inspect/...;"
             " WhiteBox: local/... with Llama-shaped blocks;"
             " Trainable: local/... with layers named q_proj, v_proj, up_proj and down_proj"
         )

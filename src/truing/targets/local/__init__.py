@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -44,6 +44,8 @@ NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transforme
 
 NOTABLE = 1_000_000_000
 """Bytes beyond the weights from which on it is said how much a piece of work takes."""
+CONVERSATIONS = 4096
+"""Conversations whose tokens are remembered."""
 WINDOW = "attention window"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -81,7 +83,7 @@ class LocalTarget:
         """
         self.tokenizer = tokenizer
         self._model, self._adapter = model, adapter
-        self._tokens: dict[tuple[tuple[Message, ...], tuple[Tool, ...]], list[int]] = {}
+        self._known_ids = lru_cache(CONVERSATIONS)(self._ids)
         self._limits = _limits(model.config.get_text_config())
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.say: Callable[[str], None] = lambda _: None
@@ -89,7 +91,7 @@ class LocalTarget:
         self._most_said = NOTABLE
         self.card = Target(
             name=name,
-            weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self._stop_ids())}),
+            weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self.stop_ids)}),
             template=_template_digest(tokenizer),
             dtype=str(model.dtype).removeprefix("torch."),
             abilities=_abilities(model),
@@ -136,11 +138,10 @@ class LocalTarget:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Tokens of the conversation. TargetError where they do not fit the context."""
-        known = self._tokens.get(key := (tuple(messages), tuple(tools)))
-        if known is None:
-            ids = self.tokenizer(self.prompt_text(messages, tools), add_special_tokens=False)["input_ids"]
-            known = self._tokens[key] = self.fits(ids)
-        return known
+        return list(self._known_ids(tuple(messages), tuple(tools)))
+
+    def _ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> list[int]:
+        return self.fits(self.tokenizer(self.prompt_text(messages, tools), add_special_tokens=False)["input_ids"])
 
     def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Character span of every prompt token in `prompt_text`."""
@@ -232,6 +233,12 @@ class LocalTarget:
         return plan
 
     @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that the weights take, and the keys and values of a token that is kept."""
+        weights = sum(x.numel() * x.itemsize for x in self._model.parameters())
+        return {"weights": weights, "token": Costs.of(self._model).kept}
+
+    @property
     def _budget(self) -> int:
         return budget(self._model.device)
 
@@ -279,7 +286,7 @@ class LocalTarget:
         prompt = self.prompt_ids(messages, tools)
         self.fits(prompt, more=max_tokens)
         return Ask(
-            tuple(prompt), max_tokens, frozenset(self._stop_ids()), tuple(stop), sampling, top,
+            tuple(prompt), max_tokens, self.stop_ids, tuple(stop), sampling, top,
             special=bool(tools) and self.dialect.native, hear=hear,
         )  # fmt: skip
 
@@ -295,9 +302,11 @@ class LocalTarget:
         """What writes replies, at most so many at once and no more than there is memory for."""
         return Batch(self.model, most=rows, block=block, budget=self._budget, say=self.say)
 
-    def _stop_ids(self) -> set[int]:
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
         eos = self._model.generation_config.eos_token_id
-        return {self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+        return frozenset({self.tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
 
     # -- WhiteBox and Trainable ----------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ def _asks(
     target: LocalTarget, ids: Sequence[int], body: Asked, tokens: int, seed: int, *, top: int | None,
     special: bool = False,
 ) -> tuple[Ask, ...]:  # fmt: skip
-    ends = frozenset(target._stop_ids())
+    ends = target.stop_ids
     asks = tuple(
         Ask(
             tuple(ids), tokens, ends, tuple(body.stop), Sampling(body.temperature, body.top_p, seed=seed + place), top,
