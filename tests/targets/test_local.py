@@ -116,7 +116,7 @@ def test_a_reply_that_reaches_the_end_says_so(wild: Any, monkeypatch: pytest.Mon
     ids, _ = peers(wild.model, prompt, max_tokens=6, stop=[0])
     at = next(i for i in range(1, 6) if ids[i] not in ids[:i])
     monkeypatch.setattr(wild.model.generation_config, "eos_token_id", [0, ids[at]])
-    (whole,) = wild.reply([user("Hello.")], max_tokens=6)
+    (whole,) = LocalTarget("other", wild.model, wild.tokenizer, weights="").reply([user("Hello.")], max_tokens=6)
     assert whole.finished
     assert whole.tokens == at + 1
     assert whole.text == wild.tokenizer.decode(ids[:at]).strip()

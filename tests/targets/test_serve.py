@@ -220,11 +220,11 @@ def test_where_nothing_is_said_a_reply_may_fill_the_context_and_no_more(client: 
 
 
 def test_no_conversation_is_kept(client: Any, wild: Any) -> None:
-    before = len(wild._tokens)
+    before = wild._known_ids.cache_info().currsize
     client.chat.completions.create(
         model="wild", messages=[{"role": "user", "content": "Said only once."}], max_tokens=1
     )
-    assert len(wild._tokens) == before
+    assert wild._known_ids.cache_info().currsize == before
 
 
 # -- tools -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import atexit
 import math
 import re
 import secrets
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -153,7 +152,7 @@ class Provider(ModelAPI):
         self._args = _Args(**args)
         self._engine = _engine(model_name, self._args)
         # Else Inspect would take a context of 128,000 tokens for granted when it decides what to leave out.
-        set_model_info(f"truing/{model_name}", ModelInfo(context_length=_room(self._target, (), 2**24)))
+        set_model_info(f"truing/{model_name}", ModelInfo(context_length=self._target.room((), 2**24)))
 
     @property
     def _target(self) -> LocalTarget:
@@ -213,13 +212,13 @@ class Provider(ModelAPI):
         try:
             first = ask(max_tokens=1)
         except TargetError as error:
-            prompt = self._tokens(self._target.prompt_text(messages, tools))
-            if _room(self._target, prompt, 1):
+            prompt = self._target.encoded(self._target.prompt_text(messages, tools))
+            if self._target.room(prompt, 1):
                 raise
             output = ModelOutput.from_content(self.model_name, str(error), "model_length", str(error))
             output.usage = _usage(len(prompt), 0)
             return output
-        return replace(first, max_tokens=_room(self._target, first.prompt, asked))
+        return replace(first, max_tokens=self._target.room(first.prompt, asked))
 
     def _choice(self, written: Written, reply: Reply, cut: StopReason, so_far: int) -> ChatCompletionChoice:
         calls = [their_call(_own_id(call, so_far + place)) for place, call in enumerate(reply.calls)]
@@ -248,21 +247,18 @@ class Provider(ModelAPI):
 
     async def count_text_tokens(self, text: str) -> int:
         """By the model's own tokenizer."""
-        return len(self._tokens(text))
+        return len(self._target.encoded(text))
 
     async def count_tokens(self, input: str | list[ChatMessage], config: GenerateConfig | None = None) -> int:  # noqa: A002 - as Inspect calls it
         """Of the prompt, template and all; of the texts alone where no template takes them, say a tool's result."""
         if not isinstance(input, str):
             with suppress(TargetError):
-                return len(self._tokens(self._target.prompt_text([ours(message) for message in input])))
+                return len(self._target.encoded(self._target.prompt_text([ours(message) for message in input])))
         return await super().count_tokens(input, config)
 
     async def tokenize(self, text: str) -> list[int]:
         """By the model's own tokenizer."""
-        return self._tokens(text)
-
-    def _tokens(self, text: str) -> list[int]:
-        return list(self._target.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._target.encoded(text)
 
     def max_tokens(self) -> int:
         """Where nothing else is said."""
@@ -280,19 +276,6 @@ class Provider(ModelAPI):
         """Nothing that fails here fails otherwise the next time."""
         del ex
         return False
-
-
-def _room(target: LocalTarget, prompt: Sequence[int], most: int) -> int:
-    """Tokens that may follow the prompt, up to so many; 0 where none may."""
-
-    def too_many(more: int) -> bool:
-        try:
-            target.fits(prompt, more=more)
-        except TargetError:
-            return True
-        return False
-
-    return max(0, bisect_right(range(most + 1), False, key=too_many) - 1)
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------

@@ -141,7 +141,11 @@ class LocalTarget:
         return list(self._known_ids(tuple(messages), tuple(tools)))
 
     def _ids(self, messages: tuple[Message, ...], tools: tuple[Tool, ...]) -> list[int]:
-        return self.fits(self.tokenizer(self.prompt_text(messages, tools), add_special_tokens=False)["input_ids"])
+        return self.fits(self.encoded(self.prompt_text(messages, tools)))
+
+    def encoded(self, text: str) -> list[int]:
+        """Tokens of a text as it stands, with none put around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Character span of every prompt token in `prompt_text`."""
@@ -150,14 +154,9 @@ class LocalTarget:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a continuation. TargetError where it is empty."""
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not ids:
+        if not (ids := self.encoded(text)):
             raise TargetError(f"the continuation {text!r} has no tokens; give an action that is not empty")
         return ids
-
-    @cached_property
-    def _sees_windows(self) -> bool:
-        return looks_through_windows(self._model)
 
     def fits(self, ids: Sequence[int], *, more: int = 0, whole: bool = False) -> list[int]:
         """The tokens as a list. TargetError where they, and so many more, are longer than the model can be given.
@@ -170,12 +169,24 @@ class LocalTarget:
                     f"token id {wrong} is out of the range of {self.card.name} (0 to {self._vocabulary - 1})"
                 )
         for what, limit in self._limits.items():
-            if len(ids) + more > limit and not (what == WINDOW and not whole and self._sees_windows):
+            if len(ids) + more > limit and (whole or not self._seen_through(what)):
                 raise TargetError(
                     f"a text of {len(ids) + more} tokens is longer than the {what} of {self.card.name} ({limit});"
                     " shorten it"
                 )
         return list(ids)
+
+    def room(self, ids: Sequence[int], most: int) -> int:
+        """Tokens, up to so many, that may follow these; 0 where none may."""
+        limits = [limit for what, limit in self._limits.items() if not self._seen_through(what)]
+        return max(0, min([most, *(limit - len(ids) for limit in limits)]))
+
+    def _seen_through(self, what: str) -> bool:
+        return what == WINDOW and self._sees_windows
+
+    @cached_property
+    def _sees_windows(self) -> bool:
+        return looks_through_windows(self._model)
 
     # -- Scored --------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +50,7 @@ def chat_work(target: LocalTarget, body: ChatBody) -> tuple[Work, tuple[Tool, ..
     """The replies of a chat, and the tools that they may call. Refusal, TargetError."""
     tools = offered(body.tools) if body.tool_choice == "auto" else ()
     text = target.prompt_text(conversation(body.messages), tools)
-    # LocalTarget.prompt_ids would keep the tokens for good, which a server must not.
-    ids = target.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = target.encoded(text)
     wanted = body.max_completion_tokens or body.max_tokens
     seed = _seed(body)
     asks = _asks(
@@ -102,23 +100,12 @@ def room(target: LocalTarget, ids: Sequence[int], wanted: int | None) -> int:
     for token in (min(ids), max(ids)):
         target.fits([token])  # TargetError where it is no token of the model
 
-    def over(more: int) -> bool:
-        try:
-            target.fits(ids, more=more)
-        except TargetError:
-            return True
-        return False
-
-    most = REPLY if wanted is None else wanted
-    if not over(most):
-        return most
-    if wanted is not None or over(1):
-        try:
-            target.fits(ids, more=1 if wanted is None else wanted)
-        except TargetError as error:
-            said = f"{error} ({len(ids)} of them are the prompt's, up to {wanted or 1} the reply's)"
-            raise Refusal(400, said, code="context_length_exceeded") from error
-    return bisect_left(range(1, most + 1), True, key=over)
+    try:
+        target.fits(ids, more=1 if wanted is None else wanted)
+    except TargetError as error:
+        said = f"{error} ({len(ids)} of them are the prompt's, up to {wanted or 1} the reply's)"
+        raise Refusal(400, said, code="context_length_exceeded") from error
+    return target.room(ids, REPLY if wanted is None else wanted)
 
 
 def _prompt(target: LocalTarget, said: str | list[int], pieces: Pieces) -> Prompt:
