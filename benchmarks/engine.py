@@ -11,6 +11,7 @@ import asyncio
 import copy
 import hashlib
 import json
+import math
 import os
 import random
 import resource
@@ -192,33 +193,54 @@ def tuned(sizes: Sequence[int], work: Callable[[int], Any]) -> int:
     return min(found, key=found.__getitem__)
 
 
+@dataclass(frozen=True)
+class Match:
+    """Works that were run in turn: what each run took, and how fast the machine was meanwhile."""
+
+    runs: dict[str, list[Spent]]
+    rate: float
+
+    def row(self, name: str, own: str, peer: str, bar: float, floor: float = math.nan) -> Row:
+        """The time of one of ours, and its ratio to a peer's, run by run."""
+        cpu = [run.cpu for run in self.runs[own]]
+        ratios = [other.cpu / mine for other, mine in zip(self.runs[peer], cpu, strict=True)]
+        ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
+        return Row(f"{name}: ours, CPU", median(cpu), "s", min(cpu), max(cpu), peer, ratio, floor,
+                   f"ratio >= {bar:g}", ratio["median"] >= bar)  # fmt: skip
+
+    def result(self, name: str) -> Any:
+        """What the first run of a work gave."""
+        return self.runs[name][0].result
+
+
+def in_turn(name: str, works: dict[str, Callable[[], Any]]) -> Match:
+    """Run all works, one after the other, again and again."""
+    runs: dict[str, list[Spent]] = {work: [] for work in works}
+    speed = []
+    for turn in range(REPEATS):
+        speed.append(rate())
+        for work, run in works.items():
+            runs[work].append(spent(run))
+        took = {work: (round(r[-1].cpu, 1), round(r[-1].wall, 1)) for work, r in runs.items()}
+        print(f"  {name}, turn {turn}:", took, file=sys.stderr)
+    return Match(runs, max(speed))
+
+
 def side_by_side(
     name: str, mine: Callable[[], Any], peers: dict[str, tuple[Callable[[], Any], float]], needed: float,
     equal: Callable[[Any, Any], tuple[float, str, bool]],
 ) -> list[Row]:  # fmt: skip
-    """Run ours and each peer in turn; rows with ratios, how far ours is from the floor, and whether results agree."""
+    """Ours and each peer: rows with ratios, how far ours is from the floor, and whether results agree."""
     mine()
-    runs: dict[str, list[Spent]] = {"": [], **{peer: [] for peer in peers}}
-    speed = []
-    for turn in range(REPEATS):
-        speed.append(rate())
-        runs[""].append(spent(mine))
-        for peer, (work, _) in peers.items():
-            runs[peer].append(spent(work))
-        print(f"  {name}, turn {turn}:", {p or "ours": (round(r[-1].cpu, 1), round(r[-1].wall, 1))
-              for p, r in runs.items()}, file=sys.stderr)  # fmt: skip
-    own = [run.cpu for run in runs[""]]
-    floor = needed / max(speed)
+    match = in_turn(name, {"ours": mine} | {peer: work for peer, (work, _) in peers.items()})
+    floor = needed / match.rate
     rows = []
     for peer, (_, bar) in peers.items():
-        ratios = [other.cpu / run.cpu for other, run in zip(runs[peer], runs[""], strict=True)]
-        ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
-        rows.append(Row(f"{name}: ours, CPU", median(own), "s", min(own), max(own), peer, ratio, floor,
-                        f"ratio >= {bar:g}", ratio["median"] >= bar))  # fmt: skip
-        value, unit, holds = equal(runs[""][0].result, runs[peer][0].result)
+        rows.append(match.row(name, "ours", peer, bar, floor))
+        value, unit, holds = equal(match.result("ours"), match.result(peer))
         rows.append(Row(f"{name}: equal to {peer}", value, unit, peer=peer, bar="equal", holds=holds))
-    rows.append(Row(f"{name}: over the floor", median(own) / floor, "times", min(own) / floor, max(own) / floor,
-                    floor=floor))  # fmt: skip
+    own = [run.cpu / floor for run in match.runs["ours"]]
+    rows.append(Row(f"{name}: over the floor", median(own), "times", min(own), max(own), floor=floor))
     return rows
 
 
@@ -305,20 +327,21 @@ def inspect_choices() -> list[Row]:
                    memoize=False)  # fmt: skip
     mine = get_model("truing/smollm2-135m", memoize=False)
     size = tuned((4, 16, 48), lambda size: through(hf, size))
-    peer = f"inspect hf, batch {size}"
-
-    def near(a: list[dict[str, float]], b: list[dict[str, float]]) -> tuple[float, str, bool]:
-        off = max(abs(x[t] - y[t]) for x, y in zip(a, b, strict=True) for t in x.keys() & y.keys())
-        return off, "nats at most", off <= 1e-3
 
     pairs = [(ours().prompt_ids(messages), ours().text_ids(action)) for messages, action in asked]
-    rows = side_by_side(
-        "one letter in 48 cells, through Inspect", lambda: through(mine, 64), {peer: (lambda: through(hf, size), 4)},
-        float("nan"), near,
-    )  # fmt: skip
-    scored = spent(lambda: [ours().log_probs(pairs[start : start + 64]) for start in (0, 64, 128)]).cpu
-    rows.append(Row("192 actions scored by ours, in the time of 48 letters by inspect hf", scored, "s", peer=peer))
-    return [row for row in rows if "floor" not in row.name]
+    name, letters = "48 choices among 4 actions", f"a letter by inspect's hf, batch {size}"
+    match = in_turn(name, {
+        "scores": lambda: [ours().log_probs(pairs[start : start + 64]) for start in (0, 64, 128)],
+        "letters": lambda: through(mine, len(cells)),
+        letters: lambda: through(hf, size),
+    })  # fmt: skip
+    both = zip(match.result("letters"), match.result(letters), strict=True)
+    off = max(abs(a[token] - b[token]) for a, b in both for token in a.keys() & b.keys())
+    return [
+        match.row(f"{name}, scored", "scores", letters, 4),
+        match.row(f"{name}, a letter by our provider", "letters", letters, 1),
+        Row(f"{name}: letters equal", off, "nats at most", peer=letters, bar="equal", holds=off <= 1e-3),
+    ]
 
 
 def generate(some: list[list[int]], size: int, *, shared: int = 0) -> list[list[int]]:
@@ -399,12 +422,10 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 
 def kept(part: str) -> list[Row]:
     """The rows of a part, measured now or by an earlier run on the same sources."""
-    stamp = (
-        hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        + subprocess.run(
-            ["git", "rev-parse", "HEAD:src/truing/targets"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
+    measured = ("local", "provider.py", "inspect.py", "tools.py") if part == "inspect" else ("local",)
+    named = [f"HEAD:src/truing/targets/{name}" for name in measured]
+    git = subprocess.run(["git", "rev-parse", *named], cwd=ROOT, capture_output=True, text=True, check=True)
+    stamp = hashlib.sha256(Path(__file__).read_bytes()).hexdigest() + git.stdout
     file = WORK / f"{part}.json"
     if file.exists() and (said := json.loads(file.read_text()))["sources"] == stamp:
         return [Row(**row) for row in said["rows"]]
