@@ -19,7 +19,7 @@ from truing.targets.local import memory
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.memory import Costs, parsed, plan_rows, plan_scores
 from truing.targets.local.rows import grouped
-from truing.targets.local.sample import Sampling, draw
+from truing.targets.local.sample import SOME, Sampling, draw, likeliest
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
 from truing.targets.local.write import Ask, Writer
@@ -43,6 +43,22 @@ def test_draws_follow_the_distribution_at_the_temperature() -> None:
     assert near(shares({"temperature": 1.0}), LOGITS.softmax(-1))
     assert near(shares({"temperature": 2.0}), (LOGITS / 2).softmax(-1))
     assert not near(shares({"temperature": 2.0}), LOGITS.softmax(-1))  # a wrong temperature does not pass
+
+
+@pytest.mark.parametrize("spread", [0.1, 6.0])
+def test_the_likeliest_are_those_of_a_full_sort(spread: float) -> None:
+    p = (spread * torch.randn(8 * SOME, dtype=torch.double, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    best, order = p.sort(descending=True)
+    count = int((best.cumsum(-1) < 0.9).sum()) + 1
+    assert (count > SOME) == (spread < 1)
+    found, which = likeliest(p, Sampling(1.0, top_p=0.9))
+    assert torch.equal(found, best[:count])
+    assert torch.equal(which, order[:count])
+    # Of the ten likeliest, as many as hold half of what the ten hold.
+    found, which = likeliest(p, Sampling(1.0, top_p=0.5, top_k=10))
+    count = int((best[:10].cumsum(-1) < best[:10].sum() / 2).sum()) + 1
+    assert torch.equal(found, best[:count])
+    assert torch.equal(which, order[:count])
 
 
 def test_top_k_and_top_p_draw_from_the_likeliest_alone() -> None:

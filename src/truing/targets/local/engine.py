@@ -44,6 +44,8 @@ class Engine:
             raise TargetError(f"the engine of {self.target.card.name} is closed; make another")
         future: Future[Any] = Future()
         self._jobs.put((future, what))
+        if self._closed.is_set():  # since it was asked above: the thread may not have seen this one
+            future.cancel()
         return future
 
     @property

@@ -53,12 +53,18 @@ class Batch:
         joining = self._admitted()
         try:
             if joining:
-                self._join(joining)
+                taking, logits_BV = self._join(joining)
             elif self._rows is not None:
                 ids_B = torch.tensor([writer.ids[-1] for writer in self.live], device=self._model.device)
-                _take(self.live, step(self._model, self._rows, ids_B))
+                taking, logits_BV = self.live, step(self._model, self._rows, ids_B)
+            else:
+                return
         except (RuntimeError, MemoryError) as error:
             self._make_room(error, joining)
+            return
+        # Not within the above: a row that has its token must not go back.
+        for writer, logits_V, likeliest in zip(taking, logits_BV, logits_BV.argmax(-1).tolist(), strict=True):
+            writer.take(logits_V, likeliest)
         self._leave()
 
     def _admitted(self) -> list[Writer]:
@@ -76,8 +82,8 @@ class Batch:
         return self._costs.row(len(writer.ask.prompt), writer.ask.max_tokens)
 
     @torch.no_grad()
-    def _join(self, new: list[Writer]) -> None:
-        """Compute what the new rows begin with, and write the next token of each."""
+    def _join(self, new: list[Writer]) -> tuple[list[Writer], Tensor]:
+        """Compute what the new rows begin with; they, and the logits after each."""
         new = sorted(new, key=lambda writer: writer.path)
         logits_BV, rows = begin(self._model, [writer.path for writer in new], block=self._block, say=self._say)
         if self._rows is None:
@@ -86,7 +92,7 @@ class Batch:
             self._rows.join(rows)
         self.waiting = [writer for writer in self.waiting if writer not in new]
         self.live += new
-        _take(new, logits_BV)
+        return new, logits_BV
 
     def _make_room(self, error: Exception, joining: list[Writer]) -> None:
         rows = len(self.live) + len(joining)
@@ -120,11 +126,6 @@ def write(batch: Batch, asks: Sequence[Ask], tokenizer: Any = None) -> list[Writ
     while batch.waiting or batch.live:
         batch.advance()
     return [writer.written for writer in writers]
-
-
-def _take(writers: Sequence[Writer], logits_BV: Tensor) -> None:
-    for writer, logits_V, likeliest in zip(writers, logits_BV, logits_BV.argmax(-1).tolist(), strict=True):
-        writer.take(logits_V, likeliest)
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ class Sampling:
 
 
 GREEDY = Sampling()
+SOME = 1024
+"""Likeliest tokens that are looked at first; they nearly always hold the share, and all are sorted where not."""
 
 
 def uniform(seed: int, step: int) -> float:
@@ -34,12 +36,20 @@ def uniform(seed: int, step: int) -> float:
 
 def draw(logits_V: Tensor, how: Sampling, step: int) -> int:
     """The token at place `step` of a reply, by inverting the distribution function at one uniform number."""
-    values = logits_V.double().cpu() / how.temperature
-    order = values.argsort(descending=True, stable=True)
-    p = values[order].softmax(-1)
-    if how.top_k:
-        p = p[: how.top_k]
+    p, order = (logits_V.double().cpu() / how.temperature).softmax(-1), None
+    if how.top_k or how.top_p < 1:
+        p, order = likeliest(p, how)
+    below = p.cumsum(-1)
+    place = min(int(torch.searchsorted(below, uniform(how.seed, step) * below[-1], right=True)), len(p) - 1)
+    return place if order is None else int(order[place])
+
+
+def likeliest(p_V: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
+    """Probabilities of the tokens that may be drawn, the most likely first, and which tokens they are."""
+    p, order = p_V.topk(min(how.top_k or SOME, len(p_V)))
+    if not how.top_k and float(p.sum()) < how.top_p:
+        p, order = p_V.sort(descending=True, stable=True)
+    share = how.top_p * (p.sum() if how.top_k else 1.0)
     # As many as reach the share, the one that reaches it among them.
-    p = p[: int((p.cumsum(-1) - p < how.top_p * p.sum()).sum())]
-    place = torch.searchsorted(p.cumsum(-1), uniform(how.seed, step) * p.sum(), right=True)
-    return int(order[min(int(place), len(p) - 1)])
+    count = int((p.cumsum(-1) - p < share).sum())
+    return p[:count], order[:count]
