@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
-.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine clean
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -39,6 +39,9 @@ bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, sta
 
 bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transformers; about 40 minutes
 	$(BIN)/python benchmarks/engine.py
+
+evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 8 minutes
+	$(BIN)/python scripts/evals.py
 
 bench: bench-loop bench-engine ## all benchmarks
 

@@ -44,15 +44,17 @@ def median_at_most(name: str, values: Sequence[float], bar: float, unit: str) ->
     return at_most(f"{name} (median of {len(values)})", median(values), bar, unit, low=min(values), high=max(values))
 
 
-def finish(name: str, rows: list[Row]) -> None:
+def finish(name: str, rows: list[Row], packages: Sequence[str] = ()) -> None:
     """Print the table, write the results file, exit with 1 if a bar was missed."""
     width = max(len(row.name) for row in rows)
     for row in rows:
         value = "-" if row.value is None else f"{row.value:.4g}"
         interval = f"[{row.low:.4g}, {row.high:.4g}]" if row.low is not None and row.high is not None else ""
         holds = {True: "holds", False: "MISSED", None: ""}[row.holds]
+        if row.ratio:
+            interval += " ratio {median:.2f} [{min:.2f}, {max:.2f}] to ".format(**row.ratio) + str(row.peer)
         print(f"{row.name:{width}}  {value:>10} {interval:22} {row.unit:12} {row.bar or '':10} {holds}")
-    packages = ("truing", "torch", "transformers", "peft", "numpy", "pydantic")
+    packages = ("truing", "torch", "transformers", "peft", "numpy", "pydantic", *packages)
     body = {
         "machine": machine(),
         "versions": {package: metadata.version(package) for package in packages}

@@ -11,7 +11,6 @@ import asyncio
 import copy
 import hashlib
 import json
-import math
 import os
 import random
 import resource
@@ -200,7 +199,7 @@ class Match:
     runs: dict[str, list[Spent]]
     rate: float
 
-    def row(self, name: str, own: str, peer: str, bar: float, floor: float = math.nan) -> Row:
+    def row(self, name: str, own: str, peer: str, bar: float, floor: float | None = None) -> Row:
         """The time of one of ours, and its ratio to a peer's, run by run."""
         cpu = [run.cpu for run in self.runs[own]]
         ratios = [other.cpu / mine for other, mine in zip(self.runs[peer], cpu, strict=True)]
@@ -340,11 +339,18 @@ def inspect_choices() -> list[Row]:
     return [
         match.row(f"{name}, scored", "scores", letters, 4),
         match.row(f"{name}, a letter by our provider", "letters", letters, 1),
-        Row(f"{name}: letters equal", off, "nats at most", peer=letters, bar="equal", holds=off <= 1e-3),
+        Row(
+            f"{name}, a letter by our provider: equal to {letters}",
+            off,
+            "nats at most",
+            peer=letters,
+            bar="equal",
+            holds=off <= 1e-3,
+        ),
     ]
 
 
-def generate(some: list[list[int]], size: int, *, shared: int = 0) -> list[list[int]]:
+def generate(some: list[list[int]], size: int, *, shared: int = 0, new: int = NEW) -> list[list[int]]:
     """transformers' generate in padded batches; with `shared`, the cache of so many first tokens reused by hand."""
     from transformers import DynamicCache
 
@@ -364,7 +370,7 @@ def generate(some: list[list[int]], size: int, *, shared: int = 0) -> list[list[
             if shared:
                 more["past_key_values"] = copy.deepcopy(base)
                 more["past_key_values"].batch_repeat_interleave(len(rows))
-            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=NEW,
+            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=new,
                                  do_sample=False, pad_token_id=0, eos_token_id=-1, **more)  # fmt: skip
             found |= {row: ids[width:] for row, ids in zip(rows, out.tolist(), strict=True)}
     return [found[row] for row in range(len(some))]
@@ -378,13 +384,13 @@ def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
         return [list(written.ids) for written in write(ours().batch(), [Ask(tuple(prompt), NEW) for prompt in some])]
 
     few = some[:32]
-    best = tuned((8, 16, 32), lambda size: generate(few, size))
+    best = tuned((8, 16, 32), lambda size: generate(few, size, new=NEW // 4))
     best = 64 if best == 32 else best
     peers: dict[str, tuple[Callable[[], Any], float]] = {
         f"transformers generate, batch {best}": (lambda: generate(some, best), bars[0])
     }
     if kind == "shared":
-        hand = tuned((8, 16, 32), lambda size: generate(few, size, shared=512))
+        hand = tuned((8, 16, 32), lambda size: generate(few, size, shared=512, new=NEW // 4))
         hand = 64 if hand == 32 else hand
         peers[f"its prefix cache by hand, batch {hand}"] = (lambda: generate(some, hand, shared=512), bars[1])
     tree, _ = plant(some)
@@ -441,6 +447,6 @@ if __name__ == "__main__":
     chosen = sys.argv[1:] or list(PARTS)
     rows = [row for part in chosen for row in kept(part)]
     if chosen == list(PARTS):
-        finish("engine", rows)
+        finish("engine", rows, packages=("lm-eval", "inspect-ai"))
     for row in rows:
         print(row)

@@ -1,0 +1,48 @@
+"""Put the figures of the last `make bench-engine` into docs/explanation/engine.md. None is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from demo_page import between
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "explanation" / "engine.md"
+
+
+def table(found: dict[str, Any]) -> str:
+    """Ratios, floors and equality, a line for each peer."""
+    rows = found["rows"]
+    figures = {row["name"]: row for row in rows}
+    lines = [
+        "| Work | Beside | Ratio of CPU time, median [least, most] of five | Bar | Over the floor | Equal |",
+        "|" + "---|" * 6,
+    ]
+    for row in (row for row in rows if row["ratio"]):
+        name, peer = row["name"].removesuffix(": ours, CPU"), row["peer"]
+        over, same = figures.get(f"{name}: over the floor"), figures.get(f"{name}: equal to {peer}")
+        cells = [
+            f"{name}: {row['value']:.1f} s",
+            peer,
+            "{median:.2f} [{min:.2f}, {max:.2f}]".format(**row["ratio"]),
+            row["bar"].removeprefix("ratio "),
+            f"{over['value']:.2f}" if over else "",
+            f"{same['value']:.2g} {same['unit']}" if same else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return "\n".join(
+        [*lines, "", f"On {found['machine']['cores']} cores ({found['machine']['processor']}), with {versions}."]
+    )
+
+
+def main() -> None:
+    """Rewrite the table."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text())
+    PAGE.write_text(between(PAGE.read_text(), "engine", table(found)))
+
+
+if __name__ == "__main__":
+    main()
