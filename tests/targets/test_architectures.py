@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 
 import torch
 
+from truing.errors import TargetError
+from truing.targets.local import LocalTarget, load
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.score import walk
@@ -27,7 +29,8 @@ SMALL = {
 GPT = {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": SMALL, "mistral": SMALL, "qwen2": SMALL, "qwen3": SMALL, "gemma": SMALL, "gemma2": SMALL,
+    "llama": SMALL, "mistral": SMALL, "qwen2": SMALL, "qwen3": SMALL, "gemma": SMALL,
+    "gemma2": SMALL | {"attn_logit_softcapping": 0.5},  # a cap that small scores reach
     "gemma3_text": SMALL, "phi": SMALL, "phi3": SMALL, "olmo": SMALL, "olmo2": SMALL, "granite": SMALL, "gpt2": GPT,
     "gpt_neox": SMALL | {"num_key_value_heads": None}, "mixtral": SMALL | {"num_local_experts": 4},
     "qwen3_moe": SMALL | EXPERTS, "gpt_oss": SMALL | {"num_local_experts": 4}, "stablelm": SMALL,
@@ -75,7 +78,9 @@ def test_an_architecture_gives_what_transformers_gives(kind: str) -> None:
     probe(model)
     assert looks_through_windows(model) == (kind in WINDOWED)
     tree, routes = plant(prompts())
-    logits = torch.cat([part for part, _, _ in walk(model, tree, torch.arange(len(tree)), block=17)])
+    logits = torch.cat(
+        [part for part, _, _ in walk(model, tree, torch.arange(len(tree)), lambda logits: logits, block=17)]
+    )
     for prompt, route in zip(prompts(), routes, strict=True):
         expected = model(torch.tensor([prompt]), use_cache=False).logits[0]
         off = (logits[route] - expected).abs().max() / (expected.max() - expected.min())
@@ -85,3 +90,15 @@ def test_an_architecture_gives_what_transformers_gives(kind: str) -> None:
         ids, clear = alone(model, prompt)
         assert clear > 1e-5  # no tie that rounding could decide
         assert list(found.ids) == ids
+
+
+def test_no_text_goes_beyond_where_frequencies_change_for_the_whole_pass() -> None:
+    rope = {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 50,
+        "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+    }  # fmt: skip
+    settings = SMALL | {"sliding_window": None, "original_max_position_embeddings": 50, "rope_parameters": rope}
+    target = LocalTarget("local/long", random_model("phi3", settings), load("tiny").tokenizer, weights="")
+    target.log_probs([(list(range(3, 43)), list(range(3, 13)))])
+    with pytest.raises(TargetError, match=r"longer than the short rotary range of local/long \(50\)"):
+        target.log_probs([(list(range(3, 63)), [7])])

@@ -11,11 +11,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from truing.errors import TargetError
+import torch
+
+from truing.errors import TargetError, UsageError
 from truing.records import Message
 from truing.targets.local.engine import Engine
 from truing.targets.local.generate import Batch, write
+from truing.targets.local.inside import Patch, read, run
 from truing.targets.local.sample import Sampling
+from truing.targets.local.tree import plant
 from truing.targets.local.write import Ask
 
 
@@ -74,6 +78,44 @@ def test_what_breaks_is_told_to_whoever_asked_and_the_engine_goes_on(wild: Any, 
             for future in asked:
                 with pytest.raises(RuntimeError, match="broke"):
                     future.result(30)
+        assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
+
+
+def test_what_one_listener_breaks_is_its_own(wild: Any) -> None:
+    def deaf(_: str) -> None:
+        raise RuntimeError("nobody there")
+
+    with Engine(wild) as engine:
+        well = engine.submit(Ask((5, 6), 40))
+        ill = [
+            engine.submit(Ask((5, 7), 40, hear=deaf)),
+            engine.submit(Ask((99_999,), 5)),
+            engine.submit(Ask((5,), 9999)),
+        ]
+        for future, said in zip(ill, ("nobody there", "out of the range", "longer than the context"), strict=True):
+            with pytest.raises((RuntimeError, TargetError), match=said):
+                future.result(30)
+        assert len(engine.submit(Ask((5, 8), 3, top=10**6)).result(30).tokens[0].top) > 1000
+        assert len(well.result(30).ids) == 40
+
+
+def test_a_patched_pass_waits_for_its_turn(wild: Any) -> None:
+    tree, (route,) = plant([list(range(20, 60))])
+    patch = Patch({}, read(wild.model, tree, route[-1:]), torch.tensor([39]), torch.tensor([39]))
+    expected = run(wild.model, tree, route[-1:], patch=patch, start=30)
+    with Engine(wild) as engine:
+        reply = engine.submit(Ask((5, 6), 300))
+        while not reply.done():
+            found = run(wild.model, tree, route[-1:], patch=patch, start=30)
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_wrong_setting_does_not_end_the_engine(wild: Any, monkeypatch: Any) -> None:
+    with Engine(wild) as engine:
+        with monkeypatch.context() as patch:
+            patch.setenv("TRUING_MAX_MEMORY", "plenty")
+            with pytest.raises(UsageError, match="TRUING_MAX_MEMORY is 'plenty'"):
+                engine.submit(Ask((5, 6), 5)).result(30)
         assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
 
 

@@ -230,7 +230,7 @@ def test_a_plan_holds_what_is_really_allocated(wild: Any) -> None:
     tree, _ = plant([rng.choices(range(4, 1536), k=300)])
     plan = plan_scores(Costs.of(wild.model), tokens=300, shared=300, longest=300, budget=10**9)
     with Peak():
-        list(walk(wild.model, tree, torch.arange(len(tree)), block=plan.block))
+        list(walk(wild.model, tree, torch.arange(len(tree)), lambda logits: logits, block=plan.block))
     assert 0 < Peak.largest < plan.bytes < 20 * Peak.largest
 
 
@@ -308,7 +308,78 @@ def test_out_of_memory_between_tokens_sends_half_of_the_replies_back_to_wait(
 
     monkeypatch.setattr(type(layer), "forward", narrow)
     assert write(Batch(wild.model, say=said.append), asks) == expected
-    assert said == [f"out of memory: going on with {rows} replies at once" for rows in (4, 2)]
+    # Two are written; then the batch is empty, and the six that wait are tried at once again.
+    assert said == [f"out of memory: going on with {rows} replies at once" for rows in (4, 2, 3)]
+
+
+def test_one_that_cannot_be_written_even_alone_fails_and_the_others_do_not(
+    wild: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = [Ask((5, 6, place), 6) for place in range(7, 13)]
+    giant = Ask(tuple(range(20, 90)), 6)
+    expected = write(Batch(wild.model), asks)
+    layer = wild.model.model.layers[1]
+    forward = type(layer).forward
+
+    def narrow(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The block is halved down to one token, and what stands before it is still too much.
+        if self is layer and kwargs["position_ids"].max() > 50:
+            raise MemoryError
+        return forward(self, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(type(layer), "forward", narrow)
+    writers = [Writer(ask) for ask in (*asks[:3], giant, *asks[3:])]
+    batch = Batch(wild.model, say=lambda _: None)
+    batch.add(writers)
+    while batch.waiting or batch.live:
+        batch.advance()
+    failed = writers.pop(3)
+    assert failed.ended == "failed"
+    assert [writer.written for writer in writers] == expected
+    with pytest.raises(TargetError, match="no memory for a reply of up to 6 tokens after 70, even alone"):
+        write(Batch(wild.model, say=lambda _: None), [giant])
+
+
+def test_memory_that_runs_out_behind_the_head_halves_the_block_too(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    asked = [(rng.choices(range(4, 1536), k=20), rng.choices(range(4, 1536), k=40))]
+    (expected,), _ = wild.log_probs(asked)
+    real, said = torch.Tensor.logsumexp, []
+
+    def narrow(self: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(self) > 20:
+            raise MemoryError
+        return real(self, *args)
+
+    monkeypatch.setattr(torch.Tensor, "logsumexp", narrow)
+    monkeypatch.setattr(wild, "say", said.append)
+    (found,), _ = wild.log_probs(asked)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert said
+
+
+def test_rows_do_not_stand_empty_while_others_wait(wild: Any) -> None:
+    batch = Batch(wild.model, most=8)
+    batch.add([Writer(Ask((5, 6, place), 200)) for place in range(7, 12)])
+    batch.advance()
+    batch.add([Writer(Ask((5, place), 3)) for place in range(7, 47)])
+    steps = 0
+    while batch.waiting:
+        batch.advance()
+        steps += 1
+    assert steps <= 14 * 5  # three at a time, each bunch with its step of joining
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": ()}, {"max_tokens": 0}])
+def test_an_ask_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TargetError, match="give each one at least"):
+        Ask(**{"prompt": (5,), "max_tokens": 1} | wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": -1.0}])
+def test_what_nothing_can_be_drawn_with_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TargetError, match="nothing can be drawn with"):
+        Sampling(**wrong)
 
 
 def test_replies_that_do_not_fit_together_wait_for_each_other(wild: Any) -> None:

@@ -145,8 +145,11 @@ def test_what_is_longer_than_the_context_is_refused(tiny: Any) -> None:
         tiny.prompt_ids(user("word " * 5000))
     with pytest.raises(TargetError, match="longer than the context"):
         tiny.bits("word " * 5000)
-    with pytest.raises(TargetError, match=r"text of 4097 tokens is longer"):  # a prompt that fits, and its reply
-        tiny.log_probs([([5] * 4000, [6] * 97)])
+    # A prompt that fits, and its reply. Nothing follows the last token, so it takes no place.
+    with pytest.raises(TargetError, match=r"text of 4097 tokens is longer"):
+        tiny.log_probs([([5] * 4000, [6] * 98)])
+    (values,), _ = tiny.log_probs([([5] * 4000, [6] * 97)])
+    assert len(values) == 97
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "somebody/no-such-model"])
@@ -361,6 +364,24 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, adapter: tuple[Path, Any])
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(TargetError, match="cannot put the adapter"):
         resolve(f"local/tiny@{folder}")
+
+
+@pytest.mark.parametrize(("made_on", "put_on"), [(4, 2), (2, 4)])
+def test_an_adapter_for_another_base_is_refused(tmp_path: Path, wild: Any, made_on: int, put_on: int) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def base(layers: int) -> Any:
+        config = deepcopy(wild.model.config)
+        config.num_hidden_layers = layers
+        return type(wild.model)(config)
+
+    get_peft_model(base(made_on), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    adapter = Adapter.read(tmp_path)
+    assert LocalTarget("local/same", base(made_on), wild.tokenizer, weights="").with_adapter(adapter).checked()
+    target = LocalTarget("local/other", base(put_on), wild.tokenizer, weights="").with_adapter(adapter)
+    what = "weights for" if made_on > put_on else "no weights for"
+    with pytest.raises(TargetError, match=rf"cannot put the adapter .*it has {what} .*layers\.2.*Is it for this model"):
+        target.checked()
 
 
 @pytest.fixture(scope="module")
@@ -668,7 +689,12 @@ def test_tokens_and_texts_that_cannot_be_scored_are_refused(tiny: Any) -> None:
         ([([5], [99999])], r"token id 99999 is out of the range of local/tiny \(0 to 1535\)"),
         ([([-4], [5])], "token id -4 is out of the range"),
         ([([5], [])], "a continuation has no tokens"),
-        ([([5] * 4090, [6] * 10)], "a text of 4100 tokens is longer than the context of local/tiny"),
+        ([([], [5])], "a prompt has no tokens"),
+        ([([5], [6]), ([], [5, 6])], "a prompt has no tokens"),
+        ([([5] * 4090, [6] * 10)], "a text of 4099 tokens is longer than the context of local/tiny"),
     ):
         with pytest.raises(TargetError, match=said):
             tiny.log_probs(paths)
+    assert tiny.log_probs([]) == ([], 0)
+    assert tiny.decide([]) == ([], 0)
+    assert tiny.reply([], max_tokens=5) == []

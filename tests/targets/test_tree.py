@@ -93,7 +93,7 @@ def test_blocks_of_any_size_give_the_logits_of_the_whole(wild: Any, paths: Any, 
     kept = torch.arange(len(tree))[::2]
     with torch.no_grad():
         whole = forward(wild.model, tree, kept).logits[0]
-    parts = [logits for logits, _, _ in walk(wild.model, tree, kept, block=block)]
+    parts = [logits for logits, _, _ in walk(wild.model, tree, kept, lambda logits: logits, block=block)]
     assert len(parts) == -(-len(tree) // block)
     torch.testing.assert_close(torch.cat(parts), whole, atol=2e-5, rtol=0)
 

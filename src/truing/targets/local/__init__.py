@@ -196,23 +196,34 @@ class LocalTarget:
 
         None depends on the other pairs (within 1e-4 nats in fp32). TargetError for what the model cannot be given.
         """
-        if not all(continuation for _, continuation in paths):
-            raise TargetError("a continuation has no tokens; give one that is not empty")
+        if not paths:
+            return [], 0
+        for prompt, continuation in paths:
+            if not prompt or not continuation:
+                raise TargetError(
+                    f"a {'continuation' if prompt else 'prompt'} has no tokens; give one that is not empty"
+                )
+            self.fits(continuation[-1:])
         # Nothing follows the last token of a continuation, so it needs no node.
-        tree, routes = plant([self.fits([*prompt, *continuation])[:-1] for prompt, continuation in paths])
+        tree, routes = plant([self.fits([*prompt, *continuation[:-1]]) for prompt, continuation in paths])
         plan = self._noted(self.plan_scores(paths, shared=len(tree)))
         before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
         kept, inverse = torch.cat(before).unique(return_inverse=True)
         tokens = torch.tensor([token for _, continuation in paths for token in continuation])
         # A node may be followed by different tokens of different continuations.
         pairs, of = torch.stack([inverse, tokens]).unique(dim=1, return_inverse=True)
-        found, done = [], 0
-        for logits, _, _ in walk(self.model, tree, kept, block=plan.block, say=self.say):
+        done = 0
+
+        def take(logits: Tensor) -> tuple[Tensor, int]:
             here = pairs[:, (pairs[0] >= done) & (pairs[0] < done + len(logits))]
             rows = (here[0] - done).to(logits.device)
             normal = logits.float().logsumexp(-1)
-            found.append((logits[rows, here[1].to(logits.device)].float() - normal[rows]).cpu())
-            done += len(logits)
+            return (logits[rows, here[1].to(logits.device)].float() - normal[rows]).cpu(), len(logits)
+
+        found = []
+        for (some, count), _, _ in walk(self.model, tree, kept, take, block=plan.block, say=self.say):
+            found.append(some)
+            done += count
         values = torch.cat(found)[of]
         return list(values.split([len(nodes) for nodes in before])), len(tree)
 
@@ -273,6 +284,8 @@ class LocalTarget:
     ) -> list[Reply]:
         """Greedy replies of 1 to `max_tokens` tokens, as one batch. TargetError where they may not fit the context."""
         asks = [self.ask(messages, tools, max_tokens=max_tokens) for messages in conversations]
+        if not asks:
+            return []
         plan = self._noted(self.plan_replies(asks))
         batch = self.batch(rows=plan.rows, block=plan.block)
         return [self.reply_of(written, tools) for written in write(batch, asks, self.tokenizer)]
@@ -537,6 +550,10 @@ def _limits(config: Any) -> dict[str, int]:
     limits = {"context": getattr(config, "max_position_embeddings", None)}
     if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
         limits[WINDOW] = getattr(config, "sliding_window", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Frequencies change for the whole pass where one of its positions is beyond this.
+        limits["short rotary range"] = rope.get("original_max_position_embeddings")
     if "chunked_attention" in kinds:
         limits["attention chunk"] = getattr(config, "attention_chunk_size", None)
     return {what: limit for what, limit in limits.items() if limit is not None}

@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from truing.errors import TargetError
 from truing.records import Blob, Id, canonical, digest, digest_of
@@ -63,15 +63,19 @@ class Adapter:
         return digest_of({"weights": self.blob.digest, "config": self.config})
 
     def onto(self, model: Any) -> Any:
-        """A copy of a model with the adapter merged in. TargetError where it does not fit."""
-        from peft import PeftModel
+        """A copy of a model with the adapter merged in. TargetError where not all of it, and of what it needs, fits."""
+        from peft import PeftModel, get_peft_model_state_dict
 
         with tempfile.TemporaryDirectory() as place:
             (Path(place) / CONFIG).write_text(self.config, encoding="utf-8")
             (Path(place) / WEIGHTS).write_bytes(self.weights)
             try:
                 with peft_quiet():
-                    return PeftModel.from_pretrained(deepcopy(model), place).merge_and_unload()
+                    made = PeftModel.from_pretrained(deepcopy(model), place)
+                    wanted = set(get_peft_model_state_dict(made, save_embedding_layers=False))
+                with safe_open(Path(place) / WEIGHTS, framework="pt") as file:
+                    _whole(wanted, set(file.keys()))
+                return made.merge_and_unload()
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
                 raise TargetError(
                     f"cannot put the adapter {self.source} on {type(model).__name__}: {short(error)}."
@@ -79,11 +83,19 @@ class Adapter:
                 ) from error
 
 
+def _whole(wanted: set[str], given: set[str]) -> None:
+    """ValueError unless they are the same: PEFT leaves out what finds no place, and makes up what is not given."""
+    if strange := sorted(wanted ^ given):
+        what = "has weights for" if strange[0] in given else "has no weights for"
+        raise ValueError(f"it {what} {strange[0]}, the first of {len(strange)} that differ")
+
+
 @contextmanager
 def peft_quiet() -> Iterator[None]:
     """Around calls of PEFT that read a property of transformers which is on its way out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # of which `onto` makes an error
         yield
 
 

@@ -86,11 +86,6 @@ def beyond(distance: Tensor, rules: dict[str, Any]) -> Tensor | None:
     return None if window is None else distance >= window
 
 
-def windowed(model: Any) -> bool:
-    """Whether some layers look through a window, which reaches back over nodes of a tree unless it is seen to."""
-    return getattr(model.config.get_text_config(), "sliding_window", None) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class Branches:
     """Nodes of a tree that see their ancestors, some of them in the cache."""

@@ -36,7 +36,7 @@ class Engine:
         return self._put(ask)
 
     def run(self, work: Callable[[], Any]) -> Future[Any]:
-        """Whatever else the model is needed for, done between two tokens."""
+        """Whatever else the model is needed for, done between two tokens; it must not wait for this engine."""
         return self._put(work)
 
     def _put(self, what: Ask | Callable[[], Any]) -> Future[Any]:
@@ -99,8 +99,9 @@ class Engine:
 
     def _admit(self, future: Future[Written], ask: Ask) -> None:
         try:
+            self.target.fits(ask.prompt, more=ask.max_tokens)
             self.target.plan_replies([ask])
-        except TargetError as error:
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
             _fail(future, error)
             return
         writer = Writer(ask, self.target.tokenizer)
@@ -120,7 +121,9 @@ class Engine:
         done = [(future, writer) for future, writer in self._open if writer.ended is not None]
         self._open = [(future, writer) for future, writer in self._open if writer.ended is None]
         for future, writer in done:
-            if future.set_running_or_notify_cancel():
+            if writer.error is not None:
+                _fail(future, writer.error)
+            elif future.set_running_or_notify_cancel():
                 future.set_result(writer.written)
 
 

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from truing.errors import TargetError
 from truing.targets.local.attention import alone, over
 from truing.targets.local.memory import BLOCK, ROWS, Costs, out_of_memory, release
 from truing.targets.local.rows import Rows, grouped
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
 from truing.targets.local.write import Ask, Writer, Written
+from truing.text import short
+
+PATIENCE = 16
+"""Steps after which those that could join do, however few."""
 
 
 class Batch:
@@ -32,10 +37,16 @@ class Batch:
         say: Callable[[str], None] = print,
     ) -> None:
         """At most so many rows at once, in passes of so many prompt tokens, in so many bytes beyond the weights."""
+        if most < 1:
+            raise ValueError(f"{most} rows at once")
         self.waiting: list[Writer] = []
         self.live: list[Writer] = []
         self._model, self._say = model, say
         self._most, self._block, self._budget = most, block, budget
+        self._fit = most
+        """As many rows as there turned out to be memory for; all are tried again once the batch was empty."""
+        self._passed = 0
+        """Steps that were made since some could have joined."""
         self._costs = Costs.of(model)
         self._rows: Rows | None = None
 
@@ -46,7 +57,8 @@ class Batch:
     def advance(self) -> None:
         """One token more for every row, after those that wait have joined as far as there is room.
 
-        Where memory runs out, half of the rows go back and wait; what they wrote stays.
+        Where memory runs out, half of those that join, or else of the rows, go back and wait; what they wrote stays.
+        One that cannot be written even alone fails.
         """
         self.waiting = [writer for writer in self.waiting if writer.ended is None]
         self._leave()
@@ -60,6 +72,8 @@ class Batch:
             else:
                 return
         except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             self._make_room(error, joining)
             return
         # Not within the above: a row that has its token must not go back.
@@ -68,15 +82,19 @@ class Batch:
         self._leave()
 
     def _admitted(self) -> list[Writer]:
-        """Who joins now. Joining copies what all rows have of their own, so rows join in bunches."""
-        fit = self.waiting[: self._most - len(self.live)]
+        """Who joins now. Joining copies what all rows have of their own, so rows join in bunches, or after a while."""
+        fit = self.waiting[: max(0, self._fit - len(self.live))]
         if self._budget is not None:
             left = self._budget - sum(self._cost(writer) for writer in self.live)
             spent = list(accumulate(self._cost(writer) for writer in fit))
             least = 0 if self.live else 1  # one alone is tried, whatever was planned
             fit = fit[: max(least, sum(cost <= left for cost in spent))]
-        bunch = min(len(self.waiting), self._most // 2)
-        return fit if not self.live or len(fit) >= bunch else []
+        bunch = min(len(self.waiting), self._fit // 8)
+        if not fit or (self.live and len(fit) < bunch and self._passed < PATIENCE):
+            self._passed += bool(fit)
+            return []
+        self._passed = 0
+        return fit
 
     def _cost(self, writer: Writer) -> int:
         return self._costs.row(len(writer.ask.prompt), writer.ask.max_tokens)
@@ -95,21 +113,27 @@ class Batch:
         return new, logits_BV
 
     def _make_room(self, error: Exception, joining: list[Writer]) -> None:
-        rows = len(self.live) + len(joining)
-        if not out_of_memory(error) or rows == 1:
-            raise error
-        self._most = rows // 2
         release()
-        self._say(f"out of memory: going on with {self._most} replies at once")
-        back = self.live[self._most :]
+        trying = joining or self.live
+        if len(trying) == 1 and not (joining and self.live):
+            ask = trying[0].ask
+            what = f"a reply of up to {ask.max_tokens} tokens after {len(ask.prompt)}"
+            trying[0].fail(TargetError(f"no memory for {what}, even alone: {short(error)}"))
+            self._leave()
+            return
+        self._fit = max(1, len(trying) // 2 + (len(self.live) if joining else 0))
+        self._say(f"out of memory: going on with {self._fit} replies at once")
+        back = self.live[self._fit :]
         if back:
-            self._keep(range(self._most))
+            self._keep(range(self._fit))
             self.waiting = back + self.waiting
 
     def _leave(self) -> None:
         going = [row for row, writer in enumerate(self.live) if writer.ended is None]
         if len(going) < len(self.live):
             self._keep(going)
+            if not going:
+                self._fit = self._most
 
     def _keep(self, going: Sequence[int]) -> None:
         self.live = [self.live[row] for row in going]
@@ -125,6 +149,9 @@ def write(batch: Batch, asks: Sequence[Ask], tokenizer: Any = None) -> list[Writ
     batch.add(sorted(writers, key=lambda writer: writer.path))  # neighbours join together
     while batch.waiting or batch.live:
         batch.advance()
+        for writer in writers:
+            if writer.error is not None:
+                raise writer.error
     return [writer.written for writer in writers]
 
 
@@ -158,7 +185,7 @@ def begin(
     prefixes = [routes[group.start][: group.shared] for group in groups]
     kept_M, inverse_B = torch.stack([route[-1] for route in routes]).unique(return_inverse=True)
     found, done = [], 0
-    for logits, cache, held in walk(model, tree, kept_M, block=block, say=say):
+    for logits, cache, held in walk(model, tree, kept_M, lambda logits: logits, block=block, say=say):
         stop = int(held[-1]) + 1
         offset = len(held) - stop  # from a node of this block to its place in the cache
         here = (node_L >= done) & (node_L < stop)

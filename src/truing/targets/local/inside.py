@@ -98,12 +98,12 @@ def run(model: Any, tree: Tree, keep_M: Tensor, *, patch: Patch, rows: int = 1, 
     from transformers import DynamicCache
 
     cache = None
-    if start:
-        cache = DynamicCache(config=model.config)
-        begin = tree.ids_N[None, :start].to(model.device)
-        model(input_ids=begin, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(rows)
     with alone(model), ExitStack() as stack:
+        if start:
+            cache = DynamicCache(config=model.config)
+            begin = tree.ids_N[None, :start].to(model.device)
+            model(input_ids=begin, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.batch_repeat_interleave(rows)
         for (site, layer), take in patch.take.items():
             stack.callback(_hook_patch(model, site, layer, take, patch, start).remove)
         return forward(model, tree, keep_M, rows=rows, start=start, cache=cache).logits

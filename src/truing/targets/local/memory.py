@@ -137,8 +137,8 @@ def _most(needed: Any, upto: int, budget: int, what: str) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the accelerator or on the host."""
-    said = str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said
+    wants = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(want in str(error) for want in wants)
 
 
 def release() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from truing.errors import TargetError
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -22,6 +24,12 @@ class Sampling:
     top_k: int = 0
     """Draw from so many most likely tokens; 0: from all."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise TargetError(
+                f"nothing can be drawn with {self}: temperature >= 0, 0 < top_p <= 1 and top_k >= 0 are needed"
+            )
 
 
 GREEDY = Sampling()

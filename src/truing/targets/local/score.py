@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,12 +14,20 @@ from truing.targets.local.inside import forward
 from truing.targets.local.memory import BLOCK, out_of_memory, release
 from truing.targets.local.tree import Tree
 
+T = TypeVar("T")
+
 
 @torch.no_grad()
 def walk(
-    model: Any, tree: Tree, keep_M: Tensor, *, block: int = BLOCK, say: Callable[[str], None] = print
-) -> Iterator[tuple[Tensor, Any, Tensor]]:
-    """Logits at the kept nodes (ascending), some of them at a time, with the cache and the nodes that stand in it.
+    model: Any,
+    tree: Tree,
+    keep_M: Tensor,
+    take: Callable[[Tensor], T],
+    *,
+    block: int = BLOCK,
+    say: Callable[[str], None] = print,
+) -> Iterator[tuple[T, Any, Tensor]]:
+    """What is taken of the logits at the kept nodes (ascending), some at a time; the cache; the nodes that stand in it.
 
     Depth first, so that a block needs of what was computed before no more than the ancestors of its first node.
     Where memory runs out, the block is halved and computed anew.
@@ -34,7 +42,7 @@ def walk(
         held = torch.cat([above, torch.arange(start, stop)])
         kept = keep_M[(keep_M >= start) & (keep_M < stop)]
         try:
-            logits = forward(model, tree, kept, start=start, stop=stop, cache=cache).logits[0]
+            taken = take(forward(model, tree, kept, start=start, stop=stop, cache=cache).logits[0])
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or block == 1:
                 raise
@@ -43,7 +51,7 @@ def walk(
             release()
             say(f"out of memory: going on with blocks of {block} tokens")
             continue
-        yield logits, cache, held
+        yield taken, cache, held
         start = stop
 
 

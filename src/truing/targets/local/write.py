@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from truing.errors import TargetError
 from truing.targets.local.sample import GREEDY, Sampling, draw
 
-Ended = Literal["stop", "length", "cancelled"]
+Ended = Literal["stop", "length", "cancelled", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Ask:
     """Whether tokens that no text holds, such as the marks of tool calls, are part of the reply's text."""
     hear: Callable[[str], None] | None = field(default=None, compare=False)
     """Is told the text as it is written."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt or self.max_tokens < 1:
+            said = f"a prompt of {len(self.prompt)} tokens and a reply of at most {self.max_tokens}"
+            raise TargetError(f"{said}: give each one at least")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ class Writer:
         """Without a tokenizer there are tokens but no text."""
         self.ask = ask
         self.ended: Ended | None = None
+        self.error: Exception | None = None
+        """Why it failed."""
         self.ids: list[int] = []
         self._tokenizer = tokenizer
         self._tokens: list[Token] = []
@@ -78,8 +86,14 @@ class Writer:
         """What there is so far."""
         return Written(tuple(self.ids), self._text, self.ended or "cancelled", tuple(self._tokens))
 
-    def take(self, logits_V: Tensor, likeliest: int) -> int:
-        """Write the next token, and say which; `ended` is set where it was the last."""
+    def take(self, logits_V: Tensor, likeliest: int) -> None:
+        """Write the next token; `ended` is set where it was the last, or where it could not be written."""
+        try:
+            self._take(logits_V, likeliest)
+        except Exception as error:  # noqa: BLE001 - of whoever hears it, say; the other rows go on
+            self.fail(error)
+
+    def _take(self, logits_V: Tensor, likeliest: int) -> None:
         how = self.ask.sampling
         token = draw(logits_V, how, len(self.ids)) if how.temperature > 0 else likeliest
         if self.ask.top is not None:
@@ -91,11 +105,14 @@ class Writer:
             self.ended = "length"
         if self._tokenizer is not None:
             self._say()
-        return token
 
     def cancel(self) -> None:
         """End it here."""
         self.ended = self.ended or "cancelled"
+
+    def fail(self, error: Exception) -> None:
+        """It ends here, and why."""
+        self.ended, self.error = "failed", error
 
     def _say(self) -> None:
         ids = self.ids[:-1] if self.ids[-1] in self.ask.ends else self.ids
@@ -128,6 +145,6 @@ def _begun(text: str, stops: tuple[str, ...]) -> int:
 
 def _token(token: int, logits_V: Tensor, top: int) -> Token:
     log_p = torch.log_softmax(logits_V.float(), -1)
-    best = log_p.topk(top) if top else None
+    best = log_p.topk(min(top, len(log_p))) if top else None
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
     return Token(token, float(log_p[token]), tuple(pairs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from truing.targets.local import LocalTarget
 from truing.targets.local.score import walk
@@ -32,16 +33,20 @@ def scores(
     found: dict[tuple[int, int], Token] = {}
     at = 0
     nodes = torch.arange(len(tree))
-    for logits, _, _ in walk(target.model, tree, nodes, block=plan.block, say=target.say):
-        if gone():
-            return []
+
+    def take(logits: Tensor) -> int:
         log_p = logits.float().log_softmax(-1)
         best = log_p.topk(top)
         tops = [list(zip(*both, strict=True)) for both in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
         for row, tokens in enumerate(follow[at : at + len(logits)]):
             for token in tokens:
                 found[at + row, token] = Token(token, float(log_p[row, token]), tuple(tops[row]))
-        at += len(logits)
+        return len(logits)
+
+    for count, _, _ in walk(target.model, tree, nodes, take, block=plan.block, say=target.say):
+        if gone():
+            return []
+        at += count
     known = iter([
         tuple(found[node, token] for node, token in zip(route.tolist(), rest, strict=True))
         for (_, rest), route in zip(pairs, routes, strict=True)
