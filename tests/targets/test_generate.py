@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("torch")
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from truing.errors import TargetError, UsageError
 from truing.targets.local import memory
@@ -210,28 +212,48 @@ def test_groups_share_where_it_pays() -> None:
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_holds_what_is_really_allocated(wild: Any) -> None:
-    """Tensors of a pass, counted as they are made, stay within what was planned for the largest block."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+def peak(work: Callable[[], object]) -> int:
+    """The most bytes that tensors held at once, beyond what they held before, as torch's profiler counts them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
-    class Peak(TorchDispatchMode):
-        """The largest single result of an operation, in bytes."""
 
-        largest = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for part in out if isinstance(out, tuple | list) else (out,):
-                if isinstance(part, torch.Tensor):
-                    Peak.largest = max(Peak.largest, part.numel() * part.element_size())
-            return out
-
+def test_a_plan_for_scores_holds_what_is_really_allocated(wild: Any) -> None:
     rng = random.Random(0)
     tree, _ = plant([rng.choices(range(4, 1536), k=300)])
     plan = plan_scores(Costs.of(wild.model), tokens=300, shared=300, longest=300, budget=10**9)
-    with Peak():
-        list(walk(wild.model, tree, torch.arange(len(tree)), lambda logits: logits, block=plan.block))
-    assert 0 < Peak.largest < plan.bytes < 20 * Peak.largest
+    nodes = torch.arange(len(tree))
+    most = peak(lambda: list(walk(wild.model, tree, nodes, lambda logits: logits, block=plan.block)))
+    assert most < plan.bytes < 6 * most
+
+
+@pytest.mark.parametrize("kind", ["shared", "apart", "mixed"])
+def test_a_plan_for_replies_holds_what_is_really_allocated(wild: Any, kind: str) -> None:
+    rng = random.Random(0)
+    start = rng.choices(range(4, 1536), k=300)
+    prompts = {
+        "shared": [[*start, *rng.choices(range(4, 1536), k=5)] for _ in range(48)],
+        "apart": [rng.choices(range(4, 1536), k=100) for _ in range(48)],
+        "mixed": [start, *(rng.choices(range(4, 1536), k=9) for _ in range(47))],  # tails are as long as the longest
+    }[kind]
+    plan = plan_rows(Costs.of(wild.model), sorted(prompts), more=20, budget=10**9)
+    assert plan.rows == 48
+    most = peak(lambda: write(Batch(wild.model), [Ask(tuple(prompt), 20) for prompt in prompts]))
+    assert most < plan.bytes < 6 * most
+
+
+def test_slots_that_nobody_uses_are_let_go(wild: Any) -> None:
+    batch = Batch(wild.model)
+    long, short = Writer(Ask(tuple(range(10, 210)), 2)), Writer(Ask((5, 6, 7), 9))
+    batch.add([long, short])
+    while batch.live or batch.waiting:
+        batch.advance()
+        if batch.live == [short]:
+            assert batch._rows is not None
+            assert batch._rows.used < 12
+    assert short.written == write(Batch(wild.model), [short.ask])[0]
 
 
 def test_less_memory_gives_smaller_blocks_and_fewer_rows_and_the_same_numbers(wild: Any) -> None:
@@ -242,11 +264,16 @@ def test_less_memory_gives_smaller_blocks_and_fewer_rows_and_the_same_numbers(wi
     assert 1 <= half.block < whole.block
     assert half.bytes <= whole.bytes // 2
     assert "400 tokens, 300 after sharing, in blocks of" in str(half)
-    many = plan_rows(costs, tokens=6400, shared=800, longest=100, more=50, rows=64, budget=10**9)
-    few = plan_rows(costs, tokens=6400, shared=800, longest=100, more=50, rows=64, budget=many.bytes // 3)
+    apart = [[first, *range(100)] for first in range(64)]
+    many = plan_rows(costs, apart, more=50, budget=10**9)
+    few = plan_rows(costs, apart, more=50, budget=many.bytes // 3)
     assert many.rows == 64
     assert 1 <= few.rows < 64
-    assert few.bytes <= many.bytes // 3
+    assert many.bytes // 4 < few.bytes <= many.bytes // 3
+    # What they begin with is kept, and planned for, once.
+    alike = plan_rows(costs, [[*range(100), last] for last in range(64)], more=50, budget=10**9)
+    assert alike.shared == 164
+    assert many.bytes - alike.bytes > 63 * 99 * costs.kept
 
 
 def test_what_cannot_fit_is_refused_with_both_figures(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +412,7 @@ def test_what_nothing_can_be_drawn_with_is_refused(wrong: dict[str, Any]) -> Non
 def test_replies_that_do_not_fit_together_wait_for_each_other(wild: Any) -> None:
     asks = [Ask((5, 6, place), 4) for place in range(7, 13)]
     costs = Costs.of(wild.model)
-    batch = Batch(wild.model, budget=2 * costs.row(3, 4))
+    batch = Batch(wild.model, budget=costs.rows(2, prefixes=4, tail=1 + 4, seen=3 + 4))
     batch.add([Writer(ask) for ask in asks])
     most = 0
     while batch.waiting or batch.live:

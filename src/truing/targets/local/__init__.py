@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,6 @@ from truing.targets.local.inside import blocks, forward
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
 from truing.targets.local.probe import looks_through_windows, probe
-from truing.targets.local.rows import common
 from truing.targets.local.sample import GREEDY, Sampling
 from truing.targets.local.score import walk
 from truing.targets.local.tree import Tree, plant
@@ -236,17 +235,8 @@ class LocalTarget:
 
     def plan_replies(self, asks: Sequence[Ask]) -> Plan:
         """How replies are written: as many rows at once as fit."""
-        paths = sorted(ask.prompt for ask in asks)
-        tokens = sum(map(len, paths))
-        return plan_rows(
-            Costs.of(self._model),
-            tokens=tokens,
-            shared=tokens - sum(common(a, b) for a, b in pairwise(paths)),
-            longest=max(len(ask.prompt) for ask in asks),
-            more=max(ask.max_tokens for ask in asks),
-            rows=len(asks),
-            budget=self._budget,
-        )
+        paths, more = sorted(ask.prompt for ask in asks), max(ask.max_tokens for ask in asks)
+        return plan_rows(Costs.of(self._model), paths, more=more, budget=self._budget)
 
     def _noted(self, plan: Plan) -> Plan:
         if plan.bytes > self._most_said:

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from truing.errors import TargetError
 from truing.targets.local.attention import alone, over
-from truing.targets.local.memory import BLOCK, ROWS, Costs, out_of_memory, release
+from truing.targets.local.memory import BLOCK, ROWS, Costs, out_of_memory, release, rows_need
 from truing.targets.local.rows import Rows, grouped
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
@@ -84,20 +84,27 @@ class Batch:
     def _admitted(self) -> list[Writer]:
         """Who joins now. Joining copies what all rows have of their own, so rows join in bunches, or after a while."""
         fit = self.waiting[: max(0, self._fit - len(self.live))]
-        if self._budget is not None:
-            left = self._budget - sum(self._cost(writer) for writer in self.live)
-            spent = list(accumulate(self._cost(writer) for writer in fit))
-            least = 0 if self.live else 1  # one alone is tried, whatever was planned
-            fit = fit[: max(least, sum(cost <= left for cost in spent))]
         bunch = min(len(self.waiting), self._fit // 8)
         if not fit or (self.live and len(fit) < bunch and self._passed < PATIENCE):
             self._passed += bool(fit)
             return []
         self._passed = 0
+        if self._budget is not None:
+            least = 0 if self.live else 1  # one alone is tried, whatever was planned
+            count = bisect_right(range(1, len(fit) + 1), self._budget, key=lambda count: self._needs(fit[:count]))
+            fit = fit[: max(least, count)]
         return fit
 
-    def _cost(self, writer: Writer) -> int:
-        return self._costs.row(len(writer.ask.prompt), writer.ask.max_tokens)
+    def _needs(self, new: Sequence[Writer]) -> int:
+        """Bytes for the rows that are there and for these."""
+        paths, more = sorted(writer.path for writer in new), max(writer.left for writer in [*self.live, *new])
+        if (rows := self._rows) is None:
+            return rows_need(self._costs, paths, more)
+        prefixes = sum(group.shared for group in rows.groups)
+        seen = int(rows.position_B.max())
+        return rows_need(
+            self._costs, paths, more, live=len(rows), prefixes=prefixes, tail=rows.used, seen=seen
+        )  # fmt: skip
 
     @torch.no_grad()
     def _join(self, new: list[Writer]) -> tuple[list[Writer], Tensor]:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from truing.errors import TargetError, UsageError
+from truing.targets.local.rows import common, grouped
 
 BLOCK = 512
 """Nodes in a pass. Attention computes, and masks, every pair of nodes of a block; products of fewer rows are slower."""
 SHARE = 0.5
 """Of the memory that is free: what is planned for where nothing was said."""
+CONTAINER = Path("/sys/fs/cgroup")
+"""Where Linux tells what a container may have."""
 ROWS = 256
 """Rows in a step; products of more rows are no faster."""
 
@@ -51,9 +59,12 @@ class Costs:
             out=3 * 4 * config.vocab_size,
         )
 
-    def row(self, prompt: int, more: int) -> int:
-        """For a row with its whole prompt and all that it may write. Tails are copied when they grow or others join."""
-        return 2 * (prompt + more) * self.kept + self.passing + (prompt + more) * self.pair + self.out
+    def rows(self, count: int, *, prefixes: int, tail: int, seen: int) -> int:
+        """For rows that each see so many tokens: tokens of prefixes are kept once, tails are as long as the longest.
+
+        Tails are copied when others join.
+        """
+        return (prefixes + 2 * count * tail) * self.kept + count * (self.passing + seen * self.pair + self.out)
 
     def block(self, nodes: int, held: int) -> int:
         """For a pass over so many nodes that see so many."""
@@ -83,11 +94,20 @@ def budget(device: Any) -> int:
     if said := os.environ.get("TRUING_MAX_MEMORY"):
         return parsed(said)
     if torch.device(device).type == "cuda":
-        return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    try:
-        return int(SHARE * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):  # no such figures on this system
-        return 2 << 30
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # by torch, for its own next use
+        return int(SHARE * (torch.cuda.mem_get_info(device)[0] + kept))
+    return int(SHARE * _free())
+
+
+def _free() -> int:
+    """Bytes that this process can have: of the machine, or of the container that it runs in."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # no such files, or no limit in them
+        most, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, most - used)
+    return max(free, 0)
 
 
 def parsed(said: str) -> int:
@@ -107,32 +127,62 @@ def plan_scores(costs: Costs, *, tokens: int, shared: int, longest: int, budget:
     def needed(block: int) -> int:
         return costs.block(block, longest + block) + block * costs.out
 
-    block = _most(needed, min(BLOCK, max(shared, 1)), budget, f"scoring a text of {longest} tokens")
+    block = _most(needed, _halves(min(BLOCK, max(shared, 1))), budget, f"scoring a text of {longest} tokens")
     return Plan(tokens, shared, block, 0, needed(block))
 
 
-def plan_rows(costs: Costs, *, tokens: int, shared: int, longest: int, more: int, rows: int, budget: int) -> Plan:
-    """As many rows as fit, each with its whole prompt and all that it may write, beside one block of a prompt."""
+def plan_rows(costs: Costs, paths: Sequence[Sequence[int]], *, more: int, budget: int) -> Plan:
+    """As many rows as fit after these sorted prompts, each with all that it may write, beside one block of a prompt."""
+    tokens, longest = sum(map(len, paths)), max(map(len, paths))
+    shared = tokens - sum(common(a, b) for a, b in pairwise(paths))
     what = f"a reply of {more} tokens after {longest}"
-    block = _most(lambda nodes: 2 * costs.block(nodes, longest + nodes), min(BLOCK, longest), budget, what)
+    block = _most(lambda nodes: 2 * costs.block(nodes, longest + nodes), _halves(min(BLOCK, longest)), budget, what)
 
     def needed(count: int) -> int:
-        return costs.block(block, longest + block) + count * costs.row(longest, more)
+        return costs.block(block, longest + block) + rows_need(costs, paths[:count], more)
 
-    most = _most(needed, min(rows, ROWS), budget, what)
+    most = _most(needed, range(1, min(len(paths), ROWS) + 1), budget, what)
     return Plan(tokens, shared, block, most, needed(most))
 
 
-def _most(needed: Any, upto: int, budget: int, what: str) -> int:
-    count = upto
-    while count > 1 and needed(count) > budget:
-        count = max(1, math.floor(count / 2))
-    if needed(count) > budget:
+def rows_need(
+    costs: Costs,
+    paths: Sequence[Sequence[int]],
+    more: int,
+    *,
+    live: int = 0,
+    prefixes: int = 0,
+    tail: int = 0,
+    seen: int = 0,
+) -> int:
+    """Bytes for rows after these sorted prompts that may each write so much more, beside rows that are there already.
+
+    `live`, `prefixes`, `tail`, `seen`: how many those are, and what they keep and see.
+    """
+    groups = grouped(paths)
+    own = [len(path) - group.shared for group in groups for path in paths[group.start : group.stop]]
+    return costs.rows(
+        live + len(paths),
+        prefixes=prefixes + sum(group.shared for group in groups),
+        tail=max([tail, *own]) + more,
+        seen=max([seen, *map(len, paths)]) + more,
+    )
+
+
+def _halves(upto: int) -> list[int]:
+    """A number, its half, and so on, ascending: what is free at the moment should not show in every block."""
+    return sorted({max(1, upto >> times) for times in range(upto.bit_length())})
+
+
+def _most(needed: Callable[[int], int], sizes: Sequence[int], budget: int, what: str) -> int:
+    """The last of ascending sizes that fits. TargetError where none does."""
+    place = bisect_right(sizes, budget, key=needed)
+    if not place:
         raise TargetError(
-            f"{what} takes about {needed(count) / 1e6:,.0f} MB beyond the weights, more than the"
+            f"{what} takes about {needed(sizes[0]) / 1e6:,.0f} MB beyond the weights, more than the"
             f" {budget / 1e6:,.0f} MB allowed. Raise TRUING_MAX_MEMORY, or shorten it."
         )
-    return count
+    return sizes[place - 1]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -110,8 +110,10 @@ class Rows:
 
     def keep(self, rows: Tensor) -> None:
         """Let the rows that are not named (ascending) go."""
-        self.tails = [(keys[rows], values[rows]) for keys, values in self.tails]
-        self.blank_B, self.position_B = self.blank_B[rows], self.position_B[rows]
+        blank_B = self.blank_B[rows]
+        empty = int(blank_B.min())  # slots that only rows which go had something in
+        self.tails = [(keys[rows, :, empty:], values[rows, :, empty:]) for keys, values in self.tails]
+        self.used, self.blank_B, self.position_B = self.used - empty, blank_B - empty, self.position_B[rows]
         left, start, named = [], 0, rows.tolist()
         for group in self.groups:
             count = sum(group.start <= row < group.stop for row in named)

@@ -82,6 +82,11 @@ class Writer:
         return (*self.ask.prompt, *self.ids)
 
     @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return self.ask.max_tokens - len(self.ids)
+
+    @property
     def written(self) -> Written:
         """What there is so far."""
         return Written(tuple(self.ids), self._text, self.ended or "cancelled", tuple(self._tokens))
