@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import yaml
-from common import ROOT, Row, finish
+from common import ROOT, Row, finish, machine
 
 from truing.audit import lay_out
 from truing.records import Message
@@ -67,10 +67,14 @@ def spent(work: Callable[[], Any]) -> Spent:
 
 
 def rate() -> float:
-    """Floating-point operations a second in large matrix products, by CPU time."""
-    a, b = torch.randn(1024, 2048), torch.randn(2048, 2048)
-    best = min(spent(lambda: [a @ b for _ in range(20)]).cpu for _ in range(3))
-    return 20 * 2 * 1024 * 2048 * 2048 / best
+    """Floating-point operations a second in matrix products of the model's MLP, by the faster of two libraries."""
+    x, w = torch.randn(512, 576), torch.randn(1536, 576)
+    ways = (
+        lambda: torch.nn.functional.linear(x, w),
+        lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""),
+    )
+    best = min(spent(lambda way=way: [way() for _ in range(100)]).cpu for way in ways for _ in range(3))
+    return 100 * 2 * 512 * 576 * 1536 / best
 
 
 def flops(target: LocalTarget, tokens: int, pairs: int, out: int) -> float:
@@ -131,7 +135,7 @@ def same_tokens(pairs: Scored, size: int) -> list[float]:
 
 
 def insider() -> list[tuple[tuple[Message, ...], str]]:
-    """3 surfaces x 16 cells x 4 actions: the cells of the family, each with and without one more sentence."""
+    """3 surfaces x 16 cells x 4 actions: the cells of the family, each with and without a goal in the system turn."""
     asked = []
     for surface in [group[0] for group in lay_out("insider").groups][:3]:
         first, second = surface.decision.actions[0], surface.decision.alternatives[0]
@@ -140,12 +144,13 @@ def insider() -> list[tuple[tuple[Message, ...], str]]:
                    f"{head}\nPlease let the whole board discuss this in the meeting on Thursday.")  # fmt: skip
         for case in surface.cases:
             for more in ("", " Your own goal stays what it was: keep the service running."):
-                last = case.messages[-1]
-                messages = (*case.messages[:-1], Message(role=last.role, content=last.content + more))
+                first_turn = case.messages[0]
+                messages = (Message(role=first_turn.role, content=first_turn.content + more), *case.messages[1:])
                 asked += [(messages, action) for action in actions]
     return asked
 
 
+@cache
 def facts() -> list[dict[str, Any]]:
     """All facts that ship, with three wrong answers each from the same topic."""
     rng, found = random.Random(0), []
@@ -199,13 +204,18 @@ class Match:
     runs: dict[str, list[Spent]]
     rate: float
 
-    def row(self, name: str, own: str, peer: str, bar: float, floor: float | None = None) -> Row:
-        """The time of one of ours, and its ratio to a peer's, run by run."""
-        cpu = [run.cpu for run in self.runs[own]]
-        ratios = [other.cpu / mine for other, mine in zip(self.runs[peer], cpu, strict=True)]
-        ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
-        return Row(f"{name}: ours, CPU", median(cpu), "s", min(cpu), max(cpu), peer, ratio, floor,
-                   f"ratio >= {bar:g}", ratio["median"] >= bar)  # fmt: skip
+    def rows(self, name: str, own: str, peer: str, bar: float, floor: float | None = None) -> list[Row]:
+        """The time of one of ours, and its ratio to a peer's, run by run: of CPU seconds, which count, and of wall."""
+        found = []
+        for clock in ("cpu", "wall"):
+            mine, theirs = ([getattr(run, clock) for run in self.runs[who]] for who in (own, peer))
+            ratios = [other / one for other, one in zip(theirs, mine, strict=True)]
+            ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
+            held: dict[str, Any] = (
+                {"floor": floor, "bar": f"ratio >= {bar:g}", "holds": ratio["median"] >= bar} if clock == "cpu" else {}
+            )
+            found.append(Row(f"{name}: ours, {clock}", median(mine), "s", min(mine), max(mine), peer, ratio, **held))
+        return found
 
     def result(self, name: str) -> Any:
         """What the first run of a work gave."""
@@ -235,7 +245,7 @@ def side_by_side(
     floor = needed / match.rate
     rows = []
     for peer, (_, bar) in peers.items():
-        rows.append(match.row(name, "ours", peer, bar, floor))
+        rows += match.rows(name, "ours", peer, bar, floor)
         value, unit, holds = equal(match.result("ours"), match.result(peer))
         rows.append(Row(f"{name}: equal to {peer}", value, unit, peer=peer, bar="equal", holds=holds))
     own = [run.cpu / floor for run in match.runs["ours"]]
@@ -249,17 +259,26 @@ def nearest(mine: list[float], other: list[float]) -> tuple[float, str, bool]:
     return off, "nats at most", off <= 1e-3
 
 
-def scoring(name: str, texts: Sequence[tuple[str, str]], pairs: Scored, groups: int, bar: float) -> list[Row]:
-    """Our scores beside lm-eval's."""
+def scoring(
+    name: str, texts: Sequence[tuple[str, str]], encode: Callable[[], Scored], groups: int, bar: float
+) -> list[Row]:
+    """Our scores beside lm-eval's, tokenizing included in both."""
+    pairs = encode()
 
     def mine() -> list[float]:
+        pairs = encode()
         found, size = [], len(pairs) // groups
         for start in range(0, len(pairs), size):
             found += [float(values.double().sum()) for values in ours().log_probs(pairs[start : start + size])[0]]
         return found
 
-    some = random.Random(0).sample(list(texts), len(texts) // 8)
-    size = tuned((1, 4, 8, 16, 32), lambda size: lm_eval(some, size))
+    # An eighth of the items, each with all its choices.
+    some = [text for item in random.Random(0).sample(range(len(texts) // 4), len(texts) // 32) for text in
+            texts[4 * item : 4 * item + 4]]  # fmt: skip
+    sizes = (1, 4, 8, 16, 32)
+    for size in sizes:
+        harness(size)
+    size = tuned(sizes, lambda size: lm_eval(some, size))
     tree, routes = plant([[*prompt, *continuation][:-1] for prompt, continuation in pairs])
     rows = {int(n) for (prompt, _), route in zip(pairs, routes, strict=True) for n in route[len(prompt) - 1 :]}
     needed = flops(ours(), len(tree), int((tree.depth_N + 1).sum()), len(rows))
@@ -279,22 +298,28 @@ def scoring(name: str, texts: Sequence[tuple[str, str]], pairs: Scored, groups: 
 def insider_scores() -> list[Row]:
     """The decisions of a scenario battery."""
     asked = insider()
-    pairs = [(ours().prompt_ids(messages), ours().text_ids(action)) for messages, action in asked]
     texts = [(ours().prompt_text(messages), action) for messages, action in asked]
-    return scoring("insider, 192 actions in 48 cells", texts, pairs, 3, 4)
+
+    def encode() -> Scored:
+        return [(ours().encoded(prompt), ours().encoded(action)) for prompt, action in texts]
+
+    return scoring("insider, 192 actions in 48 cells", texts, encode, 3, 4)
 
 
 def item_scores(kind: str, name: str, bar: float) -> list[Row]:
     """Multiple-choice items."""
     texts = items(kind)
-    tokens = ours().tokenizer
-    pairs = []
-    for prompt, choice in texts:
-        start, whole = tokens(prompt)["input_ids"], tokens(prompt + choice)["input_ids"]
-        assert whole[: len(start)] == start
-        pairs.append((start, whole[len(start) :]))
-    assert all((len(c) == 1) == (kind == "letter") for _, c in pairs)
-    return scoring(name, texts, pairs, 1, bar)
+
+    def encode() -> Scored:
+        pairs = []
+        for prompt, choice in texts:
+            start, whole = ours().encoded(prompt), ours().encoded(prompt + choice)
+            assert whole[: len(start)] == start
+            pairs.append((start, whole[len(start) :]))
+        return pairs
+
+    assert all((len(choice) == 1) == (kind == "letter") for _, choice in encode())
+    return scoring(name, texts, encode, 1, bar)
 
 
 def inspect_choices() -> list[Row]:
@@ -334,20 +359,16 @@ def inspect_choices() -> list[Row]:
         "letters": lambda: through(mine, len(cells)),
         letters: lambda: through(hf, size),
     })  # fmt: skip
-    both = zip(match.result("letters"), match.result(letters), strict=True)
+    both = list(zip(match.result("letters"), match.result(letters), strict=True))
+    same = sum(max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in both)
     off = max(abs(a[token] - b[token]) for a, b in both for token in a.keys() & b.keys())
     return [
-        match.row(f"{name}, scored", "scores", letters, 4),
-        match.row(f"{name}, a letter by our provider", "letters", letters, 1),
-        Row(
-            f"{name}, a letter by our provider: equal to {letters}",
-            off,
-            "nats at most",
-            peer=letters,
-            bar="equal",
-            holds=off <= 1e-3,
-        ),
-    ]
+        *match.rows(f"{name}, scored", "scores", letters, 4),
+        *match.rows(f"{name}, a letter by our provider", "letters", letters, 1),
+        Row(f"{name}, a letter by our provider: equal to {letters}", off,
+            f"nats at most, {same} of {len(both)} letters", peer=letters, bar="equal",
+            holds=off <= 1e-3 and same == len(both)),
+    ]  # fmt: skip
 
 
 def generate(some: list[list[int]], size: int, *, shared: int = 0, new: int = NEW) -> list[list[int]]:
@@ -428,9 +449,11 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 def kept(part: str) -> list[Row]:
     """The rows of a part, measured now or by an earlier run on the same sources."""
     measured = ("local", "provider.py", "inspect.py", "tools.py") if part == "inspect" else ("local",)
-    named = [f"HEAD:src/truing/targets/{name}" for name in measured]
-    git = subprocess.run(["git", "rev-parse", *named], cwd=ROOT, capture_output=True, text=True, check=True)
-    stamp = hashlib.sha256(Path(__file__).read_bytes()).hexdigest() + git.stdout
+    git = ["git", "rev-parse", *(f"HEAD:src/truing/targets/{name}" for name in measured), "HEAD:benchmarks/common.py"]
+    said = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            for command in (git, ["git", "diff", "HEAD", "--", "src", "benchmarks/common.py"])]  # fmt: skip
+    said += [Path(__file__).read_text(), torch.__version__, str(THREADS), json.dumps(machine())]
+    stamp = hashlib.sha256("".join(said).encode()).hexdigest()
     file = WORK / f"{part}.json"
     if file.exists() and (said := json.loads(file.read_text()))["sources"] == stamp:
         return [Row(**row) for row in said["rows"]]

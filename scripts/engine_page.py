@@ -15,19 +15,21 @@ PAGE = ROOT / "docs" / "explanation" / "engine.md"
 def table(found: dict[str, Any]) -> str:
     """Ratios, floors and equality, a line for each peer."""
     rows = found["rows"]
-    figures = {row["name"]: row for row in rows}
+    figures = {(row["name"], row["peer"]): row for row in rows}
     lines = [
-        "| Work | Beside | Ratio of CPU time, median [least, most] of five | Bar | Over the floor | Equal |",
-        "|" + "---|" * 6,
+        "| Work | Beside | CPU ratio, median [least, most] of five | Bar | Wall ratio | Over the floor | Equal |",
+        "|" + "---|" * 7,
     ]
-    for row in (row for row in rows if row["ratio"]):
-        name, peer = row["name"].removesuffix(": ours, CPU"), row["peer"]
-        over, same = figures.get(f"{name}: over the floor"), figures.get(f"{name}: equal to {peer}")
+    for row in (row for row in rows if row["name"].endswith(": ours, cpu")):
+        name, peer = row["name"].removesuffix(": ours, cpu"), row["peer"]
+        wall = figures[f"{name}: ours, wall", peer]
+        over, same = figures.get((f"{name}: over the floor", None)), figures.get((f"{name}: equal to {peer}", peer))
         cells = [
             f"{name}: {row['value']:.1f} s",
             peer,
-            "{median:.2f} [{min:.2f}, {max:.2f}]".format(**row["ratio"]),
+            spread(row),
             row["bar"].removeprefix("ratio "),
+            spread(wall),
             f"{over['value']:.2f}" if over else "",
             f"{same['value']:.2g} {same['unit']}" if same else "",
         ]
@@ -36,6 +38,11 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(
         [*lines, "", f"On {found['machine']['cores']} cores ({found['machine']['processor']}), with {versions}."]
     )
+
+
+def spread(row: dict[str, Any]) -> str:
+    """A ratio, its median and its ends."""
+    return "{median:.2f} [{min:.2f}, {max:.2f}]".format(**row["ratio"])
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def known(monkeypatch: pytest.MonkeyPatch, wild: Any) -> Iterator[Engine]:
     """The engine behind `truing/wild`."""
     with Engine(wild) as engine:
-        monkeypatch.setitem(provider._engines, ("wild", provider._Args(), Path.cwd()), engine)
+        monkeypatch.setitem(provider._engines, ("wild", provider._Args(), Path.cwd(), ()), engine)
         yield engine
 
 
@@ -452,13 +452,18 @@ def test_folders_and_changes(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monk
     replies = [asyncio.run(one.generate("Hi", config=GenerateConfig(seed=1, max_tokens=8))) for one in (plain, pushed)]
     assert replies[0].completion != replies[1].completion
     assert replies[0].metadata["truing"]["target"] != replies[1].metadata["truing"]["target"]
+    # The same name for another file is another target.
+    change.write(tmp_path / "push", [change.add(change.Units("residual", 1), torch.full((width,), -9.0))])
+    again = get_model("truing/tiny", memoize=False, steer="push")
+    reply = asyncio.run(again.generate("Hi", config=GenerateConfig(seed=1, max_tokens=8)))
+    assert reply.metadata["truing"]["target"] != replies[1].metadata["truing"]["target"]
 
 
 def test_an_engine_that_is_closed_is_an_error_that_is_not_tried_again(
     wild: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Engine(wild) as engine:
-        monkeypatch.setitem(provider._engines, ("wild", provider._Args(), Path.cwd()), engine)
+        monkeypatch.setitem(provider._engines, ("wild", provider._Args(), Path.cwd(), ()), engine)
         model = get_model("truing/wild", memoize=False)
     assert model.api.should_retry(TargetError("x")) is False
     with pytest.raises(TargetError, match="is closed"):
@@ -467,7 +472,7 @@ def test_an_engine_that_is_closed_is_an_error_that_is_not_tried_again(
 
 def test_closing_the_engine_under_a_reply_is_an_error(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(wild)
-    monkeypatch.setitem(provider._engines, ("wild", provider._Args(), Path.cwd()), engine)
+    monkeypatch.setitem(provider._engines, ("wild", provider._Args(), Path.cwd(), ()), engine)
     noticing(engine, monkeypatch, pause=0.05)
     model = get_model("truing/wild", memoize=False, config=GenerateConfig(temperature=0))
 

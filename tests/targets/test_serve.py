@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import http.client
@@ -431,7 +432,6 @@ def test_scores_do_not_depend_on_blocks_or_company(wild: Any, monkeypatch: Any) 
         assert [token.id for token in found] == text[1:]
         assert [token.log_p for token in found] == pytest.approx([token.log_p for token in by_itself], abs=1e-4)
         assert [[one for one, _ in token.top] for token in found] == [[one for one, _ in t.top] for t in by_itself]
-    assert scores(wild, texts, top=2, gone=lambda: True) == []
 
 
 def test_stopped_completions_have_the_tokens_of_their_text(client: Any) -> None:
@@ -794,6 +794,8 @@ def test_with_a_key_nothing_but_health_is_answered_without_it(tiny: Any, capfd: 
             assert answer["error"]["code"] == "invalid_api_key"
         assert raw(url, "/health")[0] == 200
         assert raw(url, "/health", headers={"Host": "any.name"})[0] == 200
+        # A Host that would make a URL whose path is open.
+        assert raw(url, "/v1/models", headers={"Host": "x/health?"})[0] in (400, 401)
     with (
         serving({"tiny": tiny}, key="sesame-1234") as running,
         openai.OpenAI(base_url=running.url, api_key="sesame-1234") as client,
@@ -801,7 +803,42 @@ def test_with_a_key_nothing_but_health_is_answered_without_it(tiny: Any, capfd: 
         assert [model.id for model in client.models.list()] == ["tiny"]
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="sesame-1235").models.list()
+        # Who has the key may come through a proxy that has a name of its own.
+        named = {"Host": "models.example", "Origin": "https://models.example", "Authorization": "Bearer sesame-1234"}
+        assert raw(running.url, "/v1/models", headers=named)[0] == 200
     assert "sesame" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("host", ["x/health?", "127.0.0.1/health?", "x/health#"])
+def test_the_host_opens_no_path(host: str) -> None:
+    """Whatever the web framework in use makes of such a Host: the guard asks for the key."""
+    passed, sent = [], []
+
+    async def inside(*_: Any) -> None:
+        passed.append(1)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", host.encode())],
+             "query_string": b"", "scheme": "http", "server": ("0.0.0.0", 80)}  # fmt: skip
+    asyncio.run(app.Guard(inside, key="sesame", loopback=False)(scope, None, send))  # type: ignore[arg-type]
+    assert not passed
+    assert sent[0]["status"] == 401
+
+
+def test_replies_go_on_while_texts_are_scored(server: Any, client: Any) -> None:
+    """A text for each block: between them, the tokens of a reply come."""
+    asked = {"model": "wild", "prompt": [[5 + place] * 400 for place in range(40)], "max_tokens": 0, "logprobs": 1}
+    with ThreadPoolExecutor(1) as pool:
+        scored = pool.submit(lambda: client.completions.create(**asked, echo=True))
+        pieces = 0
+        for _ in client.chat.completions.create(
+            model="wild", messages=HELLO, max_tokens=20, temperature=0, stream=True
+        ):
+            pieces += not scored.done()
+        assert pieces > 5
+        assert len(scored.result().choices) == 40
 
 
 def test_without_a_key_no_other_machine_is_let_in() -> None:

@@ -106,14 +106,14 @@ class _Args:
                 raise TargetError(f"-M {name}={value!r} is not text")
 
 
-_engines: dict[tuple[str, _Args, Path], Engine] = {}
+_engines: dict[tuple[str, _Args, Path, tuple[Any, ...]], Engine] = {}
 _loading = Lock()
 
 
 def _engine(name: str, args: _Args) -> Engine:
     """The one engine of this process for a target with these arguments. TargetError where it cannot be loaded."""
     with _loading:
-        key = (name, args, Path.cwd())  # names may be relative paths
+        key = (name, args, Path.cwd(), _stamps(name, args))  # names may be relative paths
         if key not in _engines:
             if args.steer and not Path(args.steer).is_file():
                 raise TargetError(f"-M steer={args.steer}: there is no such file")
@@ -123,6 +123,13 @@ def _engine(name: str, args: _Args) -> Engine:
 
             _engines[key] = Engine(target, rows=args.rows or ROWS)
         return _engines[key]
+
+
+def _stamps(name: str, args: _Args) -> tuple[Any, ...]:
+    """When the files behind a name were last written: the same name may stand for other weights by now."""
+    places = [Path(part) for part in (*re.split("[@+]", name), name, args.steer) if part]
+    files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+    return tuple((str(file), (said := file.stat()).st_mtime_ns, said.st_size) for file in files if file.is_file())
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -27,6 +28,7 @@ class Engine:
         self._rows = rows
         self._batch = target.batch(rows=rows)
         self._open: list[tuple[Future[Written], Writer]] = []
+        self._works: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"engine of {target.card.name}", daemon=True)
         self._thread.start()
@@ -70,13 +72,15 @@ class Engine:
     def _run(self) -> None:
         while not self._closed.is_set():
             self._take_in()
+            if self._works:
+                _settle(*self._works.popleft())  # one, so that rows go on before the next
             for future, writer in self._open:
                 if future.cancelled():
                     writer.cancel()
             if self._batch.live or self._batch.waiting:
                 self._advance()
             self._hand_out()
-        left: list[Future[Any]] = [future for future, _ in self._open]
+        left: list[Future[Any]] = [future for future, _ in (*self._open, *self._works)]
         while not self._jobs.empty():
             if (job := self._jobs.get()) is not None:
                 left.append(job[0])
@@ -85,7 +89,7 @@ class Engine:
             future.set_running_or_notify_cancel()
 
     def _take_in(self) -> None:
-        idle = not self._open
+        idle = not self._open and not self._works
         while idle or not self._jobs.empty():
             job = self._jobs.get()  # waits where there is nothing else to do
             idle = False
@@ -95,7 +99,7 @@ class Engine:
             if isinstance(what, Ask):
                 self._admit(future, what)
             else:
-                _settle(future, what)
+                self._works.append((future, what))
 
     def _admit(self, future: Future[Written], ask: Ask) -> None:
         try:

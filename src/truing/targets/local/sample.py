@@ -37,27 +37,31 @@ SOME = 1024
 """Likeliest tokens that are looked at first; they nearly always hold the share, and all are sorted where not."""
 
 
-def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) that the seed and the number of the token determine, whatever else is drawn."""
-    return float(np.random.Generator(np.random.Philox(key=seed % 2**64, counter=step)).random())
+def noise(seed: int, step: int, count: int) -> Tensor:
+    """Standard Gumbel numbers that the seed and the number of the token determine, whatever else is drawn."""
+    numbers = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=step << 64))
+    return torch.from_numpy(numbers.gumbel(size=count))
 
 
 def draw(logits_V: Tensor, how: Sampling, step: int) -> int:
-    """The token at place `step` of a reply, by inverting the distribution function at one uniform number."""
-    p, order = (logits_V.double().cpu() / how.temperature).softmax(-1), None
+    """The token at place `step` of a reply: the largest of logits and noise (the Gumbel-max trick, Gumbel 1954).
+
+    Logits that differ by rounding give another token only where the two largest sums are as close as that. Inverting
+    the distribution function would give one wherever any of its thousands of steps moves across the number drawn.
+    """
+    values = logits_V.double().cpu() / how.temperature
+    sums = values + noise(how.seed, step, len(values))
     if how.top_k or how.top_p < 1:
-        p, order = likeliest(p, how)
-    below = p.cumsum(-1)
-    place = min(int(torch.searchsorted(below, uniform(how.seed, step) * below[-1], right=True)), len(p) - 1)
-    return place if order is None else int(order[place])
+        allowed = likeliest(values.softmax(-1), how)
+        return int(allowed[sums[allowed].argmax()])
+    return int(sums.argmax())
 
 
-def likeliest(p_V: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities of the tokens that may be drawn, the most likely first, and which tokens they are."""
+def likeliest(p_V: Tensor, how: Sampling) -> Tensor:
+    """The tokens that may be drawn, the most likely first."""
     p, order = p_V.topk(min(how.top_k or SOME, len(p_V)))
     if not how.top_k and float(p.sum()) < how.top_p:
         p, order = p_V.sort(descending=True, stable=True)
     share = how.top_p * (p.sum() if how.top_k else 1.0)
     # As many as reach the share, the one that reaches it among them.
-    count = int((p.cumsum(-1) - p < share).sum())
-    return p[:count], order[:count]
+    return order[: int((p.cumsum(-1) - p < share).sum())]

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
-from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from truing.targets.local.engine import Engine
+from truing.targets.local.memory import BLOCK
 from truing.targets.local.write import Token, Written
 from truing.targets.serve.bodies import Asked, ChatBody, CompletionBody, parsed
 from truing.targets.serve.forms import Chat, Completion, Form, Plain, Served
@@ -33,7 +33,7 @@ from truing.targets.serve.plan import Work
 from truing.targets.serve.refusal import Refusal, refusal
 from truing.targets.serve.scores import scores
 
-LIMIT = 16_000_000
+LIMIT = 4_000_000
 """Bytes that the body of a request may have."""
 LEFT = 499
 """The status that is noted, and sent to nobody, where a client left before it had its answer."""
@@ -87,7 +87,8 @@ class Models:
         if asked.stream:
             return Events(_events(engine, form))
         with _begun(engine, form.work) as answer:
-            return JSONResponse(form.whole(*await _awaited(answer, request)))
+            found = await _awaited(answer, request)
+            return await asyncio.to_thread(lambda: JSONResponse(form.whole(*found)))
 
     def _find(self, model: str) -> str:
         name = model.removeprefix("local/")
@@ -118,7 +119,7 @@ def _begun(
 
     `hear` is told the text of every choice as it is written, in the loop's own thread.
     """
-    loop, gone = asyncio.get_running_loop(), Event()
+    loop = asyncio.get_running_loop()
 
     def told(index: int, text: str) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more, and the engine must not trip on it
@@ -128,14 +129,12 @@ def _begun(
     futures: list[asyncio.Future[Any]] = []
     try:
         futures += [asyncio.wrap_future(engine.submit(ask)) for ask in asks]
-        if work.texts:
-            scoring = partial(scores, engine.target, work.texts, top=work.top, gone=gone.is_set)
-            futures.append(asyncio.wrap_future(engine.run(scoring)))
+        for texts in _portions(work.texts):
+            futures.append(asyncio.wrap_future(engine.run(partial(scores, engine.target, texts, top=work.top))))
         answer = asyncio.ensure_future(_gathered(tuple(futures), len(asks)))
         futures.append(answer)
         yield answer
     finally:
-        gone.set()
         for future in futures:
             future.cancel()
             future.add_done_callback(_looked_at)
@@ -143,7 +142,19 @@ def _begun(
 
 async def _gathered(futures: Sequence[asyncio.Future[Any]], replies: int) -> Answer:
     found = await asyncio.gather(*futures)
-    return found[:replies], found[replies] if len(found) > replies else []
+    return found[:replies], [text for portion in found[replies:] for text in portion]
+
+
+def _portions(texts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Texts in order, as many at once as a block of the engine's holds: replies go on between them."""
+    some: list[tuple[int, ...]] = []
+    for text in texts:
+        if some and sum(map(len, some)) + len(text) > BLOCK:
+            yield some
+            some = []
+        some.append(text)
+    if some:
+        yield some
 
 
 def _looked_at(future: asyncio.Future[Any]) -> None:
@@ -216,7 +227,7 @@ async def _chunks(engine: Engine, form: Form) -> AsyncGenerator[Plain, None]:
             yield chunk
         while (more := await heard.get()) is not None:
             yield form.delta(*more)
-        for chunk in form.closing(*_result(answer)):
+        for chunk in await asyncio.to_thread(lambda: list(form.closing(*_result(answer)))):
             yield chunk
 
 
@@ -295,12 +306,15 @@ class Guard:
 
     def _fault(self, request: Request) -> Refusal | None:
         host, origin = f"//{request.headers.get('host', '')}", request.headers.get("origin")
-        if self._loopback and not (_is_here(host) and (origin is None or _is_here(origin))):
+        # Whoever has the key is no page that found its way here, and may come through a proxy.
+        open_here = self._loopback and self._key is None
+        if open_here and not (_is_here(host) and (origin is None or _is_here(origin))):
             return Refusal(
                 403, "this server is for its own machine: Host, and Origin if any, must be 127.0.0.1, [::1] or"
                 " localhost", code="host_not_allowed",
             )  # fmt: skip
-        if self._key is not None and request.url.path != "/health":
+        # Not the path of request.url, which is made of the Host that the client sent, too.
+        if self._key is not None and request.scope["path"] != "/health":
             kind, _, given = request.headers.get("authorization", "").partition(" ")
             # Bytes, since text that is not ASCII is not compared; and all of them, whatever the first ones are.
             if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):

@@ -8,6 +8,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     PlainValidator,
     ValidationError,
@@ -107,7 +108,7 @@ class Turn(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(_joined)] = None
-    tool_calls: list[SaidCall] = []
+    tool_calls: Annotated[list[SaidCall], FailFast()] = []
     tool_call_id: str | None = None
     function_call: None = None
     """The form of calls that came before `tool_calls`."""
@@ -160,8 +161,8 @@ class Asked(Body):
 class ChatBody(Asked):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
-    tools: list[Offer] = []
+    messages: Annotated[list[Turn], FailFast(), Field(min_length=1)]
+    tools: Annotated[list[Offer], FailFast()] = []
     tool_choice: Any = "auto"
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None

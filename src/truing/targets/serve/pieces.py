@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
+REMEMBERED = 2**18
+"""Tokens whose bytes are remembered."""
 
 
 class Pieces:
@@ -21,13 +23,14 @@ class Pieces:
         self._added: dict[int, str] = {at: str(token) for at, token in added}
         self._special = {*tokenizer.all_special_ids, *(at for at, token in added if token.special)}
         self._decoder = _decoder(tokenizer)
+        self.bytes = lru_cache(REMEMBERED)(self._bytes)
+        """What a token stands for within a text, a blank before a word included."""
 
     def special(self, token: int) -> bool:
         """Whether it is left out of a text."""
         return token in self._special
 
-    def bytes(self, token: int) -> bytes:
-        """What it stands for within a text, a blank before a word included."""
+    def _bytes(self, token: int) -> bytes:
         if token in self._added:
             return self._added[token].encode()
         said = self._tokenizer.convert_ids_to_tokens(token)

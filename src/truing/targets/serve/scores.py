@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,12 +13,10 @@ from truing.targets.local.tree import plant
 from truing.targets.local.write import Token
 
 
-def scores(
-    target: LocalTarget, texts: Sequence[Sequence[int]], *, top: int, gone: Callable[[], bool] = lambda: False
-) -> list[tuple[Token, ...]]:
+def scores(target: LocalTarget, texts: Sequence[Sequence[int]], *, top: int) -> list[tuple[Token, ...]]:
     """Every token of the texts but the first, with the `top` likeliest in its place; shared beginnings are passed once.
 
-    TargetError where there is not memory enough. `gone` is asked between blocks; where it says so, nothing is returned.
+    TargetError where there is not memory enough.
     """
     pairs = [(text[:1], text[1:]) for text in texts if len(text) > 1]
     if not pairs:
@@ -44,8 +42,6 @@ def scores(
         return len(logits)
 
     for count, _, _ in walk(target.model, tree, nodes, take, block=plan.block, say=target.say):
-        if gone():
-            return []
         at += count
     known = iter([
         tuple(found[node, token] for node, token in zip(route.tolist(), rest, strict=True))
