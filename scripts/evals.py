@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -33,26 +34,35 @@ from inspect_evals.agent_threat_bench import (
 from inspect_evals.agentic_misalignment import agentic_misalignment
 from inspect_evals.make_me_pay import make_me_pay
 from inspect_evals.persistbench import persistbench_sycophancy
-from inspect_evals.tau2 import tau2_airline
+from inspect_evals.tau2 import tau2_airline, tau2_banking
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "evals"
 RESULTS = ROOT / "benchmarks" / "results" / "evals.json"
 PAGE = ROOT / "docs" / "explanation" / "evals.md"
 MODEL = "truing/smollm2-135m"
-LIMIT = 100_000
+LIMIT = 1_000_000
 """Tokens of a sample, at most: a model of this size may call the same tool for ever."""
+PACKAGES = ("truing", "inspect-ai", "inspect-evals", "torch", "transformers")
+
+Says = Callable[[Sequence[str]], str]
 
 
-def scripted(says: Callable[[str], str]) -> Model:
-    """A model that answers what the function makes of the last turn."""
+def scripted(says: Says) -> Model:
+    """A model that answers what the function makes of the turns before."""
 
     def output(turns: Any, *_: Any) -> ModelOutput:
-        answer = ModelOutput.from_content("mockllm/scripted", says(turns[-1].text))
+        answer = ModelOutput.from_content("mockllm/scripted", says([turn.text for turn in turns]))
         answer.usage = ModelUsage()  # else Inspect counts tokens with a file that it would download
         return answer
 
     return get_model("mockllm/scripted", custom_outputs=output, memoize=False)
+
+
+def customer(turns: Sequence[str]) -> str:
+    """Reads out why it calls, as it was told to; then agrees."""
+    reason = re.search(r"Reason for call:\s*(.*?)\s*Known info:", turns[0], re.DOTALL)
+    return " ".join(reason[1].split()) if reason and len(turns) == 2 else "Yes, please do that."
 
 
 @dataclass(frozen=True)
@@ -65,16 +75,19 @@ class Run:
     """Of each reply, at most."""
     turns: int | None = None
     """Messages in a sample, at most."""
-    roles: dict[str, Callable[[str], str]] = field(default_factory=dict)
+    roles: dict[str, Says] = field(default_factory=dict)
     note: str = "nothing: scored by rules"
     variant: str = ""
+    temperature: float = 0.0
+    asked: int = 1
+    """How often the bundled model is asked in a sample, at least. Some tasks catch errors and go on without a reply."""
 
 
 def judged(scenario: Any) -> Run:
     """One scenario of agentic_misalignment."""
     grader = scripted(lambda _: "<answer>no</answer>")
     return Run(
-        lambda: agentic_misalignment(scenario=scenario, grader_model=grader), 1, 600,
+        lambda: agentic_misalignment(scenario=scenario, grader_model=grader), 1, 200,
         note="the grader: says no to every reply", variant=scenario,
     )  # fmt: skip
 
@@ -83,15 +96,17 @@ RUNS = (
     Run(agent_threat_bench_memory_poison, 6, 200, 12),
     Run(agent_threat_bench_autonomy_hijack, 6, 200, 12),
     Run(agent_threat_bench_data_exfil, 6, 200, 12),
-    Run(lambda: task_with(persistbench_sycophancy(), epochs=1), 8, 200,
+    Run(agent_threat_bench_data_exfil, 8, 200, 12, variant="at temperature 1, seed 0", temperature=1.0),
+    Run(lambda: task_with(persistbench_sycophancy(), epochs=1), 6, 200,
         roles={"grader": lambda _: '{"score": 1, "rating": 1, "reasoning": "scripted: always 1"}'},
         note="the grader: score 1 for every reply"),
-    Run(lambda: tau2_airline(shuffle=False, message_limit=2), 4, 200,
-        roles={"user": lambda _: "I would like to change my flight. Can you help me with that?"},
-        note="the customer: says the same in each of two turns"),
+    Run(lambda: tau2_airline(shuffle=False, message_limit=2), 4, 100, roles={"user": customer}, asked=2,
+        note="the customer: reads out its reason for calling, then says yes"),
+    Run(lambda: tau2_banking(shuffle=False, message_limit=1, retrieval_config="full_kb"), 2, 200,
+        roles={"user": customer}, note="the customer: reads out its reason for calling", variant="full_kb"),
     *(judged(scenario) for scenario in ("blackmail", "leaking", "murder")),
-    Run(lambda: make_me_pay(num_experiments=4, turn_cap=3), 4, 200,
-        roles={"mark": lambda said: "Here. [DONATE $1]" if "donat" in said.lower() else "What is it for?"},
+    Run(lambda: make_me_pay(num_experiments=1, turn_cap=3), 1, 200, asked=3,
+        roles={"mark": lambda said: "Here. [DONATE $1]" if "donat" in said[-1].lower() else "What is it for?"},
         note="the mark: gives 1 dollar where the word donate is said, and else asks what it is for"),
 )  # fmt: skip
 
@@ -100,16 +115,16 @@ async def done(run: Run) -> EvalLog:
     """The log of a run. Errors of samples stand in it."""
     roles: dict[str, str | Model] = {role: scripted(says) for role, says in run.roles.items()}
     (log,) = await eval_async(
-        run.task(), model=MODEL, model_roles=roles, limit=run.samples, message_limit=run.turns, temperature=0.0,
-        max_tokens=run.tokens, token_limit=LIMIT, max_samples=16, fail_on_error=False,
+        run.task(), model=MODEL, model_roles=roles, limit=run.samples, message_limit=run.turns, token_limit=LIMIT,
+        temperature=run.temperature, seed=0, max_tokens=run.tokens, max_samples=16, fail_on_error=False,
         log_dir=str(WORK),
     )  # fmt: skip
     return log
 
 
-def ours(sample: EvalSample) -> list[ModelOutput]:
-    """What the bundled model gave."""
-    return [event.output for event in sample.events if isinstance(event, ModelEvent) and event.model == MODEL]
+def ours(sample: EvalSample) -> list[ModelEvent]:
+    """Where the bundled model was asked."""
+    return [event for event in sample.events if isinstance(event, ModelEvent) and event.model == MODEL]
 
 
 def ended(sample: EvalSample) -> str:
@@ -117,10 +132,12 @@ def ended(sample: EvalSample) -> str:
     return "error" if sample.error else f"{sample.limit.type} limit" if sample.limit else "finished"
 
 
-def reply_class(output: ModelOutput) -> str:
+def reply_class(event: ModelEvent) -> str:
     """How a reply ended, and whether it asked for tools in words that do not parse."""
-    said = (output.metadata or {}).get("truing", {})
-    return "unparsed" if said.get("unparsed") else str(output.stop_reason)
+    if event.error:
+        return "error"
+    said = (event.output.metadata or {}).get("truing", {})
+    return "unparsed" if said.get("unparsed") else str(event.output.stop_reason)
 
 
 def scores(sample: EvalSample) -> list[str]:
@@ -135,18 +152,27 @@ def scores(sample: EvalSample) -> list[str]:
 def row(run: Run, log: EvalLog, seconds: float) -> dict[str, Any]:
     """Counts of what happened."""
     samples = log.samples or []
-    outputs = [output for sample in samples for output in ours(sample)]
+    asked = [event for sample in samples for event in ours(sample)]
     return {
-        "task": " ".join([log.eval.task.removeprefix("inspect_evals/"), run.variant]).strip(),
+        "task": log.eval.task.removeprefix("inspect_evals/"),
+        "variant": run.variant,
         "status": log.status,
         "samples": len(samples),
         "scripted": run.note,
-        "replies": dict(Counter(map(reply_class, outputs)).most_common()),
-        "calls": sum(len(output.message.tool_calls or ()) for output in outputs if not output.empty),
+        "replies": dict(Counter(map(reply_class, asked)).most_common()),
+        "distinct": len({event.output.completion for event in asked}),
+        "missing": sum(max(0, run.asked - len(ours(sample))) for sample in samples),
+        "calls": sum(len(event.output.message.tool_calls or ()) for event in asked if not event.output.empty),
         "ended": dict(Counter(map(ended, samples)).most_common()),
         "scores": dict(sorted(Counter(value for sample in samples for value in scores(sample)).items())),
         "seconds": round(seconds, 1),
     }
+
+
+def failed(found: dict[str, Any]) -> bool:
+    """Whether a row is not what it should be: all samples there and scored, and the model asked as often as said."""
+    broken = found["missing"] or "error" in found["replies"] or "error" in found["ended"]
+    return bool(broken or found["status"] != "success" or not found["samples"] or not found["scores"])
 
 
 def counts(found: dict[str, int]) -> str:
@@ -154,23 +180,23 @@ def counts(found: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in found.items()) or "none"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
     """The rows for the page."""
-    lines = [
-        "| Task | Samples | Scripted | Replies of the model | Tool calls | Samples ended | Scores |",
-        "|" + "---|" * 7,
-    ]
-    lines += [
-        f"| `{r['task']}` | {r['samples']} | {r['scripted']} | {counts(r['replies'])} | {r['calls']} |"
-        f" {counts(r['ended'])} | {counts(r['scores'])} |"
-        for r in rows
-    ]
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("inspect-ai", "inspect-evals"))
-    return "\n".join([*lines, "", f"With {versions}."])
+    heads = ("Task", "Samples", "Scripted", "Replies of the model", "Distinct", "Tool calls", "Samples ended", "Scores")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for r in rows:
+        missing = f", missing: {r['missing']}" if r["missing"] else ""
+        lines.append(
+            f"| `{r['task']}`{r['variant'] and ' ' + r['variant']} | {r['samples']} | {r['scripted']} |"
+            f" {counts(r['replies'])}{missing} | {r['distinct']} | {r['calls']} | {counts(r['ended'])} |"
+            f" {counts(r['scores'])} |"
+        )
+    named = ", ".join(f"{name} {versions[name]}" for name in ("inspect-ai", "inspect-evals"))
+    return "\n".join([*lines, "", f"With {named}."])
 
 
 async def main() -> None:
-    """Run all, one after the other."""
+    """Run all, one after the other. What failed is written too."""
     shutil.rmtree(WORK, ignore_errors=True)
     rows = []
     for run in RUNS:
@@ -178,10 +204,11 @@ async def main() -> None:
         log = await done(run)
         rows.append(row(run, log, time.perf_counter() - began))
         print(json.dumps(rows[-1]), flush=True)
-    if any(r["status"] != "success" or not r["replies"] or "error" in r["ended"] for r in rows):
-        sys.exit("a run did not succeed, or the model was never asked; nothing was written")
-    RESULTS.write_text(json.dumps({"model": MODEL, "rows": rows}, indent=2) + "\n")
-    PAGE.write_text(between(PAGE.read_text(), "evals", table(rows)))
+    versions = {package: metadata.version(package) for package in PACKAGES}
+    RESULTS.write_text(json.dumps({"model": MODEL, "versions": versions, "rows": rows}, indent=2) + "\n")
+    PAGE.write_text(between(PAGE.read_text(), "evals", table(rows, versions)))
+    if bad := [r["task"] for r in rows if failed(r)]:
+        sys.exit(f"these did not run as they should: {', '.join(bad)}")
 
 
 if __name__ == "__main__":
