@@ -223,7 +223,8 @@ class Provider(ModelAPI):
             if self._target.room(prompt, 1):
                 raise
             output = ModelOutput.from_content(self.model_name, str(error), "model_length", str(error))
-            output.usage = _usage(len(prompt), 0)
+            output.usage = _usage(0, 0)  # nothing was computed
+            output.metadata = {"truing": {"target": self._target.card.id}}
             return output
         return replace(first, max_tokens=self._target.room(first.prompt, asked))
 
