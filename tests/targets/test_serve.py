@@ -41,7 +41,6 @@ from truing.errors import TargetError, UsageError
 from truing.records import Message, Tool, ToolCall
 from truing.targets import serve as package
 from truing.targets.local import LocalTarget
-from truing.targets.local.engine import Engine
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.sample import Sampling
 from truing.targets.local.write import Ask, Written
@@ -963,8 +962,3 @@ def test_a_taken_port_ends_the_command_before_anything_is_loaded() -> None:
     assert f"cannot listen on 127.0.0.1, port {port}" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-
-
-def test_engines_are_one_for_each_target(server: Any) -> None:
-    assert all(isinstance(engine, Engine) for engine in server.engines.values())
-    assert len({id(engine) for engine in server.engines.values()}) == 2

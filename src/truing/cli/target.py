@@ -29,7 +29,7 @@ def ls(as_json: bool) -> int:
     lines = [
         line
         for kind, what in KINDS.items()
-        for line in (f"{kind:9} {what}", f"          {', '.join(names.get(kind, []))}")
+        for line in (f"{kind:9} {what}", *([f"          {', '.join(names[kind])}"] if kind in names else []))
     ]
     emit({"kinds": KINDS, "names": names}, as_json=as_json, lines=lines)
     return 0
