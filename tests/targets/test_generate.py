@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from truing.errors import TargetError, UsageError
-from truing.targets.local import memory
+from truing.targets.local import load, memory
 from truing.targets.local.generate import Batch, write
-from truing.targets.local.memory import Costs, parsed, plan_rows, plan_scores
+from truing.targets.local.memory import Costs, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.rows import grouped
 from truing.targets.local.sample import SOME, Sampling, draw, likeliest, noise
 from truing.targets.local.score import walk
@@ -293,15 +293,26 @@ def test_less_memory_gives_smaller_blocks_and_fewer_rows_and_the_same_numbers(wi
 
 def test_what_cannot_fit_is_refused_with_both_figures(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUING_MAX_MEMORY", "1kB")
-    with pytest.raises(TargetError, match=r"scoring a text of 4 tokens takes about .* MB .* Raise TRUING_MAX_MEMORY"):
+    with pytest.raises(TargetError, match=r"scoring a text of 4 tokens takes about .* MB .* Raise max_memory"):
         wild.log_probs([([5, 6], [7, 8])])
     monkeypatch.setenv("TRUING_MAX_MEMORY", "plenty")
     with pytest.raises(UsageError, match=r"TRUING_MAX_MEMORY is 'plenty'; write a number of bytes"):
         wild.log_probs([([5, 6], [7, 8])])
 
 
+def test_a_target_is_allowed_what_it_was_given_and_so_is_what_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUING_MAX_MEMORY", "1GB")
+    tight, wide = load("tiny", device="cpu", max_memory="150kB"), load("tiny", device="cpu")
+    paths = [(list(range(20, 60)), [7])]
+    few = [target.plan_scores(paths, shared=40).block for target in (tight, tight.under([]), wide)]
+    assert few == [2, 2, 40]
+    assert tight.log_probs(paths)[0][0].item() == pytest.approx(wide.log_probs(paths)[0][0].item(), abs=1e-4)
+    with pytest.raises(UsageError, match="max_memory is 'plenty'; write a number of bytes"):
+        load("tiny", max_memory="plenty")
+
+
 def test_sizes_are_read_as_people_write_them() -> None:
-    assert [parsed(said) for said in ("1500", "2kB", "500 MB", "1.5GB", "4G", "1TiB")] == [
+    assert [parsed_bytes("max_memory", said) for said in ("1500", "2kB", "500 MB", "1.5GB", "4G", "1TiB")] == [
         1500, 2000, 500_000_000, 1_500_000_000, 4 * 10**9, 10**12,
     ]  # fmt: skip
 

@@ -422,9 +422,10 @@ def test_a_picture_is_an_error_of_the_sample_that_names_it(known: Engine, tmp_pa
     [
         ("nowhere/at-all", {}, "cannot load local/nowhere/at-all"),
         ("./no-folder", {}, r"cannot load local/\./no-folder"),
-        ("tiny", {"colour": 1}, "takes -M device, dtype, rows, steer, and no colour"),
+        ("tiny", {"colour": 1}, "takes -M device, dtype, max_memory, rows, steer, and no colour"),
         ("tiny", {"rows": 0.5}, "rows=0.5 is no number of replies"),
         ("tiny", {"device": 3}, "device=3 is not text"),
+        ("tiny", {"max_memory": [4]}, r"max_memory=\[4\] is no size; give bytes, or one such as 4GB"),
         ("tiny", {"steer": "no-such-file"}, "steer=no-such-file: there is no such file"),
     ],
 )

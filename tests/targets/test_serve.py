@@ -741,7 +741,7 @@ def test_too_little_memory_is_said_before_a_stream_begins(server: Any, monkeypat
     for more in ({"stream": True}, {}):
         status, answer = post(server.url, "/v1/chat/completions", CHAT | more)
         assert status == 400
-        assert "Raise TRUING_MAX_MEMORY" in answer["error"]["message"]
+        assert "Raise max_memory (TRUING_MAX_MEMORY)" in answer["error"]["message"]
 
 
 def test_a_template_that_refuses_is_quoted(wild: Any) -> None:

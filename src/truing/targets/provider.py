@@ -93,6 +93,8 @@ class _Args:
     """"cpu", "cuda", "cuda:1"; "" leaves it to the target."""
     dtype: str = ""
     """"fp32" or "bf16"."""
+    max_memory: str | int = ""
+    """"4GB", or bytes, for work beyond the weights; "" leaves it to the target."""
     rows: int = 0
     """Replies that are written at once, at most; 0: ROWS."""
     steer: str = ""
@@ -104,6 +106,8 @@ class _Args:
         for name in ("device", "dtype", "steer"):
             if not isinstance(value := getattr(self, name), str):
                 raise TargetError(f"-M {name}={value!r} is not text")
+        if not isinstance(self.max_memory, str | int) or isinstance(self.max_memory, bool):
+            raise TargetError(f"-M max_memory={self.max_memory!r} is no size; give bytes, or one such as 4GB")
 
 
 _engines: dict[tuple[str, _Args, Path, tuple[Any, ...]], Engine] = {}
@@ -118,7 +122,7 @@ def _engine(name: str, args: _Args) -> Engine:
             if args.steer and not Path(args.steer).is_file():
                 raise TargetError(f"-M steer={args.steer}: there is no such file")
             whole = f"local/{name}+{args.steer}" if args.steer else f"local/{name}"
-            target = resolve(whole, device=args.device, dtype=args.dtype)
+            target = resolve(whole, device=args.device, dtype=args.dtype, max_memory=args.max_memory)
             from truing.targets.local.engine import Engine  # torch, which is there by now
 
             _engines[key] = Engine(target, rows=args.rows or ROWS)

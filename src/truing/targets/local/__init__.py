@@ -25,7 +25,7 @@ from truing.targets.local.adapter import MODULES, Adapter
 from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward
-from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, plan_rows, plan_scores
+from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.sample import GREEDY, Sampling
@@ -87,6 +87,8 @@ class LocalTarget:
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.say: Callable[[str], None] = lambda _: None
         """Is told what a user should know of the work as it goes."""
+        self.max_memory = 0
+        """Bytes that work may be planned for beyond the weights; 0 leaves it to `memory.budget`."""
         self._most_said = NOTABLE
         self.card = Target(
             name=name,
@@ -252,7 +254,7 @@ class LocalTarget:
 
     @property
     def _budget(self) -> int:
-        return budget(self._model.device)
+        return self.max_memory or budget(self._model.device)
 
     def decide(self, surfaces: Sequence[Surface]) -> tuple[list[tuple[Row, ...]], int]:
         """The decision in every case of every surface; with their priors they go through the model as one tree."""
@@ -390,31 +392,42 @@ class LocalTarget:
         what = digest_of([one.id for one in changes])
         weights = digest_of({"base": self.card.weights, "changes": what})
         model = change.under(self.model, changes)
-        return LocalTarget(name or f"{self.card.name}+{what[:12]}", model, self.tokenizer, weights=weights)
+        return self._allow(LocalTarget(name or f"{self.card.name}+{what[:12]}", model, self.tokenizer, weights=weights))
 
     def with_adapter(self, adapter: Adapter) -> LocalTarget:
         """A new target with a PEFT adapter merged into a copy of the weights."""
         weights = digest_of({"base": self.card.weights, "adapter": adapter.id})
         name = f"{self.card.name}@{adapter.id[:12]}"
-        return LocalTarget(name, self.model, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
+        return self._allow(
+            LocalTarget(name, self.model, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
+        )
+
+    def _allow(self, other: LocalTarget) -> LocalTarget:
+        """A target that was made of this one, with as much memory."""
+        other.max_memory = self.max_memory
+        return other
 
 
-def load(name: str, *, device: str = "", dtype: str = "") -> LocalTarget:
+def load(name: str, *, device: str = "", dtype: str = "", max_memory: str | int = "") -> LocalTarget:
     """`smollm2-135m`, `tiny`, a folder, or a hub id, each optionally followed by `@adapter-folder`, and by
     `+file` with changes to be made inside it.
 
     `device`: "cpu", "cuda", "cuda:1"; where none is given, TRUING_DEVICE, or an accelerator if there is one.
     `dtype`: "fp32" or "bf16"; where none is given, TRUING_DTYPE, or fp32.
+    `max_memory`: what work may be planned for beyond the weights, bytes or "4GB"; where nothing is given,
+    TRUING_MAX_MEMORY, or half of what is free when the work begins.
     """
+    most = parsed_bytes("max_memory", str(max_memory)) if max_memory != "" else 0
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     base, file = _split(name, "+", Path.is_file)
     if file:
         changes = change.read(Path(file))
-        return load(base, device=device, dtype=dtype).under(changes, name=f"local/{name}")
+        return load(base, device=device, dtype=dtype, max_memory=max_memory).under(changes, name=f"local/{name}")
     base, adapter = _split(name, "@", Path.is_dir)
     if adapter:
-        return load(base, device=device, dtype=dtype).with_adapter(Adapter.read(Path(adapter))).checked()
+        found = load(base, device=device, dtype=dtype, max_memory=max_memory)
+        return found.with_adapter(Adapter.read(Path(adapter))).checked()
     place_on, kind = _device(device), _dtype(dtype)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -455,7 +468,9 @@ def load(name: str, *, device: str = "", dtype: str = "") -> LocalTarget:
     speed_up(model)
     # A hub id names whatever the hub holds today; the revision that was loaded identifies it.
     weights = weights or digest_of({"hub": name, "revision": getattr(model.config, "_commit_hash", None)})
-    return LocalTarget(f"local/{name}", model, tokenizer, weights=weights)
+    target = LocalTarget(f"local/{name}", model, tokenizer, weights=weights)
+    target.max_memory = most
+    return target
 
 
 def _split(name: str, sign: str, exists: Callable[[Path], bool]) -> tuple[str, str]:

@@ -92,7 +92,7 @@ class Plan:
 def budget(device: Any) -> int:
     """Bytes that may be planned for on a device: TRUING_MAX_MEMORY ("4GB", "500MB", bytes), or half of what is free."""
     if said := os.environ.get("TRUING_MAX_MEMORY"):
-        return parsed(said)
+        return parsed_bytes("TRUING_MAX_MEMORY", said)
     if torch.device(device).type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
             device
@@ -110,11 +110,11 @@ def _free() -> int:
     return max(free, 0)
 
 
-def parsed(said: str) -> int:
-    """Bytes from "4GB", "500 MB" or a plain number. UsageError for anything else."""
+def parsed_bytes(what: str, said: str) -> int:
+    """Bytes from "4GB", "500 MB" or a plain number. UsageError for anything else, which names the setting."""
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kMGT]?)i?B?\s*", said)
     if not found or not float(found[1]):
-        raise UsageError(f"TRUING_MAX_MEMORY is {said!r}; write a number of bytes, or one such as 500MB or 4GB")
+        raise UsageError(f"{what} is {said!r}; write a number of bytes, or one such as 500MB or 4GB")
     return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
@@ -180,7 +180,7 @@ def _most(needed: Callable[[int], int], sizes: Sequence[int], budget: int, what:
     if not place:
         raise TargetError(
             f"{what} takes about {needed(sizes[0]) / 1e6:,.0f} MB beyond the weights, more than the"
-            f" {budget / 1e6:,.0f} MB allowed. Raise TRUING_MAX_MEMORY, or shorten it."
+            f" {budget / 1e6:,.0f} MB allowed. Raise max_memory (TRUING_MAX_MEMORY), or shorten it."
         )
     return sizes[place - 1]
 
