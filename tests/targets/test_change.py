@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,28 @@ def test_another_file_is_refused(tmp_path: Path, metadata: Any) -> None:
 def test_what_fits_nowhere_is_refused(wild: Any, make: Any, said: str) -> None:
     with pytest.raises(TargetError, match=said):
         logits(wild.under([make()]).model)
+
+
+def test_copies_of_a_changed_model_mind_their_own_positions(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks are copied with a model; what they share must not be what another thread's pass is about."""
+    paths, far = [(IDS[:6], IDS[6:8])], [(IDS[:3], IDS[3:4])]
+    steered = wild.under([patch(Units("residual", 0, positions=(4,)), torch.randn(1, 48))])
+    again = steered.under([add(Units("residual", 1), torch.zeros(1))])
+    expected = steered.log_probs(paths)[0][0]
+    assert not torch.allclose(expected, wild.log_probs(paths)[0][0], atol=1e-3)
+    layer, forward = steered.model.model.layers[0], type(steered.model.model.layers[0]).forward
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is layer:  # a pass of the other begins and ends within this one
+            thread = threading.Thread(target=again.log_probs, args=(far,))
+            thread.start()
+            thread.join()
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(layer), "forward", slow)
+    assert torch.equal(steered.log_probs(paths)[0][0], expected)
+
+
+def test_a_position_is_named_once(wild: Any) -> None:
+    with pytest.raises(TargetError, match="names a position twice"):
+        patch(Units("residual", 0, positions=(2, 2)), torch.zeros(2, 48))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Change:
                 f"values of shape {tuple(self.values.shape)} do not fit {self.at}:"
                 " give one for every unit, or a row of them for every position"
             )
+        if rows is not None and len(set(self.at.positions or ())) < rows:
+            raise TargetError(f"{self.at} names a position twice; name each once")
         if not bool(self.values.isfinite().all()):
             raise TargetError(f"values for {self.at} are not all finite; leave out what is not a number")
 
@@ -102,9 +105,9 @@ def under(model: Any, changes: Sequence[Change]) -> Any:
     """
     shared = [*model.parameters(), *model.buffers()]
     copy = deepcopy(model, {id(tensor): tensor for tensor in shared})
-    where = _positions(copy)
+    copy.register_forward_pre_hook(_note, with_kwargs=True)
     for change in changes:
-        _hook(copy, change.at, lambda x, change=change: _changed(copy, x, change, where))
+        _hook(copy, change.at, lambda x, change=change: _changed(copy, x, change))
     return copy
 
 
@@ -127,22 +130,20 @@ def picked(model: Any, at: Units, x: Tensor) -> Tensor:
     return rows[..., _columns(model, at, x_T)]
 
 
-def _positions(model: Any) -> list[Tensor]:
-    """A list that holds the positions of the pass that runs, shape (B, T)."""
-    where: list[Tensor] = []
-
-    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        given = kwargs.get("position_ids")
-        where[:] = [torch.arange(ids.shape[1], device=ids.device)[None] if given is None else given]
-
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    return where
+_where: ContextVar[Tensor] = ContextVar("where")
+"""The positions of the pass that runs in this thread, shape (B, T). Copies of a model keep the hooks of the original,
+so what hooks share must not belong to either."""
 
 
-def _changed(model: Any, x: Tensor, change: Change, where: list[Tensor]) -> Tensor:
+def _note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+    given = kwargs.get("position_ids")
+    _where.set(torch.arange(ids.shape[1], device=ids.device)[None] if given is None else given)
+
+
+def _changed(model: Any, x: Tensor, change: Change) -> Tensor:
     if x.dim() == 2:  # some architectures lay all rows end to end for their MLP
-        return _changed(model, x.unflatten(0, (-1, where[0].shape[-1])), change, where).flatten(0, 1)
+        return _changed(model, x.unflatten(0, (-1, _where.get().shape[-1])), change).flatten(0, 1)
     columns = _columns(model, change.at, x)
     values = change.values.to(x)
     if change.values.shape[-1] not in {1, len(columns)}:
@@ -154,7 +155,7 @@ def _changed(model: Any, x: Tensor, change: Change, where: list[Tensor]) -> Tens
         new = change.kept * old + values
     else:
         wanted = torch.tensor(change.at.positions, device=x.device)
-        hit = where[0][..., None] == wanted  # (B, T, P)
+        hit = _where.get()[..., None] == wanted  # (B, T, P)
         here = hit.to(x.dtype) @ values if values.dim() == 2 else values
         new = torch.where(hit.any(-1)[..., None], change.kept * old + here, old)
     out = x.clone()
