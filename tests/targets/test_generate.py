@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ pytest.importorskip("torch")
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordLevel
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedTokenizerFast
 
 from truing.errors import TargetError, UsageError
-from truing.targets.local import load, memory
+from truing.targets.local import generate, load, memory
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.memory import Costs, parsed_bytes, plan_rows, plan_scores
-from truing.targets.local.rows import grouped
-from truing.targets.local.sample import SOME, Sampling, draw, likeliest, noise
+from truing.targets.local.rows import Rows, grouped
+from truing.targets.local.sample import SOME, Sampling, draw, likeliest, waits
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
 from truing.targets.local.write import Ask, Writer
@@ -72,10 +76,10 @@ def test_rounding_of_the_logits_hardly_ever_changes_a_draw() -> None:
 
 
 def test_the_numbers_of_each_token_are_its_own() -> None:
-    first, second = noise(7, 0, 1000), noise(7, 1, 1000)
+    first, second = waits(7, 0, 1000), waits(7, 1, 1000)
     assert not torch.isin(first, second).any()
-    assert torch.equal(second, noise(7, 1, 1000))
-    assert not torch.isin(second, noise(8, 1, 1000)).any()
+    assert torch.equal(second, waits(7, 1, 1000))
+    assert not torch.isin(second, waits(8, 1, 1000)).any()
 
 
 def test_top_k_and_top_p_draw_from_the_likeliest_alone() -> None:
@@ -109,6 +113,19 @@ def test_a_seeded_reply_does_not_depend_on_its_neighbours(wild: Any) -> None:
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_what_a_tokenizer_drops_before_the_first_word_of_a_text_is_part_of_a_reply() -> None:
+    """SentencePiece's decoders do so; a reply is no text of its own, it goes on after a prompt."""
+    pieces = Tokenizer(WordLevel({"\u2581is": 0, "\u2581Paris": 1, "\u2581now": 2, "!": 3}, unk_token="!"))
+    pieces.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
+    assert tokenizer.decode([1, 2]) == "Paris now"
+    heard: list[str] = []
+    writer = Writer(Ask((0,), 3, hear=heard.append), tokenizer)
+    for token in (1, 2, 3):
+        writer.take(torch.eye(4)[token], token)
+    assert writer.written.text == "".join(heard) == " Paris now!"
 
 
 class Letters:
@@ -202,6 +219,55 @@ def test_rows_that_join_and_leave_at_any_time_are_written_as_if_alone(wild: Any,
         assert tuple(writer.ids) == alone[: len(writer.ids)]
         assert writer.ended in {"length", "cancelled"}
         assert writer is dropped or len(writer.ids) == ask.max_tokens
+
+
+def passed(model: Any) -> tuple[list[int], Any]:
+    """How many tokens reach the embedding, pass by pass, and the hook that counts them."""
+    seen: list[int] = []
+    return seen, model.get_input_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
+
+
+def test_what_rows_that_are_there_begin_with_is_not_computed_again(wild: Any) -> None:
+    rng = random.Random(7)
+    start, other = (tuple(rng.choices(range(4, 1536), k=k)) for k in (200, 100))
+    heads = [start, start, start[:150], other, start, other, start[:150]]
+    asks = [Ask((*head, *rng.choices(range(4, 1536), k=5)), 40) for head in heads]
+    writers, batch = [Writer(ask) for ask in asks], Batch(wild.model)
+    seen, hook = passed(wild.model)
+    for writer in writers:  # one after the other, each while the others are written
+        batch.add([writer])
+        while not writer.ids:
+            batch.advance()
+    joined = [count for count in seen if count > len(writers)]
+    hook.remove()
+    # Of the first nothing is there, nor of the first after `other`.
+    assert joined[0] == 205
+    assert sum(joined) + sum(count for count in seen if count == 5) == 205 + 105 + 5 * 5
+    assert batch._rows is not None
+    shared = [group.shared for group in batch._rows.groups for _ in range(group.start, group.stop)]
+    assert sorted(shared) == [100, 104, 150, 150, 200, 200, 204]
+    assert [writer.path[:size] for writer, size in zip(batch.live, shared, strict=True)] == [
+        head[:size] for size, head in zip(shared, (writer.ask.prompt for writer in batch.live), strict=True)
+    ]
+    while batch.live:
+        batch.advance()
+    for writer in writers:
+        assert writer.written == write(Batch(wild.model), [writer.ask])[0]
+
+
+def test_beginnings_that_are_lent_are_kept_once(wild: Any) -> None:
+    rng = random.Random(8)
+    start = tuple(rng.choices(range(4, 1536), k=300))
+    batch = Batch(wild.model)
+    batch.add([Writer(Ask((*start, place), 300)) for place in (5, 6)])
+    batch.advance()
+    for place in (7, 8, 9):
+        batch.add([Writer(Ask((*start, place), 300))])
+        batch.advance()
+    assert batch._rows is not None
+    assert [(group.start, group.stop, group.shared) for group in batch._rows.groups] == [(0, 5, 300)]
+    assert len({layer[0][0].data_ptr() for layer in batch._rows.prefix}) == len(batch._rows.prefix)
+    assert [writer.ask.prompt[-1] for writer in batch.live] == [5, 6, 7, 8, 9]
 
 
 paths = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=7).map(sorted)
@@ -411,6 +477,62 @@ def test_memory_that_runs_out_behind_the_head_halves_the_block_too(wild: Any, mo
     assert said
 
 
+def test_memory_that_runs_out_again_while_rows_go_loses_nothing(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(5)
+    asks = [Ask(tuple(rng.choices(range(4, 1536), k=6)), 8, sampling=Sampling(1.0, seed=s)) for s in range(6)]
+    expected = write(Batch(wild.model), asks)
+    layer, forward, keep = wild.model.model.layers[1], type(wild.model.model.layers[1]).forward, Rows.keep
+    failing = {"step": 4, "keep": 0}
+
+    def narrow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is layer:
+            failing["step"] -= 1
+            if failing["step"] == 0:
+                raise RuntimeError("CUDA error: out of memory")
+        return forward(self, *args, **kwargs)
+
+    def full(self: Rows, rows: torch.Tensor) -> None:
+        failing["keep"] += 1
+        if failing["keep"] == 1:
+            self.tails[0] = tuple(kv[rows] for kv in self.tails[0])  # half-way
+            raise MemoryError
+        keep(self, rows)
+
+    monkeypatch.setattr(type(layer), "forward", narrow)
+    monkeypatch.setattr(Rows, "keep", full)
+    assert write(Batch(wild.model, say=lambda _: None), asks) == expected
+    assert failing["keep"] >= 1
+
+
+def test_after_a_while_more_rows_are_tried_again(wild: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, keep_on = Batch(wild.model, most=8, say=lambda _: None), [Ask((5, 6, place), 400) for place in range(7, 15)]
+    layer, forward, tight = wild.model.model.layers[1], type(wild.model.model.layers[1]).forward, [True]
+
+    def narrow(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self is layer and tight[0] and len(hidden) > 3:
+            raise MemoryError
+        return forward(self, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(type(layer), "forward", narrow)
+    batch.add([Writer(ask) for ask in keep_on])
+    for _ in range(6):
+        batch.advance()
+    assert len(batch.live) == 2
+    tight[0] = False
+    monkeypatch.setattr(generate, "CALM", 20)
+    for _ in range(100):
+        batch.advance()
+    assert len(batch.live) == 8  # though the batch was never empty
+
+
+def test_replies_keep_to_a_tight_budget(wild: Any) -> None:
+    prompt, budget = random.Random(3).choices(range(4, 1536), k=400), 1_000_000
+    assert 1 < plan_rows(Costs.of(wild.model), [prompt], more=4, budget=budget).block < 40
+    ask = Ask(tuple(prompt), 4)
+    assert peak(lambda: write(Batch(wild.model), [ask])) > budget
+    assert peak(lambda: write(Batch(wild.model, budget=budget), [ask])) < budget
+
+
 def test_rows_do_not_stand_empty_while_others_wait(wild: Any) -> None:
     batch = Batch(wild.model, most=8)
     batch.add([Writer(Ask((5, 6, place), 200)) for place in range(7, 12)])
@@ -429,6 +551,15 @@ def test_an_ask_of_nothing_is_refused(wrong: dict[str, Any]) -> None:
         Ask(**{"prompt": (5,), "max_tokens": 1} | wrong)
 
 
+def test_an_empty_stop_is_refused() -> None:
+    with pytest.raises(TargetError, match="an empty text among those that end a reply"):
+        Ask((5,), 1, stop=("a", ""))
+
+
+def test_a_temperature_near_zero_is_greedy() -> None:
+    assert {draw(LOGITS, Sampling(1e-310, seed=seed), 0) for seed in range(20)} == {1}
+
+
 @pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"temperature": -1.0}])
 def test_what_nothing_can_be_drawn_with_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(TargetError, match="nothing can be drawn with"):
@@ -438,7 +569,8 @@ def test_what_nothing_can_be_drawn_with_is_refused(wrong: dict[str, Any]) -> Non
 def test_replies_that_do_not_fit_together_wait_for_each_other(wild: Any) -> None:
     asks = [Ask((5, 6, place), 4) for place in range(7, 13)]
     costs = Costs.of(wild.model)
-    batch = Batch(wild.model, budget=costs.rows(2, prefixes=4, tail=1 + 4, seen=3 + 4))
+    two = costs.rows(2, prefixes=4, tail=1 + 4, seen=3 + 4) + costs.block(3, 3 + 3)
+    batch = Batch(wild.model, budget=two)
     batch.add([Writer(ask) for ask in asks])
     most = 0
     while batch.waiting or batch.live:
@@ -459,3 +591,24 @@ def test_another_error_is_not_taken_for_want_of_memory(wild: Any, monkeypatch: p
 def test_free_memory_is_a_positive_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRUING_MAX_MEMORY", raising=False)
     assert memory.budget("cpu") > 10**8
+
+
+def test_a_container_has_what_its_limit_leaves_and_what_files_take_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TRUING_MAX_MEMORY", raising=False)
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text("100000000\n")
+    (tmp_path / "memory.current").write_text("90000000\n")
+    (tmp_path / "memory.stat").write_text("anon 20000000\ninactive_file 60000000\n")
+    assert memory.budget("cpu") == 35_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.budget("cpu") > 35_000_000
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory: 9"]
+)
+def test_want_of_memory_is_known_by_what_is_said(said: str) -> None:
+    assert memory.out_of_memory(RuntimeError(said))
+    assert not memory.out_of_memory(ValueError("shape"))

@@ -104,9 +104,11 @@ def budget(device: Any) -> int:
 def _free() -> int:
     """Bytes that this process can have: of the machine, or of the container that it runs in."""
     free = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no such files, or no limit in them
+    with suppress(OSError, ValueError, KeyError):  # no such files, or no limit in them
         most, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, most - used)
+        # Files that were read count as used, and are let go where the room is wanted.
+        said = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        free = min(free, most - used + int(said["inactive_file"]))
     return max(free, 0)
 
 
@@ -135,14 +137,21 @@ def plan_rows(costs: Costs, paths: Sequence[Sequence[int]], *, more: int, budget
     """As many rows as fit after these sorted prompts, each with all that it may write, beside one block of a prompt."""
     tokens, longest = sum(map(len, paths)), max(map(len, paths))
     shared = tokens - sum(common(a, b) for a, b in pairwise(paths))
-    what = f"a reply of {more} tokens after {longest}"
-    block = _most(lambda nodes: 2 * costs.block(nodes, longest + nodes), _halves(min(BLOCK, longest)), budget, what)
+    block = block_beside_rows(costs, longest, budget)
 
     def needed(count: int) -> int:
         return costs.block(block, longest + block) + rows_need(costs, paths[:count], more)
 
+    what = f"a reply of {more} tokens after {longest}"
     most = _most(needed, range(1, min(len(paths), ROWS) + 1), budget, what)
     return Plan(tokens, shared, block, most, needed(most))
+
+
+def block_beside_rows(costs: Costs, longest: int, budget: int, most: int = BLOCK) -> int:
+    """Nodes in a pass over prompts, so that it takes no more than half of what there is; one at least."""
+    sizes = _halves(min(most, longest))
+    fitting = bisect_right(sizes, budget // 2, key=lambda nodes: costs.block(nodes, longest + nodes))
+    return sizes[max(0, fitting - 1)]
 
 
 def rows_need(
@@ -187,7 +196,7 @@ def _most(needed: Callable[[int], int], sizes: Sequence[int], budget: int, what:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the accelerator or on the host."""
-    wants = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    wants = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(want in str(error) for want in wants)
 
 

@@ -36,6 +36,28 @@ class Group:
     shared: int
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A beginning whose keys and values are there already."""
+
+    layers: Sequence[KV]
+    """For every layer, shape (G, P, E)."""
+    group: int | None = None
+    """The group that has just this prefix, if one has."""
+
+    def __len__(self) -> int:
+        return self.layers[0][0].shape[1] if self.layers else 0
+
+    def serves(self, paths: Sequence[Sequence[int]], groups: Sequence[Group]) -> bool:
+        """Whether a step reads no more if this is the only prefix of the paths, than in groups of their own."""
+        more = OVERHEAD + len(self) if self.group is None else 0
+        own = sum(OVERHEAD - (g.stop - g.start - 1) * g.shared for g in groups)
+        return len(self) > 0 and more - len(self) * len(paths) <= own
+
+
+NOTHING = Known(())
+
+
 def grouped(paths: Sequence[Sequence[int]]) -> list[Group]:
     """Groups of sorted paths for which a step reads the fewest keys and values; a tail has at least one token."""
     alike = [common(a, b) for a, b in pairwise(paths)]
@@ -59,8 +81,12 @@ def grouped(paths: Sequence[Sequence[int]]) -> list[Group]:
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two paths begin with alike."""
-    shorter = min(len(a), len(b))
-    return next((place for place in range(shorter) if a[place] != b[place]), shorter)
+    a, b = tuple(a), tuple(b)
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices are compared at once
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 class Rows:
@@ -68,8 +94,8 @@ class Rows:
 
     is_compileable = False
 
-    def __init__(self, groups: Sequence[Group], lengths_B: Tensor) -> None:
-        """Room for the tails of rows of these lengths; `put` fills it."""
+    def __init__(self, groups: Sequence[Group], lengths_B: Tensor, known: Known = NOTHING) -> None:
+        """Room for rows of these lengths; `put` fills it. `known`: what the only group begins with is there already."""
         self.groups = list(groups)
         shared_B = torch.tensor([group.shared for group in groups for _ in range(group.start, group.stop)])
         own_B = lengths_B - shared_B.to(lengths_B.device)
@@ -79,7 +105,7 @@ class Rows:
         """Slots before the beginning of each tail."""
         self.position_B = lengths_B.clone()
         """Position of each row's next token."""
-        self.prefix: list[list[KV]] = []
+        self.prefix: list[list[KV]] = [[kv] for kv in known.layers]
         """For every layer and group, shape (G, P, E)."""
         self.tails: list[KV] = []
         """For every layer, shape (B, G, T or more, E)."""
@@ -96,6 +122,7 @@ class Rows:
         """
         if len(self.tails) == layer:
             self.tails.append(_blank(len(self), self.used + GROWTH, (keys, values)))
+        if len(self.prefix) == layer:
             heads = len(keys)
             self.prefix.append(
                 [(keys.new_empty(heads, g.shared, keys.shape[-1]), values.new_empty(heads, g.shared, values.shape[-1]))
@@ -104,7 +131,7 @@ class Rows:
         row, slot, node = tails
         for into, kv in zip(self.tails[layer], (keys, values), strict=True):
             into[row, :, slot] = kv[:, node].transpose(0, 1)
-        for both, (place, node) in zip(self.prefix[layer], shared, strict=True):
+        for both, (place, node) in zip(self.prefix[layer], shared, strict=False):  # none where they are known
             for into, kv in zip(both, (keys, values), strict=True):
                 into[:, place] = kv[:, node]
 
@@ -112,7 +139,8 @@ class Rows:
         """Let the rows that are not named (ascending) go."""
         blank_B = self.blank_B[rows]
         empty = int(blank_B.min())  # slots that only rows which go had something in
-        self.tails = [(keys[rows, :, empty:], values[rows, :, empty:]) for keys, values in self.tails]
+        for layer, (keys, values) in enumerate(self.tails):  # one after the other: each gives back what it had
+            self.tails[layer] = (keys[rows, :, empty:], values[rows, :, empty:])
         self.used, self.blank_B, self.position_B = self.used - empty, blank_B - empty, self.position_B[rows]
         left, start, named = [], 0, rows.tolist()
         for group in self.groups:
@@ -123,18 +151,35 @@ class Rows:
         self.groups = [left[number] for number in alive]
         self.prefix = [[layer[number] for number in alive] for layer in self.prefix]
 
-    def join(self, other: Rows) -> None:
-        """Take the rows of another in, after these."""
-        before, used = len(self), max(rows.used - int(rows.blank_B.min()) for rows in (self, other))
+    def known(self, group: int, size: int) -> Known:
+        """The first tokens of a group's prefix."""
+        layers = [(keys[:, :size], values[:, :size]) for keys, values in (layer[group] for layer in self.prefix)]
+        return Known(layers, group if size == self.groups[group].shared else None)
+
+    def join(self, other: Rows, into: int | None = None) -> int:
+        """Take the rows of another in: after these, or at the end of a group that has the one prefix of all of them.
+
+        Returns the place of the first.
+        """
+        place, more = len(self) if into is None else self.groups[into].stop, len(other)
+        used = max(rows.used - int(rows.blank_B.min()) for rows in (self, other))
         self.tails = [
-            _side_by_side(mine, self.used, theirs, other.used, used)
+            _merged(mine, self.used, theirs, other.used, used, place)
             for mine, theirs in zip(self.tails, other.tails, strict=True)
         ]
-        self.prefix = [mine + theirs for mine, theirs in zip(self.prefix, other.prefix, strict=True)]
-        self.groups += [replace(g, start=g.start + before, stop=g.stop + before) for g in other.groups]
-        self.blank_B = torch.cat([rows.blank_B - rows.used + used for rows in (self, other)])
-        self.position_B = torch.cat([self.position_B, other.position_B])
+        if into is None:
+            self.prefix = [mine + theirs for mine, theirs in zip(self.prefix, other.prefix, strict=True)]
+            self.groups += [replace(g, start=g.start + place, stop=g.stop + place) for g in other.groups]
+        else:
+            self.groups[into:] = [
+                replace(g, start=g.start + (more if g.start >= place else 0), stop=g.stop + more)
+                for g in self.groups[into:]
+            ]
+        blank_B, added_B = (rows.blank_B - rows.used + used for rows in (self, other))
+        self.blank_B = torch.cat([blank_B[:place], added_B, blank_B[place:]])
+        self.position_B = torch.cat([self.position_B[:place], other.position_B, self.position_B[place:]])
         self.used = used
+        return place
 
     def stepped(self) -> None:
         """Every row has one token more."""
@@ -190,11 +235,17 @@ def _blank(rows: int, width: int, like: KV) -> KV:
     return keys, values
 
 
-def _side_by_side(mine: KV, mine_used: int, theirs: KV, theirs_used: int, used: int) -> KV:
-    """Tails of both, ending at the same slot."""
-    both = _blank(len(mine[0]) + len(theirs[0]), used + GROWTH, (mine[0][0], mine[1][0]))
+def _merged(mine: KV, mine_used: int, theirs: KV, theirs_used: int, used: int, place: int) -> KV:
+    """Tails of both, ending at the same slot; theirs stand from a place on."""
+    more = len(theirs[0])
+    both = _blank(len(mine[0]) + more, used + GROWTH, (mine[0][0], mine[1][0]))
     for into, a, b in zip(both, mine, theirs, strict=True):
-        for rows, kv, had in ((slice(len(a)), a, mine_used), (slice(len(a), None), b, theirs_used)):
+        parts = (
+            (into[:place], a[:place], mine_used),
+            (into[place : place + more], b, theirs_used),
+            (into[place + more :], a[place:], mine_used),
+        )
+        for rows, kv, had in parts:
             taken = min(had, used)
-            into[rows, :, used - taken : used] = kv[:, :, had - taken : had]
+            rows[:, :, used - taken : used] = kv[:, :, had - taken : had]
     return both

@@ -37,24 +37,26 @@ SOME = 1024
 """Likeliest tokens that are looked at first; they nearly always hold the share, and all are sorted where not."""
 
 
-def noise(seed: int, step: int, count: int) -> Tensor:
-    """Standard Gumbel numbers that the seed and the number of the token determine, whatever else is drawn."""
+def waits(seed: int, step: int, count: int) -> Tensor:
+    """Standard exponential numbers that the seed and the number of the token determine, whatever else is drawn."""
     numbers = np.random.Generator(np.random.Philox(key=seed % 2**64, counter=step << 64))
-    return torch.from_numpy(numbers.gumbel(size=count))
+    return torch.from_numpy(numbers.standard_exponential(count)).clamp_(min=np.finfo(float).tiny)
 
 
 def draw(logits_V: Tensor, how: Sampling, step: int) -> int:
-    """The token at place `step` of a reply: the largest of logits and noise (the Gumbel-max trick, Gumbel 1954).
+    """The token at place `step` of a reply: of waiting times that have its probabilities as rates, the shortest.
 
-    Logits that differ by rounding give another token only where the two largest sums are as close as that. Inverting
-    the distribution function would give one wherever any of its thousands of steps moves across the number drawn.
+    That is the Gumbel-max trick (Gumbel 1954) before logarithms are taken, in half of its time. Logits that differ by
+    rounding give another token only where the two shortest are as close as that. Inverting the distribution function
+    would give one wherever any of its thousands of steps moves across the number drawn.
     """
-    values = logits_V.double().cpu() / how.temperature
-    sums = values + noise(how.seed, step, len(values))
+    values = logits_V.double().cpu()
+    p_V = ((values - values.max()) / how.temperature).softmax(-1)  # however low the temperature is
+    times = waits(how.seed, step, len(p_V)) / p_V
     if how.top_k or how.top_p < 1:
-        allowed = likeliest(values.softmax(-1), how)
-        return int(allowed[sums[allowed].argmax()])
-    return int(sums.argmax())
+        allowed = likeliest(p_V, how)
+        return int(allowed[times[allowed].argmin()])
+    return int(times.argmin())
 
 
 def likeliest(p_V: Tensor, how: Sampling) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from truing.targets.local.inside import forward
 from truing.targets.local.memory import BLOCK, out_of_memory, release
+from truing.targets.local.rows import NOTHING, Known
 from truing.targets.local.tree import Tree
 
 T = TypeVar("T")
@@ -26,15 +27,20 @@ def walk(
     *,
     block: int = BLOCK,
     say: Callable[[str], None] = print,
+    known: Known = NOTHING,
 ) -> Iterator[tuple[T, Any, Tensor]]:
     """What is taken of the logits at the kept nodes (ascending), some at a time; the cache; the nodes that stand in it.
 
     Depth first, so that a block needs of what was computed before no more than the ancestors of its first node.
-    Where memory runs out, the block is halved and computed anew.
+    Where memory runs out, the block is halved and computed anew. `known`: the first nodes, a chain from the root that
+    all paths go along, need not be computed.
     """
     from transformers import DynamicCache
 
-    cache, held, start = DynamicCache(), torch.empty(0, dtype=torch.long), 0
+    cache, start = DynamicCache(), len(known)
+    held = torch.arange(start)
+    for layer, (keys, values) in enumerate(known.layers):
+        cache.update(keys[None], values[None], layer)
     while start < len(tree):
         stop = min(start + block, len(tree))
         above = torch.tensor(tree.ancestors(start), dtype=torch.long)

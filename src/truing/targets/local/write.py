@@ -37,6 +37,8 @@ class Ask:
         if not self.prompt or self.max_tokens < 1:
             said = f"a prompt of {len(self.prompt)} tokens and a reply of at most {self.max_tokens}"
             raise TargetError(f"{said}: give each one at least")
+        if not all(self.stop):
+            raise TargetError("an empty text among those that end a reply: every reply begins with it; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class Writer:
         self._text = ""
         """All text that is certain by now."""
         self._told = 0
-        self._from = self._upto = 0
+        self._before = self._context()
+        self._from, self._upto = 0, len(self._before)
         """Tokens from here on are decoded again, so that what they look like together is kept; up to here is said."""
 
     @property
@@ -119,8 +122,14 @@ class Writer:
         """It ends here, and why."""
         self.ended, self.error = "failed", error
 
+    def _context(self) -> list[int]:
+        """What the reply is decoded after: some tokenizers drop the blank before the first word of a text."""
+        last = list(self.ask.prompt[-1:])
+        whole = self._tokenizer is not None and not self._decode(last).endswith("\N{REPLACEMENT CHARACTER}")
+        return last if whole else []
+
     def _say(self) -> None:
-        ids = self.ids[:-1] if self.ids[-1] in self.ask.ends else self.ids
+        ids = self._before + (self.ids[:-1] if self.ids[-1] in self.ask.ends else self.ids)
         new = self._decode(ids[self._from :])[len(self._decode(ids[self._from : self._upto])) :]
         before = len(self._text)
         # Bytes of a character that is not whole yet look like this; they are said once it is, or at the end.
