@@ -24,9 +24,9 @@ from truing.records import Decision, Message, Pair, Tool, ToolCall
 from truing.store import open_store
 from truing.studies.one import wheel_of
 from truing.targets import Chat, Scored, need, resolve
-from truing.targets.local import LocalTarget, cache, change
+from truing.targets.local import LocalTarget, cache, change, load
 from truing.targets.local import tiny as recipe
-from truing.targets.local.adapter import Adapter
+from truing.targets.local.adapter import BASE, Adapter, mark
 from truing.targets.local.change import Units, add
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import read
@@ -382,6 +382,56 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path, wild: Any, made_
     what = "weights for" if made_on > put_on else "no weights for"
     with pytest.raises(TargetError, match=rf"cannot put the adapter .*it has {what} .*layers\.2.*Is it for this model"):
         target.checked()
+
+
+def test_an_adapter_knows_the_weights_that_it_was_trained_on(
+    tiny: Any, wild: Any, adapter: tuple[Path, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = adapter
+    plain = Adapter.read(folder)
+    assert plain.base == ""
+    assert tiny.with_adapter(plain).checked()
+    assert not caplog.messages
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "somebody/another"}))
+    assert mark(tiny.model) == mark(resolve("local/tiny", dtype="bf16").model) != mark(wild.model)
+    for base in (mark(tiny.model), mark(wild.model)):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        save_file(tensors, tmp_path / "adapter_model.safetensors", metadata={BASE: base})
+        made = Adapter.read(tmp_path)
+        assert made.base == base
+        if base == mark(tiny.model):
+            assert tiny.with_adapter(made).checked()
+        else:
+            with pytest.raises(TargetError, match="was trained on other weights than those of local/tiny"):
+                tiny.with_adapter(made)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    tiny.with_adapter(Adapter.read(tmp_path))
+    assert caplog.messages == [f"the adapter {tmp_path} names somebody/another as its base; it is put on local/tiny"]
+
+
+def test_what_would_bend_replies_and_is_not_followed_is_said(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    said = json.loads((folder / "generation_config.json").read_text())
+    resolve(f"local/{folder}")
+    assert not caplog.messages
+    (folder / "generation_config.json").write_text(json.dumps(said | {"repetition_penalty": 1.5, "min_length": 0}))
+    resolve(f"local/{folder}")
+    (message,) = caplog.messages
+    assert "asks for repetition_penalty=1.5 when it writes" in message
+
+
+def test_what_is_made_of_a_target_tells_the_same_user(tiny: Any, adapter: tuple[Path, Any]) -> None:
+    heard: list[str] = []
+    target = load("tiny")
+    target.say = heard.append
+    for made in (target.under([]), target.with_adapter(Adapter.read(adapter[0]))):
+        made.say("something")
+    assert heard == ["something"] * 2
+    assert load("tiny").say.__self__.name == "truing.targets.local"
 
 
 @pytest.fixture(scope="module")

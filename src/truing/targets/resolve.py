@@ -20,7 +20,7 @@ def resolve(name: str, watcher: Watcher | None = None, **options: Any) -> Any:
 
     `options` are those of the kind's own `load`, such as `device` (local) or `max_connections` (inspect).
     """
-    watcher = watcher or Silent()
+    told, watcher = watcher, watcher or Silent()
     kind, slash, rest = name.partition("/")
     if not slash or not rest or kind not in KINDS:
         known = "; ".join(f"{key}/... ({what})" for key, what in KINDS.items())
@@ -46,5 +46,6 @@ def resolve(name: str, watcher: Watcher | None = None, **options: Any) -> Any:
         watcher.say(f"local/{base} is made ready in {cache.root()}; this happens once")
     target = load(rest, **options)
     watcher.step()
-    target.say = watcher.say
+    if told is not None:
+        target.say = told.say
     return target

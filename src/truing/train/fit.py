@@ -22,7 +22,7 @@ from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.adapter import MODULES, peft_quiet
+from truing.targets.local.adapter import BASE, MODULES, mark, peft_quiet
 from truing.train.batches import Batch, batches
 from truing.train.losses import LogProbs, dpo, margin, sft
 
@@ -154,7 +154,7 @@ class _Loop:
         ]
         self._at = stop
         finished = stop == len(self.laid)
-        state = adapter_blob(self._run.peft, self.store) if finished else self._checkpoint()
+        state = adapter_blob(self._run.peft, self.target, self.store) if finished else self._checkpoint()
         record = Training(
             method=self.settings.method,
             target=self.target.card.id,
@@ -215,13 +215,12 @@ class _Loop:
             )
 
 
-def adapter_blob(peft: Any, store: Store) -> Blob:
-    """The adapter's weights, in PEFT's own names."""
+def adapter_blob(peft: Any, target: LocalTarget, store: Store) -> Blob:
+    """The adapter's weights, in PEFT's own names, and what they were trained on."""
     from peft import get_peft_model_state_dict
 
-    return store.put_blob(
-        pack_tensors({k: v.contiguous() for k, v in get_peft_model_state_dict(peft).items()}), "safetensors"
-    )
+    tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(peft).items()}
+    return store.put_blob(pack_tensors(tensors, metadata={BASE: mark(target.model)}), "safetensors")
 
 
 def export(training: Training, store: Store, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import islice
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from truing.errors import CacheError, TargetError
 from truing.records import Decision, Message, Row, Surface, Target, Tool, digest, digest_of
 from truing.targets.local import bundled, cache, change, tiny
-from truing.targets.local.adapter import MODULES, Adapter
+from truing.targets.local.adapter import MODULES, Adapter, mark
 from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward
@@ -41,12 +42,20 @@ NEUTRAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transforme
 """Entries of a configuration that change no answer, or that stand in the card already."""
 
 
+BENDING = (
+    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens",
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+    "exponential_decay_length_penalty",
+)  # fmt: skip
+"""What transformers' generate would heed at temperature 0 as well."""
 NOTABLE = 1_000_000_000
 """Bytes beyond the weights from which on it is said how much a piece of work takes."""
 CONVERSATIONS = 4096
 """Conversations whose tokens are remembered."""
 WINDOW = "attention window"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+_log = getLogger(__name__)
 
 Made = tuple[tuple[Target, bytes | None], ...]
 
@@ -85,11 +94,12 @@ class LocalTarget:
         self._known_ids = lru_cache(CONVERSATIONS)(self._ids)
         self._limits = _limits(model.config.get_text_config())
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        self.say: Callable[[str], None] = lambda _: None
+        self.say: Callable[[str], None] = _log.warning
         """Is told what a user should know of the work as it goes."""
         self.max_memory = 0
         """Bytes that work may be planned for beyond the weights; 0 leaves it to `memory.budget`."""
         self._most_said = NOTABLE
+        self._under: frozenset[str] = frozenset()
         self.card = Target(
             name=name,
             weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self.stop_ids)}),
@@ -395,16 +405,33 @@ class LocalTarget:
         return self._allow(LocalTarget(name or f"{self.card.name}+{what[:12]}", model, self.tokenizer, weights=weights))
 
     def with_adapter(self, adapter: Adapter) -> LocalTarget:
-        """A new target with a PEFT adapter merged into a copy of the weights."""
+        """A new target with a PEFT adapter merged into a copy of the weights.
+
+        TargetError where it says that it was trained on other weights than those that this one was made of. Of a base
+        that it only names, it is said.
+        """
+        if adapter.base and adapter.base not in self._bases:
+            raise TargetError(
+                f"the adapter {adapter.source} was trained on other weights than those of {self.card.name}"
+                f" (mark {adapter.base[:12]}, not {mark(self.model)[:12]}). Give the target that it was made for."
+            )
+        known = {self.card.name, self.card.name.removeprefix("local/"), self._model.name_or_path}
+        if adapter.named and not adapter.base and adapter.named not in known:
+            self.say(f"the adapter {adapter.source} names {adapter.named} as its base; it is put on {self.card.name}")
         weights = digest_of({"base": self.card.weights, "adapter": adapter.id})
         name = f"{self.card.name}@{adapter.id[:12]}"
         return self._allow(
             LocalTarget(name, self.model, self.tokenizer, weights=weights, made=self.made, adapter=adapter)
         )
 
+    @cached_property
+    def _bases(self) -> frozenset[str]:
+        """Marks of the weights that this was made of, and of its own."""
+        return self._under | {mark(self.model)}
+
     def _allow(self, other: LocalTarget) -> LocalTarget:
-        """A target that was made of this one, with as much memory."""
-        other.max_memory = self.max_memory
+        """A target that was made of this one, with as much memory, and telling the same user."""
+        other.max_memory, other.say, other._under = self.max_memory, self.say, self._bases
         return other
 
 
@@ -466,11 +493,21 @@ def load(name: str, *, device: str = "", dtype: str = "", max_memory: str | int 
     if name not in BUNDLED:
         probe(model)
     speed_up(model)
+    if asked := _unfollowed(model.generation_config):
+        _log.warning(
+            "local/%s asks for %s when it writes (generation_config.json). Replies here follow the model's own"
+            " distribution without them, so they are not those of transformers' generate.", name, ", ".join(asked),
+        )  # fmt: skip
     # A hub id names whatever the hub holds today; the revision that was loaded identifies it.
     weights = weights or digest_of({"hub": name, "revision": getattr(model.config, "_commit_hash", None)})
     target = LocalTarget(f"local/{name}", model, tokenizer, weights=weights)
     target.max_memory = most
     return target
+
+
+def _unfollowed(said: Any) -> list[str]:
+    """Settings of a generation_config that bend the distribution whatever is asked for, and that are not followed."""
+    return [f"{name}={value}" for name in BENDING if (value := getattr(said, name, None)) not in (None, 1.0, 0, [])]
 
 
 def _split(name: str, sign: str, exists: Callable[[Path], bool]) -> tuple[str, str]:

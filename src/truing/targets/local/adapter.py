@@ -20,6 +20,10 @@ from truing.text import short
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MEDIA = "safetensors"
+BASE = "truing_base"
+"""Entry of the weights' metadata with the mark of what they were trained on."""
+MARKED = 64
+"""Weights of each layer that go into a mark."""
 MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
 """Layers that training puts an adapter on."""
 NEUTRAL = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
@@ -36,6 +40,8 @@ class Adapter:
     """Canonical JSON of the settings that differ from PEFT's defaults."""
     source: str = field(compare=False)
     """Where it came from, for messages."""
+    named: str = field(default="", compare=False)
+    """What its configuration calls the model that it was trained on; "" where that says nothing."""
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
@@ -48,9 +54,19 @@ class Adapter:
                 )
         try:
             said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            return cls((folder / WEIGHTS).read_bytes(), canonical(_settled(said)).decode(), str(folder))
+            named = str(said.get("base_model_name_or_path") or "")
+            return cls((folder / WEIGHTS).read_bytes(), canonical(_settled(said)).decode(), str(folder), named)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(f"cannot read the adapter {folder}: {error!r}. Is it a whole PEFT adapter?") from error
+
+    @property
+    def base(self) -> str:
+        """The mark of the weights that it was trained on, where `truing train` made it; "" where it is not known."""
+        size = int.from_bytes(self.weights[:8], "little")
+        try:
+            return str(json.loads(self.weights[8 : 8 + size])["__metadata__"][BASE])
+        except (ValueError, KeyError, TypeError):
+            return ""
 
     @property
     def blob(self) -> Blob:
@@ -81,6 +97,16 @@ class Adapter:
                     f"cannot put the adapter {self.source} on {type(model).__name__}: {short(error)}."
                     " Is it for this model, and is it whole?"
                 ) from error
+
+
+def mark(model: Any) -> str:
+    """A digest of some weights of every layer that training puts an adapter on.
+
+    In bf16, so that it is the same for the same weights in either number format, under whatever name they were loaded.
+    """
+    layers = [module for name, module in model.named_modules() if name.rpartition(".")[2] in MODULES]
+    some = [w[:: max(1, len(w) // MARKED)] for w in (layer.weight.detach().flatten() for layer in layers)]
+    return digest_of([[float(value) for value in w.bfloat16().tolist()] for w in some])
 
 
 def _whole(wanted: set[str], given: set[str]) -> None:
