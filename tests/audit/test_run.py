@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from truing.audit import FAMILIES, audit, lay_out, run, spec
+from truing.audit import FAMILIES, audit, family, lay_out, run, spec
 from truing.errors import UsageError
-from truing.records import Design, Message, Surface, Surfaces, digest_of
+from truing.records import Design, Message, Replies, Surface, Surfaces, digest_of
 from truing.store import open_store
 from truing.targets import resolve
 from truing.targets.protocols import Reply
@@ -91,3 +91,24 @@ def test_replies_asked_together_are_kept_apart_by_plot(
     assert sum(batches) == sum(sizes)
     assert len(batches) == {1: len(records), 48: 3, 10_000: 1}[most]
     assert all(size <= most for size in batches) or most < max(sizes)
+
+
+def test_what_a_filter_stopped_is_as_undecided_as_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, battery = resolve("scripted/honest"), lay_out("sycophancy")
+    (label, (word, *_)), *_ = battery.surfaces[0].says
+
+    def records(*, refused: bool) -> list[Replies]:
+        def reply(prompts: Sequence[Sequence[Message]], *, max_tokens: int) -> list[Reply]:
+            return [Reply(word, max_tokens, finished=not refused, refused=refused) for _ in prompts]
+
+        monkeypatch.setattr(target, "reply", reply)
+        with open_store(tmp_path / f"store-{refused}") as store:
+            store.add(target.card)
+            return run.ask(target, battery, store)
+
+    assert label in {row.outcome for record in records(refused=False) for row in record.rows}
+    rows = [row for record in records(refused=True) for row in record.rows]
+    assert {(row.outcome, row.reply, row.span) for row in rows} == {("empty", word, "")}
+    for name in FAMILIES:
+        assert "empty" in family(name).replies.undecided
+        assert "empty" in family(name).replies.undecided_in_control

@@ -28,6 +28,7 @@ from inspect_ai.dataset import Sample
 from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 from inspect_ai.model import (
     ChatMessageAssistant,
+    ChatMessageTool,
     ChatMessageUser,
     ContentImage,
     ContentReasoning,
@@ -39,7 +40,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.solver import generate, system_message, use_tools
 from inspect_ai.tool import ToolCall as TheirCall
-from inspect_ai.tool import tool
+from inspect_ai.tool import ToolCallError, tool
 from tenacity import wait_fixed
 
 from truing.errors import DataError, TargetError, UsageError
@@ -318,8 +319,6 @@ def test_what_does_not_pass_is_an_error_after_the_retries(server: Server, model:
         (fails(404, "no such model"), "no such model"),
         (fails(400, "cannot read that"), "cannot read that"),
         (fails(400, "at most 100 tokens", "context_length_exceeded"), "too long for it: at most 100 tokens"),
-        (fails(400, "not that", "content_filter"), "content filter stopped it: not that"),
-        (sends(200, completion("I", finish="content_filter")), "content filter stopped it"),
         (sends(200, {**completion(), "choices": []}), "gave no reply"),
         (sends(200, b'{"choices": [{"mess'), "gave no reply"),
     ],
@@ -336,7 +335,7 @@ def test_what_will_not_pass_is_an_error(server: Server, act: Act, message: str) 
     assert len(server.bodies) <= 2
 
 
-def test_one_failure_stops_what_else_was_asked(server: Server) -> None:
+def test_a_failure_before_any_reply_stops_what_else_was_asked(server: Server) -> None:
     def act(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         (fails(404, "no such model") if body["messages"][-1]["content"] == "0" else slow)(handler, body)
 
@@ -347,6 +346,44 @@ def test_one_failure_stops_what_else_was_asked(server: Server) -> None:
         target.reply(asked, max_tokens=5)
     assert time.monotonic() - before < 3
     assert len(server.bodies) < 10
+
+
+@pytest.mark.parametrize("bad", [fails(400, "cannot read that"), fails(400, "at most 9", "context_length_exceeded")])
+def test_a_failure_among_replies_is_raised_when_the_others_are_there(server: Server, bad: Act) -> None:
+    def act(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        (bad if body["messages"][-1]["content"] in {"3", "5"} else echoes)(handler, body)
+
+    server.acts = [act]
+    asked = [(Message(role="user", content=str(n)),) for n in range(9)]
+    with load("openai-api/local/m", args={"max_retries": 0}, max_connections=1, cache=True) as target:
+        with pytest.raises(TargetError, match=r"cannot read that|too long for it: at most 9"):
+            target.reply(asked, max_tokens=5)
+        came = [body["messages"][-1]["content"] for body in server.bodies]
+        assert sorted(came) == [str(n) for n in range(9)]
+        bad_ones = {3, 5}
+        server.bodies.clear()
+        replies = target.reply([one for n, one in enumerate(asked) if n not in bad_ones], max_tokens=5)
+        assert [reply.text for reply in replies] == [f"you said: {n}" for n in range(9) if n not in bad_ones]
+        assert server.bodies == []  # they came from the cache
+
+
+@pytest.mark.parametrize(
+    ("bad", "text", "tokens"),
+    [
+        (sends(200, completion("I w", finish="content_filter")), "I w", 2),
+        (fails(400, "not that", "content_filter"), "not that", 0),
+    ],
+)
+def test_what_a_filter_stopped_is_a_reply_that_says_so(server: Server, bad: Act, text: str, tokens: int) -> None:
+    def act(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        (bad if body["messages"][-1]["content"] == "1" else echoes)(handler, body)
+
+    server.acts = [act]
+    asked = [(Message(role="user", content=str(n)),) for n in range(3)]
+    with load("openai-api/local/m", args={"max_retries": 0}) as target:
+        first, refused, last = target.reply(asked, max_tokens=5)
+    assert refused == Reply(text, tokens, False, refused=True)
+    assert (first, last) == (Reply("you said: 0", 2, True), Reply("you said: 2", 2, True))
 
 
 def test_replies_are_cached_where_it_is_asked_for(server: Server) -> None:
@@ -437,7 +474,12 @@ TOLD = [
     Transcript(USER, Reply('<tool_call>{"na', 5, True, unparsed=True), "4"),
     Transcript(USER, None, "5", 1, "the server was gone"),
     Transcript(USER, Reply("", 1, True), "6"),
-    *(Transcript(USER, Reply(str(n), 1, True), str(n)) for n in range(7, 13)),
+    Transcript((*USER, Message(role="assistant", content="Let me", calls=(CALL,))), None, "7"),
+    Transcript((*USER, Message(role="assistant", content="Half a")), None, "8", 1, "it was stopped"),
+    Transcript(USER, Reply("I w", 2, False, refused=True), "9"),
+    Transcript(USER, Reply("<think>six sevens</think>\n42", 7, True), "10"),
+    Transcript(USER, Reply("9", 1, True), "9", 2),
+    *(Transcript(USER, Reply(str(n), 1, True), str(n)) for n in range(11, 14)),
 ]  # fmt: skip
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -445,7 +487,7 @@ AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 @pytest.mark.parametrize("ending", [".eval", ".json"])
 def test_what_is_written_is_read(tmp_path: Path, ending: str) -> None:
     write_log(tmp_path / f"log{ending}", CARD, TOLD, task="arithmetic", at=AT)
-    assert read_log(tmp_path / f"log{ending}") == TOLD
+    assert read_log(tmp_path / f"log{ending}") == sorted(TOLD, key=lambda one: one.epoch)
     log = read_eval_log(str(tmp_path / f"log{ending}"), resolve_attachments=True)
     assert (log.status, log.eval.model, log.eval.task) == ("success", "local/tiny", "arithmetic")
     assert log.eval.metadata == {"truing": {"target": CARD.id}}
@@ -468,6 +510,33 @@ def test_the_same_values_at_the_same_time_give_the_same_log(tmp_path: Path) -> N
     for name in ("a.json", "b.json"):
         write_log(tmp_path / name, CARD, TOLD, at=AT)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    for name in ("a.eval", "b.eval"):  # whose bytes hold the time of packing
+        write_log(tmp_path / name, CARD, TOLD, at=AT)
+    with zipfile.ZipFile(tmp_path / "a.eval") as first, zipfile.ZipFile(tmp_path / "b.eval") as second:
+        assert {name: first.read(name) for name in first.namelist()} == {
+            name: second.read(name) for name in second.namelist()
+        }
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("a", 1), ("b", 1), ("a", 1), ("a", 2)], "2 transcripts are sample a in epoch 1"),
+        ([("2", 1), ("", 1)], "2 transcripts are sample 2 in epoch 1.*is called by its place"),
+    ],
+)
+def test_two_transcripts_that_would_become_one_are_refused(
+    tmp_path: Path, pairs: list[tuple[str, int]], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        write_log(tmp_path / "log.eval", CARD, [Transcript(USER, None, *pair) for pair in pairs])
+    assert not (tmp_path / "log.eval").exists()
+    different = [*dict.fromkeys(pairs), ("2", 7)]
+    named = [Transcript(USER, None, name or "x", epoch) for name, epoch in different]
+    write_log(tmp_path / "log.eval", CARD, named)
+    assert len(read_log(tmp_path / "log.eval")) == len(named)
+    write_log(tmp_path / "empty.json", CARD, [])
+    assert read_log(tmp_path / "empty.json") == []
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
@@ -521,9 +590,89 @@ def test_turns_become_records_and_back() -> None:
     thought = ChatMessageAssistant(content=[ContentReasoning(reasoning="six sevens"), ContentText(text="42")])
     assert ours(thought).content == "<think>six sevens</think>\n42"
     hidden = ChatMessageAssistant(content=[ContentReasoning(reasoning="x4Fa", redacted=True), ContentText(text="42")])
-    assert "x4Fa" not in ours(hidden).content
+    assert ours(hidden).content == "42"
+    broke = ToolCallError("timeout", "it took too long")
+    for output, said in (("", ""), ("it took too long", ""), ("line 1", "\nline 1")):
+        told = ChatMessageTool(content=output, tool_call_id="c", function="bash", error=broke)
+        assert ours(told).content == f"Error: it took too long{said}"
     with pytest.raises(TargetError, match="a user turn holds a part of type 'image'"):
         ours(ChatMessageUser(content=[ContentImage(image="a.png")]))
+
+
+def test_reasoning_stands_in_a_reply_as_it_does_in_a_log(tmp_path: Path) -> None:
+    def output() -> ModelOutput:
+        thought = [ContentReasoning(reasoning="six sevens"), ContentText(text="42")]
+        said = ModelOutput.from_message(ChatMessageAssistant(content=thought, source="generate"))
+        said.usage = ModelUsage(output_tokens=9)
+        return said
+
+    expected = Reply("<think>six sevens</think>\n42", 9, True)
+    with load("mockllm/model", args={"custom_outputs": [output()]}) as target:
+        assert target.reply([USER], max_tokens=50) == [expected]
+    model = get_model("mockllm/model", custom_outputs=[output()])
+    task = Task(dataset=[Sample(input="6 * 7?")], solver=generate())
+    (log,) = eval(task, model=model, display="none", log_dir=str(tmp_path))
+    (found,) = read_log(Path(log.location.removeprefix("file://")))
+    assert found.reply == expected
+
+
+BROKEN = {
+    "a limit": ({"limit": {"type": "message", "limit": 12}}, {}, "met a limit: message 12"),
+    "a limit with its reason": (
+        {"limit": {"type": "operator", "limit": 1, "reason": "stopped by hand"}}, {}, "met a limit: stopped by hand",
+    ),
+    "marked": ({"invalidation": {"author": "ada", "reason": "wrong key"}}, {}, "marked invalid by ada: wrong key"),
+    "error": ({}, {"error": "the service was gone"}, "the service was gone"),
+    "too long": (
+        {}, {"stop_reason": "model_length", "usage": {"output_tokens": 0}}, "the conversation is too long for it: 42",
+    ),
+    "too long, tokens unknown": (
+        {}, {"stop_reason": "model_length", "usage": None, "error": "at most 9"},
+        "the conversation is too long for it: at most 9",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("of_sample", "of_output", "why"), BROKEN.values(), ids=BROKEN)
+def test_what_is_no_reply_is_not_read_as_one(
+    tmp_path: Path, whole: bytes, of_sample: dict[str, Any], of_output: dict[str, Any], why: str
+) -> None:
+    log = json.loads(whole)
+    sample = log["samples"][0]
+    sample |= of_sample
+    sample["output"] |= {key: value for key, value in of_output.items() if key != "stop_reason"}
+    sample["output"]["choices"][0]["stop_reason"] = of_output.get("stop_reason", "stop")
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    first, *others = read_log(tmp_path / "log.json")
+    messages = (*TOLD[0].messages, Message(role="assistant", content="42"))
+    assert first == Transcript(messages, None, "1", 1, why)
+    assert others == TOLD[1:3]
+    write_log(tmp_path / "again.eval", CARD, [first])
+    assert read_log(tmp_path / "again.eval") == [first]
+
+
+def test_an_output_that_is_not_the_last_turn_says_nothing_of_it(tmp_path: Path, whole: bytes) -> None:
+    log = json.loads(whole)
+    turn = {"role": "assistant", "content": "A later answer.", "id": "x9"}
+    log["samples"][0]["messages"].append(turn)
+    log["samples"][0]["output"]["error"] = "of the turn before"
+    log["samples"][1]["messages"][-1]["source"] = "input"  # written by whoever made the data
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    later, given, _ = read_log(tmp_path / "log.json")
+    assert (later.reply, later.error) == (Reply("A later answer.", 0, True), "")
+    assert given.reply is None
+    assert given.messages[-1].role == "assistant"
+
+
+def test_a_call_that_inspect_could_not_parse_is_none(tmp_path: Path, whole: bytes) -> None:
+    log = json.loads(whole)
+    good = {"id": "c0", "function": "add", "arguments": {"x": 1}}
+    for turn in (log["samples"][0]["messages"][-1], log["samples"][0]["output"]["choices"][0]["message"]):
+        turn["tool_calls"] = [good, {**good, "id": "c1", "arguments": {}, "parse_error": "not JSON"}]
+    (tmp_path / "log.json").write_text(json.dumps(log))
+    first, second, _ = read_log(tmp_path / "log.json")
+    assert first.reply == Reply("42", 3, True, (), unparsed=True)
+    assert second == TOLD[1]
 
 
 # -- logs that are damaged or hostile ----------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def ask(target: Any, battery: Battery, store: Store, watcher: Watcher | None = N
     def record(plot: str, asked: list[Asked], replies: list[Reply]) -> Replies:
         rows, redactions = [], 0
         for (surface, cell, _), reply in zip(asked, replies, strict=True):
-            outcome, span = classify(reply.text, surface.says)
+            # What a filter left is not what the target would have said: as undecided as silence, whatever words it has.
+            outcome, span = classify("" if reply.refused else reply.text, surface.says)
             text, hidden = redact(reply.text)
             redactions += hidden
             rows.append(Said(surface=surface.name, cell=cell, reply=text, outcome=outcome, span=redact(span)[0]))

@@ -11,9 +11,10 @@ import io
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -82,20 +83,32 @@ def ours(message: ChatMessage) -> Message:
     """A turn of Inspect's as a record. TargetError where it holds what is neither text, nor reasoning, nor a call."""
     text = _text(message.content, message.role)
     if isinstance(message, ChatMessageTool):
-        said = f"Error: {message.error.message}" if message.error else text
+        said = _with_error(message.error.message, text) if message.error else text
         return Message(role="tool", content=said, call=message.tool_call_id or "", tool=message.function or "")
     calls = message.tool_calls or () if isinstance(message, ChatMessageAssistant) else ()
     return Message(role=message.role, content=text, calls=tuple(map(_our_call, calls)))
 
 
+def _with_error(error: str, output: str) -> str:
+    """What a tool that failed has to say: why, and what it put out until then."""
+    return f"Error: {error}" if output in {"", error} else f"Error: {error}\n{output}"
+
+
 def _text(content: str | list[Content], role: str) -> str:
-    """The parts of a turn, each on a line of its own. Reasoning stands between <think> and </think>."""
+    """The parts of a turn, each on a line of its own. Reasoning stands between <think> and </think>, where it is told.
+
+    So it does in the replies of local targets.
+    """
     if isinstance(content, str):
         return content
     for part in content:
         if not isinstance(part, ContentText | ContentReasoning):
             raise TargetError(f"a {role} turn holds a part of type {part.type!r}; text alone can be read here")
-    return "\n".join(part.text for part in content if isinstance(part, ContentText | ContentReasoning))
+    return "\n".join(
+        part.text
+        for part in content
+        if isinstance(part, ContentText) or (isinstance(part, ContentReasoning) and (not part.redacted or part.summary))
+    )
 
 
 def _our_call(call: TheirCall) -> ToolCall:
@@ -159,13 +172,14 @@ class InspectTarget:
     ) -> list[Reply]:
         """Replies at temperature 0 (unless loaded with another), one for each conversation, in order.
 
-        They are asked for at once, as many as the connections allow. TargetError for the first that is refused, or
-        that fails after all retries; the others are then given up.
+        They are asked for at once, as many as the connections allow. One that a filter stopped is a reply that says so
+        (`refused`). TargetError for the first that fails after all retries: once the others are there, which come from
+        the cache when asked for again, where there is one; at once where none has come so far.
         """
         offered = [_their_tool(tool) for tool in tools]
         asked = [[theirs(message) for message in messages] for messages in conversations]
         outputs = _run(self._all, asked, offered, max_tokens)
-        return [self._reply(output, frozenset(tool.name for tool in tools)) for output in outputs]
+        return [_reply(output.message, output, frozenset(tool.name for tool in tools)) for output in outputs]
 
     def close(self) -> None:
         """Let go of its connections."""
@@ -181,43 +195,29 @@ class InspectTarget:
         self, asked: Sequence[list[ChatMessage]], tools: Sequence[ToolInfo], max_tokens: int
     ) -> list[ModelOutput]:
         outputs: dict[int, ModelOutput] = {}
+        failures: dict[int, TargetError] = {}
 
         async def ask(place: int) -> None:
             try:
-                outputs[place] = await self._model.generate(
+                output = await self._model.generate(
                     asked[place], list(tools), config=GenerateConfig(max_tokens=max_tokens), cache=self._cache
                 )
-            except Exception as error:
-                raise self._failed(_cause(error)) from error
-            self._check(outputs[place])
+            except Exception as error:  # noqa: BLE001 - raised when the others are done
+                failures[place] = self._failed(_cause(error))
+                failures[place].__cause__ = error
+                if not outputs:  # a wrong key, say, or no server: the others would wait for nothing
+                    group.cancel_scope.cancel()
+                return
+            outputs[place] = output
+            if why := _no_reply(output):
+                failures[place] = self._failed(why)
 
-        try:
-            async with anyio.create_task_group() as group:
-                for place in range(len(asked)):
-                    group.start_soon(ask, place)
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+        async with anyio.create_task_group() as group:
+            for place in range(len(asked)):
+                group.start_soon(ask, place)
+        if failures:
+            raise failures[min(failures)]
         return [outputs[place] for place in range(len(asked))]
-
-    def _check(self, output: ModelOutput) -> None:
-        """TargetError where there is no reply in it. Some providers put their own message where it would stand."""
-        if output.empty:
-            raise self._failed("it returned no reply")
-        if output.stop_reason == "content_filter":
-            raise self._failed(f"the provider's content filter stopped it: {output.error or output.completion}")
-        if output.stop_reason == "model_length" and not (output.usage and output.usage.output_tokens):
-            raise self._failed(f"the conversation is too long for it: {output.error or output.completion}")
-        if output.error:
-            raise self._failed(output.error)
-
-    def _reply(self, output: ModelOutput, names: frozenset[str]) -> Reply:
-        text, calls, unparsed = output.message.text, tuple[ToolCall, ...](), False
-        try:
-            calls = tuple(_checked_call(call, names) for call in output.message.tool_calls or ())
-        except (ValueError, RecordError):
-            unparsed = True
-        tokens = output.usage.output_tokens if output.usage else 0
-        return Reply(text, tokens, output.stop_reason not in {"max_tokens", "model_length"}, calls, unparsed)
 
     def _failed(self, why: str) -> TargetError:
         key = self._model.api.api_key
@@ -226,9 +226,38 @@ class InspectTarget:
         return TargetError(f"{self.card.name} gave no reply: {short(why)}")
 
 
-def _checked_call(call: TheirCall, names: frozenset[str]) -> ToolCall:
-    """ValueError, RecordError where it is no call of a function that was offered."""
-    if call.parse_error or call.function not in names:
+def _no_reply(output: ModelOutput) -> str:
+    """Why there is no reply in it, "" where there is. Some providers put their own message where it would stand."""
+    if output.empty:
+        return output.error or "it returned no reply"
+    if output.stop_reason == "content_filter":
+        return ""
+    if output.stop_reason == "model_length" and not (output.usage and output.usage.output_tokens):
+        return f"the conversation is too long for it: {output.error or output.completion}"
+    return output.error or ""
+
+
+def _reply(turn: ChatMessageAssistant, output: ModelOutput | None, names: frozenset[str] | None = None) -> Reply:
+    """A turn that the model wrote, with the output that it came in, where that is known.
+
+    `names`: the functions that were offered. TargetError where it holds what is neither text nor reasoning.
+    """
+    calls, unparsed = tuple[ToolCall, ...](), False
+    try:
+        calls = tuple(_checked_call(call, names) for call in turn.tool_calls or ())
+    except (ValueError, RecordError):
+        unparsed = True
+    tokens = output.usage.output_tokens if output and output.usage else 0
+    ended = output.stop_reason if output else "stop"
+    return Reply(
+        _text(turn.content, "assistant"), tokens, ended not in {"max_tokens", "model_length", "content_filter"},
+        calls, unparsed, refused=ended == "content_filter",
+    )  # fmt: skip
+
+
+def _checked_call(call: TheirCall, names: frozenset[str] | None) -> ToolCall:
+    """ValueError, RecordError where it is no call, or none of a function that was offered."""
+    if call.parse_error or (names is not None and call.function not in names):
         raise ValueError("no call of a function that was offered")
     return _our_call(call)
 
@@ -294,13 +323,6 @@ def _cause(error: BaseException) -> str:
     return f"{_MARKUP.sub('', str(said))} ({type(error).__name__})"
 
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    first: BaseException = failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first
-
-
 # -- the event loop ----------------------------------------------------------------------------------------------------
 
 _starting = Lock()
@@ -336,7 +358,7 @@ class Transcript:
 
     messages: tuple[Message, ...]
     reply: Reply | None
-    """None where the conversation ends otherwise, say because it was broken off."""
+    """None where the conversation ends otherwise: it was broken off, or what stands at its end is no reply."""
     sample: str = ""
     """What it is called in the log."""
     epoch: int = 1
@@ -347,14 +369,17 @@ class Transcript:
 def write_log(
     path: Path, card: Target, transcripts: Iterable[Transcript], *, task: str = "truing", at: datetime | None = None
 ) -> None:
-    """A log that Inspect reads and shows; `.eval`, or `.json`. The same values at the same time give the same log.
+    """A log that Inspect reads and shows; `.eval`, or `.json`. The same values at the same time say the same.
 
-    UsageError for another ending, DataError where it cannot be written.
+    A `.json` log is then the same to the byte; in an `.eval` one, which is a zip archive, its files are, and the times
+    at which they were packed differ. UsageError for another ending, and where two transcripts have the same sample and
+    epoch, of which Inspect would keep one; DataError where it cannot be written.
     """
     if path.suffix not in {".eval", ".json"}:
         raise UsageError(f"a log of Inspect's ends in .eval or .json, and {path.name} does not")
     time = (at or datetime.now(UTC)).isoformat(timespec="seconds")
     samples = [_sample(one, place, card.name) for place, one in enumerate(transcripts, 1)]
+    _all_differ(samples)
     identity = digest_of([card.id, task, time, [sample.id for sample in samples]])[:22]
     log = EvalLog(
         status="success",
@@ -379,12 +404,25 @@ def write_log(
         raise DataError(f"cannot write {path}: {short(error)}") from error
 
 
+def _all_differ(samples: Sequence[EvalSample]) -> None:
+    (most, count), *_ = Counter((one.id, one.epoch) for one in samples).most_common(1) or [((0, 0), 0)]
+    if count > 1:
+        raise UsageError(
+            f"{count} transcripts are sample {most[0]} in epoch {most[1]}, of which a log holds one. Give each a"
+            " `sample`, or an `epoch`, of its own; one without a `sample` is called by its place, from 1"
+        )
+
+
 def _sample(one: Transcript, place: int, model: str) -> EvalSample:
     name: str | int = one.sample or place
     if isinstance(name, str) and name.isdecimal() and str(int(name[:18])) == name:
         name = int(name)  # which Inspect sorts as numbers
     turns = [theirs(message, f"{place}.{turn}") for turn, message in enumerate(one.messages)]
-    output = _output(one.reply, f"{place}.{len(turns)}", model) if one.reply else ModelOutput(model=model)
+    output = (
+        _output(one.reply, f"{place}.{len(turns)}", model)
+        if one.reply
+        else ModelOutput(model=model, metadata={"truing": {"reply": False}})
+    )
     return EvalSample(
         id=name,
         epoch=one.epoch,
@@ -408,11 +446,9 @@ def _output(reply: Reply, id: str, model: str) -> ModelOutput:  # noqa: A002 - a
     ended: StopReason = "tool_calls" if reply.calls else "stop" if reply.finished else "max_tokens"
     return ModelOutput(
         model=model,
-        choices=[ChatCompletionChoice(message=said, stop_reason=ended)],
+        choices=[ChatCompletionChoice(message=said, stop_reason="content_filter" if reply.refused else ended)],
         usage=ModelUsage(output_tokens=reply.tokens, total_tokens=reply.tokens),
-        metadata={"truing": {"unparsed": True, "finished": reply.finished}}
-        if reply.unparsed
-        else {"truing": {"finished": reply.finished}},
+        metadata={"truing": {"finished": reply.finished} | ({"unparsed": [0]} if reply.unparsed else {})},
     )
 
 
@@ -420,7 +456,8 @@ def read_log(path: Path, *, limit: int = READ_LIMIT) -> list[Transcript]:
     """The conversations in a log, in its order. DataError where it is damaged, or larger than `limit` bytes.
 
     What a log says is not trusted: no file that it names is opened, and what it holds in packed form counts unpacked.
-    A sample that holds more than text (images, say) comes with no messages and an `error` that says so.
+    A sample that holds more than text (images, say) comes with no messages and an `error` that says so. One that met a
+    limit, was marked invalid, or whose last output holds no reply comes without a reply, and its `error` says why.
     """
     try:
         with path.open("rb") as file:
@@ -493,13 +530,31 @@ _KEPT = "attachment://"
 
 
 def _transcript(sample: EvalSample, budget: _Budget) -> Transcript:
-    error = sample.error.message if sample.error else ""
+    why = _broken(sample)
+    error = sample.error.message if sample.error else why
     try:
-        messages = [ours(_attached(message, sample.attachments, budget)) for message in sample.messages]
-        reply = _last(sample, messages)
-    except (TargetError, RecordError) as why:
-        return Transcript((), None, str(sample.id), sample.epoch, f"cannot be read: {why}")
-    return Transcript(tuple(messages[:-1] if reply else messages), reply, str(sample.id), sample.epoch, error)
+        turns = [_attached(message, sample.attachments, budget) for message in sample.messages]
+        reply = None if why else _last(sample.output, turns)
+        messages = tuple(map(ours, turns[:-1] if reply else turns))
+    except (TargetError, RecordError) as wrong:
+        return Transcript((), None, str(sample.id), sample.epoch, f"cannot be read: {wrong}")
+    return Transcript(messages, reply, str(sample.id), sample.epoch, error)
+
+
+def _broken(sample: EvalSample) -> str:
+    """Why what stands at the end of a sample is no reply that ended it; "" where nothing says so."""
+    if (said := sample.invalidation) is not None:
+        return f"marked invalid by {said.author}" + (f": {said.reason}" if said.reason else "")
+    if (limit := sample.limit) is not None:
+        return f"met a limit: {limit.reason or f'{limit.type} {limit.limit:g}'}"
+    if sample.output.empty:
+        return sample.output.error or ""
+    return _no_reply(sample.output) if _came_in(sample.output, sample.messages) else ""
+
+
+def _came_in(output: ModelOutput, turns: Sequence[ChatMessage]) -> bool:
+    """Whether the last turn is the output's."""
+    return not output.empty and bool(turns) and output.message.id in {None, turns[-1].id}
 
 
 def _attached(message: ChatMessage, kept: Mapping[str, str], budget: _Budget) -> ChatMessage:
@@ -538,17 +593,21 @@ def _found_part(part: Content, found: Callable[[str], str]) -> Content:
     return part
 
 
-def _last(sample: EvalSample, messages: Sequence[Message]) -> Reply | None:
+def _last(output: ModelOutput, turns: Sequence[ChatMessage]) -> Reply | None:
     """The turn that ended a conversation as a reply, where the model wrote it."""
-    if not messages or messages[-1].role != "assistant":
+    if not turns or not isinstance(turn := turns[-1], ChatMessageAssistant) or turn.source == "input":
         return None
-    turn, output = messages[-1], sample.output
-    own = not output.empty and output.message.id in {None, sample.messages[-1].id}
-    tokens = output.usage.output_tokens if own and output.usage else 0
-    said = (output.metadata or {}).get("truing") if own else None
+    own = _came_in(output, turns)
+    said = (output.metadata or {}).get("truing") if own or output.empty else None
     said = said if isinstance(said, dict) else {}
-    finished = bool(said.get("finished", not own or output.stop_reason not in {"max_tokens", "model_length"}))
-    return Reply(turn.content, tokens, finished, turn.calls, bool(said.get("unparsed", False)))
+    if said.get("reply") is False:
+        return None
+    reply, unparsed = _reply(turn, output if own else None), said.get("unparsed")
+    return replace(
+        reply,
+        finished=bool(said.get("finished", reply.finished)),
+        unparsed=reply.unparsed or (isinstance(unparsed, list) and 0 in unparsed),
+    )
 
 
 __all__ = [

@@ -12,7 +12,7 @@ from truing.records import Message, Row, Surface, Target, Tool, ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a target wrote. `finished` is false where the token limit cut it off."""
+    """What a target wrote. `finished` is false where the token limit, or a filter, cut it off."""
 
     text: str
     tokens: int
@@ -21,6 +21,8 @@ class Reply:
     """Functions that it asked for."""
     unparsed: bool = False
     """It tried to ask for a function, and what it wrote is no call of a function that it has."""
+    refused: bool = False
+    """A filter of the provider's stopped it. The text is what the provider gave, which may be words of its own."""
 
 
 @runtime_checkable
