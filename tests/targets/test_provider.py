@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -164,8 +165,8 @@ def test_samples_and_epochs_are_one_batch(known: Engine, monkeypatch: pytest.Mon
 def test_models_with_the_same_arguments_share_an_engine_and_others_do_not() -> None:
     first, again, other = (get_model("truing/tiny", memoize=False, **args).api for args in ({}, {}, {"rows": 3}))
     assert first is not again
-    assert first._engine is again._engine  # type: ignore[attr-defined]
-    assert first._engine is not other._engine  # type: ignore[attr-defined]
+    assert first.engine is again.engine  # type: ignore[attr-defined]
+    assert first.engine is not other.engine  # type: ignore[attr-defined]
     assert (first.max_connections(), other.max_connections()) == (provider.ROWS, 3)
     assert first.connection_key() == again.connection_key() != other.connection_key()
 
@@ -302,10 +303,84 @@ def test_a_reply_that_is_no_call_is_text_and_says_so(known: Engine, monkeypatch:
     assert output.completion == '<tool_call>{"name": "sub"'
     assert output.message.tool_calls is None
     assert output.stop_reason == "stop"
-    assert output.metadata["truing"]["unparsed"] is True
+    assert output.metadata["truing"]["unparsed"] == [0]
     plain = asked("truing/wild", "1+1?", tools=[add()])
     assert "unparsed" not in plain.metadata["truing"]
     assert plain.metadata["truing"]["dialect"]
+
+
+def test_of_several_choices_those_that_are_no_call_are_named(known: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = '<tool_call>{"name": "add", "arguments": {"x": 1, "y": 1}}</tool_call>'
+    saying(known, monkeypatch, "Two.", call[:-5], call, call[:20])
+    output = asked("truing/wild", "1+1?", tools=[add()], num_choices=4)
+    assert output.metadata["truing"]["unparsed"] == [1, 3]
+    assert [len(choice.message.tool_calls or ()) for choice in output.choices] == [0, 0, 1, 0]
+
+
+def test_ids_go_on_from_the_highest_where_the_first_turns_were_left_out(
+    known: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = '<tool_call>{"name": "add", "arguments": {"x": 1, "y": 1}}</tool_call>'
+    saying(known, monkeypatch, f"{call}\n{call}", call.replace("}}", '}, "id": "mine"}'))
+    trimmed: list[ChatMessage] = [  # of call_0 to call_5, one is left
+        ChatMessageUser(content="1+1?"),
+        ChatMessageAssistant(
+            content="", tool_calls=[ToolCall(id="call_5", function="add", arguments={"x": 1, "y": 2})]
+        ),
+        ChatMessageTool(content="3", tool_call_id="call_5", function="add"),
+        ChatMessageAssistant(content="", tool_calls=[ToolCall(id="mine", function="add", arguments={"x": 1, "y": 2})]),
+        ChatMessageTool(content="3", tool_call_id="mine", function="add"),
+    ]
+    for expected in (["call_6", "call_7"], ["call_6"]):  # an id that the model says again is no longer its own
+        output = asked("truing/wild", trimmed, tools=[add()])
+        assert [call.id for call in output.message.tool_calls] == expected
+
+
+def test_turns_of_one_side_that_follow_each_other_are_one_for_templates_that_alternate(
+    known: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alternating = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('turns must alternate') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+    )
+    monkeypatch.setattr(known.target.tokenizer, "chat_template", alternating)
+    asks = saying(known, monkeypatch, "Yes.")
+    user, assistant = Message(role="user", content="a"), Message(role="assistant", content="c")
+    for refused in ([user, user], [user, assistant, assistant]):
+        with pytest.raises(TargetError, match="turns must alternate"):
+            known.target.prompt_text(refused)
+    asked("truing/wild", [
+        ChatMessageUser(content="a"), ChatMessageUser(content="b"), ChatMessageAssistant(content="c"),
+        ChatMessageAssistant(content="d"), ChatMessageUser(content="e"),
+    ])  # fmt: skip
+    prompt = known.target.tokenizer.decode(list(asks[0].prompt))
+    assert prompt == "<user>a\nb\n<assistant>c\nd\n<user>e\n<assistant>"
+
+
+def test_conversations_are_not_remembered(known: Engine) -> None:
+    before = known.target._known_ids.cache_info()
+    asked("truing/wild", "Say a word that nobody said.", max_tokens=2)
+    asked("truing/wild", "word " * 600, max_tokens=2)
+    assert known.target._known_ids.cache_info() == before
+
+
+def test_running_out_of_memory_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    model = get_model("truing/tiny", memoize=False, rows=5)
+    layer = model.api.engine.target.model.model.layers[1]  # type: ignore[attr-defined]
+    forward = type(layer).forward
+
+    def narrow(self: Any, hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is layer and len(hidden) > 1:
+            raise MemoryError
+        return forward(self, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(type(layer), "forward", narrow)
+    config = GenerateConfig(temperature=0, max_tokens=40, num_choices=12)
+    caplog.set_level("WARNING")  # evaluations before this one left Inspect's own
+    output = asyncio.run(model.generate("Say amber.", config=config))
+    assert len(output.choices) == 12
+    assert re.search(r"out of memory: going on with \d replies at once", caplog.text)
 
 
 def test_reasoning_is_kept_apart_and_shown_again(known: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,6 +458,31 @@ def test_no_tools_are_offered_where_none_is_to_be_called(known: Engine) -> None:
     assert output.usage.input_tokens == len(known.target.prompt_ids([Message(role="user", content="Say amber.")]))
 
 
+def test_inspects_cache_keeps_steered_models_apart(tiny: Any, tmp_path: Path) -> None:
+    import torch
+
+    from truing.targets.local import change
+
+    width = tiny.model.config.hidden_size
+    paths = [str(tmp_path / name) for name in ("up", "down")]
+    for path, value in zip(paths, (9.0, -9.0), strict=True):
+        change.write(Path(path), [change.add(change.Units("residual", 1), torch.full((width,), value))])
+
+    def reply(cache: bool, **args: str) -> str:
+        model = get_model("truing/tiny", memoize=False, **args)
+        config = GenerateConfig(seed=1, max_tokens=8)
+        return asyncio.run(model.generate("Hi", config=config, cache=cache)).completion
+
+    arguments: list[dict[str, str]] = [{}, {"steer": paths[0]}, {"steer": paths[1]}]
+    own = [reply(False, **args) for args in arguments]
+    assert len(set(own)) == 3
+    for _ in range(2):
+        assert [reply(True, **args) for args in arguments] == own
+    # The same name for another file is another model.
+    change.write(Path(paths[0]), [change.add(change.Units("residual", 1), torch.full((width,), 30.0))])
+    assert reply(True, **arguments[1]) == reply(False, **arguments[1]) != own[1]
+
+
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +558,38 @@ def test_folders_and_changes(tiny: Any, tmp_path: Path, monkeypatch: pytest.Monk
     again = get_model("truing/tiny", memoize=False, steer="push")
     reply = asyncio.run(again.generate("Hi", config=GenerateConfig(seed=1, max_tokens=8)))
     assert reply.metadata["truing"]["target"] != replies[1].metadata["truing"]["target"]
+
+
+def test_weights_that_were_replaced_are_let_go_when_no_model_has_them(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from truing.targets.local import change
+
+    monkeypatch.chdir(tmp_path)
+    width = tiny.model.config.hidden_size
+
+    def made(value: float) -> Any:
+        change.write(Path("push"), [change.add(change.Units("residual", 1), torch.full((width,), value))])
+        return get_model("truing/tiny", memoize=False, steer="push")
+
+    def writes(model: Any) -> str:
+        return str(asyncio.run(model.generate("Hi", config=GenerateConfig(seed=1, max_tokens=4))).completion)
+
+    first = made(9.0)
+    said, engine = writes(first), first.api.engine
+    second = made(-9.0)
+    assert second.api.engine is not engine
+    assert writes(first) == said  # who has it goes on with it
+    del first
+    gc.collect()
+    third = made(3.0)
+    with pytest.raises(TargetError, match="is closed"):
+        engine.run(int)
+    assert engine not in provider._engines.values()
+    assert writes(second) != said
+    assert third.api.engine in provider._engines.values()
 
 
 def test_an_engine_that_is_closed_is_an_error_that_is_not_tried_again(

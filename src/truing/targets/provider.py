@@ -11,16 +11,17 @@ import atexit
 import math
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
+from itertools import count
 from logging import getLogger
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 from inspect_ai.model import (
@@ -110,23 +111,35 @@ class _Args:
             raise TargetError(f"-M max_memory={self.max_memory!r} is no size; give bytes, or one such as 4GB")
 
 
-_engines: dict[tuple[str, _Args, Path, tuple[Any, ...]], Engine] = {}
+_Key = tuple[str, _Args, Path, tuple[Any, ...]]
+_engines: dict[_Key, Engine] = {}
+_providers: WeakSet[Provider] = WeakSet()
+"""Those that someone may still ask; each has its engine."""
 _loading = Lock()
+"""Held while an engine is found and until its provider has it."""
 
 
 def _engine(name: str, args: _Args) -> Engine:
     """The one engine of this process for a target with these arguments. TargetError where it cannot be loaded."""
-    with _loading:
-        key = (name, args, Path.cwd(), _stamps(name, args))  # names may be relative paths
-        if key not in _engines:
-            if args.steer and not Path(args.steer).is_file():
-                raise TargetError(f"-M steer={args.steer}: there is no such file")
-            whole = f"local/{name}+{args.steer}" if args.steer else f"local/{name}"
-            target = resolve(whole, device=args.device, dtype=args.dtype, max_memory=args.max_memory)
-            from truing.targets.local.engine import Engine  # torch, which is there by now
+    key = (name, args, Path.cwd(), _stamps(name, args))  # names may be relative paths
+    if key not in _engines:
+        _drop_older(key)
+        if args.steer and not Path(args.steer).is_file():
+            raise TargetError(f"-M steer={args.steer}: there is no such file")
+        whole = f"local/{name}+{args.steer}" if args.steer else f"local/{name}"
+        target = resolve(whole, device=args.device, dtype=args.dtype, max_memory=args.max_memory)
+        target.say = _log.warning  # there is no one else to tell that memory ran out
+        from truing.targets.local.engine import Engine  # torch, which is there by now
 
-            _engines[key] = Engine(target, rows=args.rows or ROWS)
-        return _engines[key]
+        _engines[key] = Engine(target, rows=args.rows or ROWS)
+    return _engines[key]
+
+
+def _drop_older(key: _Key) -> None:
+    """Let go of the weights that a name stood for before its files changed, unless a model still has them."""
+    used = {id(provider.engine) for provider in _providers}
+    for older in [known for known in _engines if known[:3] == key[:3] and id(_engines[known]) not in used]:
+        _engines.pop(older).close()
 
 
 def _stamps(name: str, args: _Args) -> tuple[Any, ...]:
@@ -161,13 +174,17 @@ class Provider(ModelAPI):
         if wrong := sorted(args.keys() - set(_Args.__slots__)):
             raise TargetError(f"truing/{model_name} takes -M {', '.join(_Args.__slots__)}, and no {', '.join(wrong)}")
         self._args = _Args(**args)
-        self._engine = _engine(model_name, self._args)
+        with _loading:
+            self.engine = _engine(model_name, self._args)
+            _providers.add(self)
+        # Inspect's cache knows a model by its name and this, and not by -M: a steered one is another.
+        self.base_url = f"truing:{self._target.card.id}"
         # Else Inspect would take a context of 128,000 tokens for granted when it decides what to leave out.
         set_model_info(f"truing/{model_name}", ModelInfo(context_length=self._target.room((), 2**24)))
 
     @property
     def _target(self) -> LocalTarget:
-        return self._engine.target
+        return self.engine.target
 
     async def generate(
         self,
@@ -186,7 +203,7 @@ class Provider(ModelAPI):
         if isinstance(first, ModelOutput):
             return first
         asks = [replace(first, sampling=replace(how, seed=seed)) for seed in seeds]
-        written = await _answers([self._engine.submit(ask) for ask in asks])
+        written = await _answers([self.engine.submit(ask) for ask in asks])
         replies = [self._target.reply_of(one, offered) for one in written]
         said: dict[str, Any] = {
             "target": self._target.card.id,
@@ -194,14 +211,14 @@ class Provider(ModelAPI):
         }
         if offered:
             said["dialect"] = self._target.dialect.said
-        if any(reply.unparsed for reply in replies):
-            said["unparsed"] = True
+        if unparsed := [place for place, reply in enumerate(replies) if reply.unparsed]:
+            said["unparsed"] = unparsed
         if ignored:
             said["ignored"] = list(ignored)
         cut: StopReason = "model_length" if first.max_tokens < (config.max_tokens or MAX_TOKENS) else "max_tokens"
-        so_far = sum(len(message.calls) for message in messages)
+        taken = {name for message in messages for name in (message.call, *(call.id for call in message.calls))}
         choices = [
-            self._choice(one, reply, cut, so_far) for one, reply in zip(written, replies, strict=True)
+            self._choice(one, reply, cut, taken) for one, reply in zip(written, replies, strict=True)
         ]  # fmt: skip
         output = ModelOutput(
             model=self.model_name,
@@ -215,25 +232,32 @@ class Provider(ModelAPI):
         self, messages: Sequence[Message], tools: Sequence[Tool], how: Sampling, config: GenerateConfig
     ) -> Ask | ModelOutput:
         """The ask, as long as the context lets it be; or the output that says that there is no room for a reply."""
+        from truing.targets.local.write import Ask
+
         top = None
         if config.logprobs or config.top_logprobs:
             top = _within("top_logprobs", config.top_logprobs or 0, 0, TOP)
         asked = int(_within("max_tokens", config.max_tokens or MAX_TOKENS, 1, 2**31))
-        ask = partial(self._target.ask, messages, tools, stop=_stops(config), sampling=how, top=top)
+        target = self._target
+        # Not by `target.ask`, which remembers what it is asked: conversations of agents are long, and no two the same.
+        prompt = target.encoded(target.prompt_text(messages, tools))
+        room = target.room(prompt, asked)
         try:
-            first = ask(max_tokens=1)
+            target.fits(prompt, more=1)
         except TargetError as error:
-            prompt = self._target.encoded(self._target.prompt_text(messages, tools))
-            if self._target.room(prompt, 1):
+            if room:
                 raise
             output = ModelOutput.from_content(self.model_name, str(error), "model_length", str(error))
             output.usage = _usage(0, 0)  # nothing was computed
-            output.metadata = {"truing": {"target": self._target.card.id}}
+            output.metadata = {"truing": {"target": target.card.id}}
             return output
-        return replace(first, max_tokens=self._target.room(first.prompt, asked))
+        return Ask(
+            tuple(prompt), room, target.stop_ids, _stops(config), how, top,
+            special=bool(tools) and target.dialect.native,
+        )  # fmt: skip
 
-    def _choice(self, written: Written, reply: Reply, cut: StopReason, so_far: int) -> ChatCompletionChoice:
-        calls = [their_call(_own_id(call, so_far + place)) for place, call in enumerate(reply.calls)]
+    def _choice(self, written: Written, reply: Reply, cut: StopReason, taken: Set[str]) -> ChatCompletionChoice:
+        calls = [their_call(call) for call in _with_own_ids(reply.calls, taken)]
         said = ChatMessageAssistant(
             content=_content(reply.text), tool_calls=calls or None, model=self.model_name, source="generate"
         )
@@ -283,6 +307,14 @@ class Provider(ModelAPI):
     def connection_key(self) -> str:
         """One limit for each engine."""
         return f"{self.model_name} {self._args}"
+
+    def collapse_user_messages(self) -> bool:
+        """Many templates want turns to alternate."""
+        return True
+
+    def collapse_assistant_messages(self) -> bool:
+        """The same."""
+        return True
 
     def should_retry(self, ex: Exception) -> bool:
         """Nothing that fails here fails otherwise the next time."""
@@ -396,9 +428,19 @@ def _content(text: str) -> str | list[Content]:
     return [ContentReasoning(reasoning=found[1].strip()), ContentText(text=found[2])]
 
 
-_PLACE = re.compile(r"call_\d+")
+_PLACE = re.compile(r"call_([0-9]{1,18})")
 
 
-def _own_id(call: ToolCall, place: int) -> ToolCall:
-    """A call that is numbered within its reply, numbered within its conversation: Inspect matches results by id."""
-    return call.model_copy(update={"id": f"call_{place}"}) if _PLACE.fullmatch(call.id) else call
+def _with_own_ids(calls: Sequence[ToolCall], taken: Set[str]) -> list[ToolCall]:
+    """Calls with ids that their conversation does not have yet: Inspect matches results by id.
+
+    Those that are numbered within their reply are numbered on from the highest number in the conversation, of which
+    the first turns may have been left out.
+    """
+    numbers = count(1 + max((int(found[1]) for name in taken if (found := _PLACE.fullmatch(name))), default=-1))
+    return [
+        call.model_copy(update={"id": f"call_{next(numbers)}"})
+        if call.id in taken or _PLACE.fullmatch(call.id)
+        else call
+        for call in calls
+    ]
