@@ -299,6 +299,16 @@ def test_what_passes_is_retried(server: Server, model: InspectTarget, kind: str)
     assert len(server.bodies) == 4
 
 
+def test_there_are_six_retries_where_nothing_else_is_said(server: Server) -> None:
+    server.acts = [fails(500, "oops")]
+    with (
+        resolve("inspect/openai-api/local/m", args={"max_retries": 0}) as target,
+        pytest.raises(TargetError, match=r"gave no reply.*oops"),
+    ):
+        target.reply([USER], max_tokens=5)
+    assert len(server.bodies) == 7
+
+
 def test_what_is_slow_is_asked_again(server: Server) -> None:
     server.acts = [slow, sends(200, completion())]
     with load("openai-api/local/m", args={"max_retries": 0}, attempt_timeout=1, max_retries=2) as target:

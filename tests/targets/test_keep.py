@@ -46,6 +46,18 @@ def test_a_target_with_adapters_is_made_again_without_their_folders(adapter: Pat
             assert again.decide(surfaces) == target.decide(surfaces)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_target_is_made_again_in_its_own_dtype(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    targets = [resolve(name, dtype=dtype) for name in ("local/tiny", f"local/tiny@{adapter}")]
+    monkeypatch.setenv("TRUING_DTYPE", "bf16" if dtype == "fp32" else "fp32")
+    with open_store(tmp_path / "store") as store:
+        keep(targets[-1], store)
+        for target in targets:
+            assert made_again(target.card, store).card == target.card
+
+
 def test_a_scripted_target_is_made_again_by_its_name(tmp_path: Path) -> None:
     target = resolve("scripted/anchored?seed=3")
     with open_store(tmp_path / "store") as store:

@@ -13,6 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -590,6 +591,29 @@ def test_weights_that_were_replaced_are_let_go_when_no_model_has_them(
     assert engine not in provider._engines.values()
     assert writes(second) != said
     assert third.api.engine in provider._engines.values()
+
+
+def test_an_adapter_is_part_of_the_model(tiny: Any, tmp_path: Path) -> None:
+    from truing.audit import family, lay_out
+    from truing.store import open_store
+    from truing.targets import resolve
+    from truing.train import Settings, export, fit, from_surfaces, gather
+
+    carry = family("anchoring").carry
+    pairs = from_surfaces(lay_out("anchoring", most=1).surfaces, fix=carry.fix, keep=carry.keep)[:4]
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, gather("C6", pairs, parents=()), store, settings=Settings(most_steps=4, lr=0.05))
+        folder = export(training, store, tmp_path / "adapter")
+    plain, adapted = (get_model(name, memoize=False) for name in ("truing/tiny", f"truing/tiny@{folder}"))
+    config = GenerateConfig(temperature=0, max_tokens=6, logprobs=True)
+    outputs = [asyncio.run(model.generate("Hi", config=config)) for model in (plain, adapted)]
+    target = resolve(f"local/tiny@{folder}")
+    assert (outputs[1].metadata or {})["truing"]["target"] == target.card.id != tiny.card.id
+    ask = target.ask([Message(role="user", content="Hi")], max_tokens=6)
+    (alone,) = write(Batch(target.model), [replace(ask, top=0)], target.tokenizer)
+    said = [[token.logprob for token in output.choices[0].logprobs.content] for output in outputs]  # type: ignore[union-attr]
+    assert said[1] == pytest.approx([token.log_p for token in alone.tokens], abs=1e-4)
+    assert said[1] != pytest.approx(said[0], abs=1e-3)
 
 
 def test_an_engine_that_is_closed_is_an_error_that_is_not_tried_again(

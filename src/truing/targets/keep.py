@@ -9,6 +9,9 @@ from truing.store import Store
 from truing.targets.protocols import Named
 from truing.targets.resolve import resolve
 
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+"""What a card says, and what is asked for. Targets that are not loaded as weights have others."""
+
 
 def keep(target: Named, store: Store) -> None:
     """Keep the card of a target, and where adapters made it, the cards and files of which it was made."""
@@ -19,9 +22,13 @@ def keep(target: Named, store: Store) -> None:
 
 
 def made_again(card: Target, store: Store, watcher: Watcher | None = None) -> Named:
-    """The target of a card: the base by its name, adapters out of the store. It may have become another by now."""
+    """The target of a card, in its dtype: the base by its name, adapters out of the store.
+
+    It may have become another by now.
+    """
     if card.adapter is None:
-        target: Named = resolve(card.name, watcher)
+        said = {"dtype": DTYPES[card.dtype]} if card.dtype in DTYPES else {}
+        target: Named = resolve(card.name, watcher, **said)
         return target
     from truing.targets.local import LocalTarget
     from truing.targets.local.adapter import Adapter
