@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from demo_page import between
+import evals_page
+from common import commit, machine
 from inspect_ai import Task, eval_async, task_with
 from inspect_ai.event import ModelEvent
 from inspect_ai.log import EvalLog, EvalSample
@@ -38,8 +41,6 @@ from inspect_evals.tau2 import tau2_airline, tau2_banking
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "evals"
-RESULTS = ROOT / "benchmarks" / "results" / "evals.json"
-PAGE = ROOT / "docs" / "explanation" / "evals.md"
 MODEL = "truing/smollm2-135m"
 LIMIT = 1_000_000
 """Tokens of a sample, at most: a model of this size may call the same tool for ever."""
@@ -140,6 +141,11 @@ def reply_class(event: ModelEvent) -> str:
     return "unparsed" if said.get("unparsed") else str(event.output.stop_reason)
 
 
+def distinct(asked: Sequence[ModelEvent]) -> int:
+    """Different texts that the model wrote. Where there is an error, the text is its message."""
+    return len({event.output.completion for event in asked if not (event.error or event.output.error)})
+
+
 def scores(sample: EvalSample) -> list[str]:
     """Every value that was scored, named."""
     found = []
@@ -160,7 +166,7 @@ def row(run: Run, log: EvalLog, seconds: float) -> dict[str, Any]:
         "samples": len(samples),
         "scripted": run.note,
         "replies": dict(Counter(map(reply_class, asked)).most_common()),
-        "distinct": len({event.output.completion for event in asked}),
+        "distinct": distinct(asked),
         "missing": sum(max(0, run.asked - len(ours(sample))) for sample in samples),
         "calls": sum(len(event.output.message.tool_calls or ()) for event in asked if not event.output.empty),
         "ended": dict(Counter(map(ended, samples)).most_common()),
@@ -175,28 +181,9 @@ def failed(found: dict[str, Any]) -> bool:
     return bool(broken or found["status"] != "success" or not found["samples"] or not found["scores"])
 
 
-def counts(found: dict[str, int]) -> str:
-    """For a cell of a table."""
-    return ", ".join(f"{name}: {count}" for name, count in found.items()) or "none"
-
-
-def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
-    """The rows for the page."""
-    heads = ("Task", "Samples", "Scripted", "Replies of the model", "Distinct", "Tool calls", "Samples ended", "Scores")
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for r in rows:
-        missing = f", missing: {r['missing']}" if r["missing"] else ""
-        lines.append(
-            f"| `{r['task']}`{r['variant'] and ' ' + r['variant']} | {r['samples']} | {r['scripted']} |"
-            f" {counts(r['replies'])}{missing} | {r['distinct']} | {r['calls']} | {counts(r['ended'])} |"
-            f" {counts(r['scores'])} |"
-        )
-    named = ", ".join(f"{name} {versions[name]}" for name in ("inspect-ai", "inspect-evals"))
-    return "\n".join([*lines, "", f"With {named}."])
-
-
 async def main() -> None:
     """Run all, one after the other. What failed is written too."""
+    measured = commit()
     shutil.rmtree(WORK, ignore_errors=True)
     rows = []
     for run in RUNS:
@@ -204,9 +191,16 @@ async def main() -> None:
         log = await done(run)
         rows.append(row(run, log, time.perf_counter() - began))
         print(json.dumps(rows[-1]), flush=True)
-    versions = {package: metadata.version(package) for package in PACKAGES}
-    RESULTS.write_text(json.dumps({"model": MODEL, "versions": versions, "rows": rows}, indent=2) + "\n")
-    PAGE.write_text(between(PAGE.read_text(), "evals", table(rows, versions)))
+    body = {
+        "model": MODEL,
+        "machine": machine(),
+        "versions": {package: metadata.version(package) for package in PACKAGES}
+        | {"python": platform.python_version()},
+        "commit": measured,
+        "rows": rows,
+    }
+    evals_page.RESULTS.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    evals_page.main()
     if bad := [r["task"] for r in rows if failed(r)]:
         sys.exit(f"these did not run as they should: {', '.join(bad)}")
 
