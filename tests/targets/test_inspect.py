@@ -627,7 +627,7 @@ def test_reasoning_stands_in_a_reply_as_it_does_in_a_log(tmp_path: Path) -> None
 
 
 BROKEN = {
-    "a limit": ({"limit": {"type": "message", "limit": 12}}, {}, "met a limit: message 12"),
+    "a limit": ({"limit": {"type": "token", "limit": 1000000}}, {}, "met a limit: token 1000000"),
     "a limit with its reason": (
         {"limit": {"type": "operator", "limit": 1, "reason": "stopped by hand"}}, {}, "met a limit: stopped by hand",
     ),

@@ -195,7 +195,7 @@ class InspectTarget:
         self, asked: Sequence[list[ChatMessage]], tools: Sequence[ToolInfo], max_tokens: int
     ) -> list[ModelOutput]:
         outputs: dict[int, ModelOutput] = {}
-        failures: dict[int, TargetError] = {}
+        failures: list[TargetError] = []
 
         async def ask(place: int) -> None:
             try:
@@ -203,20 +203,20 @@ class InspectTarget:
                     asked[place], list(tools), config=GenerateConfig(max_tokens=max_tokens), cache=self._cache
                 )
             except Exception as error:  # noqa: BLE001 - raised when the others are done
-                failures[place] = self._failed(_cause(error))
-                failures[place].__cause__ = error
+                failures.append(self._failed(_cause(error)))
+                failures[-1].__cause__ = error
                 if not outputs:  # a wrong key, say, or no server: the others would wait for nothing
                     group.cancel_scope.cancel()
                 return
             outputs[place] = output
             if why := _no_reply(output):
-                failures[place] = self._failed(why)
+                failures.append(self._failed(why))
 
         async with anyio.create_task_group() as group:
             for place in range(len(asked)):
                 group.start_soon(ask, place)
         if failures:
-            raise failures[min(failures)]
+            raise failures[0]
         return [outputs[place] for place in range(len(asked))]
 
     def _failed(self, why: str) -> TargetError:
@@ -546,7 +546,7 @@ def _broken(sample: EvalSample) -> str:
     if (said := sample.invalidation) is not None:
         return f"marked invalid by {said.author}" + (f": {said.reason}" if said.reason else "")
     if (limit := sample.limit) is not None:
-        return f"met a limit: {limit.reason or f'{limit.type} {limit.limit:g}'}"
+        return f"met a limit: {limit.reason or f'{limit.type} {limit.limit:.15g}'}"
     if sample.output.empty:
         return sample.output.error or ""
     return _no_reply(sample.output) if _came_in(sample.output, sample.messages) else ""
