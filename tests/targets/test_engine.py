@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -68,6 +70,76 @@ def test_other_work_is_done_between_tokens(wild: Any) -> None:
         with pytest.raises(TargetError, match="token id 99999 is out of the range"):
             engine.run(lambda: wild.log_probs([([5], [99999])])).result(30)
         assert len(reply.result(30).ids) == 60
+
+
+def counting(steps: int, seen: list[Any], name: str = "", *, fails: bool = False) -> Any:
+    """Work of so many steps, each of which is noted, and its end."""
+
+    def work() -> Iterator[None]:
+        try:
+            for step in range(steps):
+                seen.append((name, step))
+                yield
+            if fails:
+                raise ValueError("the last step failed")
+            return name
+        finally:
+            seen.append((name, "closed"))
+
+    return work
+
+
+def test_tokens_come_between_the_steps_of_work(wild: Any) -> None:
+    seen: list[Any] = []
+    heard = threading.Event()
+
+    def hear(_: str) -> None:
+        seen.append("token")
+        heard.set()
+
+    with Engine(wild) as engine:
+        reply = engine.submit(Ask((5, 6, 7), 60, hear=hear))
+        assert heard.wait(30)
+        assert engine.run(counting(10, seen, "a")).result(30) == "a"
+        assert len(reply.result(30).ids) == 60
+    places = [seen.index(("a", step)) for step in range(10)]
+    assert sum("token" in seen[one:other] for one, other in pairwise(places)) > 5  # some tokens end in half a letter
+
+
+def test_works_take_turns_and_only_some_are_under_way_at_once(wild: Any) -> None:
+    seen: list[Any] = []
+    begin = threading.Event()
+    with Engine(wild) as engine:
+        engine.run(begin.wait)
+        long = [engine.run(counting(5, seen, name, fails=name == "b")) for name in "abcdef"]
+        begin.set()
+        with pytest.raises(ValueError, match="the last step failed"):
+            long[1].result(30)
+        assert [future.result(30) for future in long if future is not long[1]] == list("acdef")
+    assert seen[:8] == [(name, step) for step in (0, 1) for name in "abcd"]
+    assert seen.index(("a", "closed")) < seen.index(("e", 0))
+    assert [name for name, what in seen if what == "closed"] == list("abcdef")
+
+
+def test_work_that_is_cancelled_is_closed_and_what_is_left_of_it_not_done(wild: Any) -> None:
+    seen: list[Any] = []
+    began = threading.Event()
+
+    def endless() -> Iterator[None]:
+        try:
+            while True:
+                began.set()
+                yield
+        finally:
+            seen.append("closed")
+
+    with Engine(wild) as engine:
+        future = engine.run(endless)
+        assert began.wait(30)
+        assert future.cancel()
+        assert engine.run(lambda: list(seen)).result(30) == ["closed"]
+        engine.run(endless)
+    assert seen == ["closed"] * 2  # an engine that ends closes what it has begun
 
 
 def test_what_breaks_is_told_to_whoever_asked_and_the_engine_goes_on(wild: Any, monkeypatch: Any) -> None:

@@ -15,10 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,9 +43,10 @@ from truing.errors import TargetError, UsageError
 from truing.records import Message, Tool, ToolCall
 from truing.targets import serve as package
 from truing.targets.local import LocalTarget
+from truing.targets.local.engine import Engine
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.sample import Sampling
-from truing.targets.local.write import Ask, Written
+from truing.targets.local.write import Ask, Token, Written
 from truing.targets.serve import app, listen, serving
 from truing.targets.serve.pieces import Pieces
 from truing.targets.serve.scores import scores
@@ -422,12 +425,22 @@ def test_a_token_that_ends_a_scored_text_is_counted(client: Any, wild: Any, serv
     assert len(found.choices[0].logprobs.token_logprobs) == 4
 
 
+def scored(target: Any, texts: list[list[int]]) -> list[tuple[Token, ...]]:
+    """All steps at once."""
+    steps = scores(target, texts, top=2)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
 def test_scores_do_not_depend_on_blocks_or_company(wild: Any, monkeypatch: Any) -> None:
     texts = [[5, 6, 7, 8, 9], [5], [5, 6, 7, 1, 2, 3], [9, 9]]
-    together = scores(wild, texts, top=2)
+    together = scored(wild, texts)
     monkeypatch.setattr("truing.targets.local.memory.BLOCK", 2)
     for text, found in zip(texts, together, strict=True):
-        (by_itself,) = scores(wild, [text], top=2)
+        (by_itself,) = scored(wild, [text])
         assert [token.id for token in found] == text[1:]
         assert [token.log_p for token in found] == pytest.approx([token.log_p for token in by_itself], abs=1e-4)
         assert [[one for one, _ in token.top] for token in found] == [[one for one, _ in t.top] for t in by_itself]
@@ -826,9 +839,46 @@ def test_the_host_opens_no_path(host: str) -> None:
     assert sent[0]["status"] == 401
 
 
-def test_replies_go_on_while_texts_are_scored(server: Any, client: Any) -> None:
-    """A text for each block: between them, the tokens of a reply come."""
-    asked = {"model": "wild", "prompt": [[5 + place] * 400 for place in range(40)], "max_tokens": 0, "logprobs": 1}
+def test_what_texts_share_is_computed_once_for_all_of_a_request(client: Any, wild: Any) -> None:
+    texts = [[*range(20, 270), 5 + place] for place in range(15)] + [[*range(20, 260), 4]]
+    passed = []
+    hook = wild.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
+    with contextlib.ExitStack() as stack:
+        stack.callback(hook.remove)
+        found = client.completions.create(model="wild", prompt=texts, max_tokens=0, echo=True, logprobs=0)
+    assert sum(passed) == 250  # nothing follows the last token of a text, so that it is not passed
+    for text, choice in zip(texts, found.choices, strict=True):
+        expected = wild.log_probs([(text[:1], text[1:])])[0][0].tolist()
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+
+
+def test_scoring_that_is_cancelled_half_way_computes_no_more(wild: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("truing.targets.local.memory.BLOCK", 8)
+    passed: list[int] = []
+    with Engine(wild) as engine:
+        future: Any = None
+
+        def count(_: Any, args: Any) -> None:
+            passed.append(args[0].numel())
+            if len(passed) == 3:
+                future.cancel()
+
+        hook = wild.model.get_input_embeddings().register_forward_pre_hook(count)
+        ready = threading.Event()
+        engine.run(ready.wait)
+        future = engine.run(partial(scores, wild, [list(range(20, 120))], top=1))
+        ready.set()
+        assert wait([future], timeout=30).done
+        engine.run(lambda: None).result(30)
+        hook.remove()
+    assert passed == [8, 8, 8]
+
+
+@pytest.mark.parametrize("texts", [[[5 + place] * 400 for place in range(40)], [[*range(20, 420)]]])
+def test_replies_go_on_while_texts_are_scored(server: Any, client: Any, monkeypatch: Any, texts: Any) -> None:
+    """Between blocks the tokens of a reply come, be it many texts or a long one."""
+    monkeypatch.setattr("truing.targets.local.memory.BLOCK", 16 if len(texts) == 1 else 512)
+    asked = {"model": "wild", "prompt": texts, "max_tokens": 0, "logprobs": 1}
     with ThreadPoolExecutor(1) as pool:
         scored = pool.submit(lambda: client.completions.create(**asked, echo=True))
         pieces = 0
@@ -837,7 +887,7 @@ def test_replies_go_on_while_texts_are_scored(server: Any, client: Any) -> None:
         ):
             pieces += not scored.done()
         assert pieces > 5
-        assert len(scored.result().choices) == 40
+        assert len(scored.result().choices) == len(texts)
 
 
 def test_without_a_key_no_other_machine_is_let_in() -> None:

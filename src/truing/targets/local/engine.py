@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from types import TracebackType
@@ -15,6 +15,10 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.memory import ROWS
 from truing.targets.local.write import Ask, Writer, Written
 
+TURNS = 4
+"""Works of several steps that are under way at once: each may hold memory between its steps."""
+
+_Steps = Generator[None, None, Any]
 _Job = tuple["Future[Any]", Ask | Callable[[], Any]]
 
 
@@ -28,7 +32,7 @@ class Engine:
         self._rows = rows
         self._batch = target.batch(rows=rows)
         self._open: list[tuple[Future[Written], Writer]] = []
-        self._works: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._works: deque[tuple[Future[Any], _Steps]] = deque()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"engine of {target.card.name}", daemon=True)
         self._thread.start()
@@ -38,7 +42,11 @@ class Engine:
         return self._put(ask)
 
     def run(self, work: Callable[[], Any]) -> Future[Any]:
-        """Whatever else the model is needed for, done between two tokens; it must not wait for this engine."""
+        """Whatever else the model is needed for, done between two tokens; it must not wait for this engine.
+
+        Where `work` makes a generator, there are tokens between its steps too, and what it returns is the result. It is
+        closed at its next turn where the future is cancelled, and must not fail at that.
+        """
         return self._put(work)
 
     def _put(self, what: Ask | Callable[[], Any]) -> Future[Any]:
@@ -72,14 +80,15 @@ class Engine:
     def _run(self) -> None:
         while not self._closed.is_set():
             self._take_in()
-            if self._works:
-                _settle(*self._works.popleft())  # one, so that rows go on before the next
+            self._work()
             for future, writer in self._open:
                 if future.cancelled():
                     writer.cancel()
             if self._batch.live or self._batch.waiting:
                 self._advance()
             self._hand_out()
+        for _, steps in self._works:
+            steps.close()
         left: list[Future[Any]] = [future for future, _ in (*self._open, *self._works)]
         while not self._jobs.empty():
             if (job := self._jobs.get()) is not None:
@@ -99,7 +108,7 @@ class Engine:
             if isinstance(what, Ask):
                 self._admit(future, what)
             else:
-                self._works.append((future, what))
+                self._works.append((future, _steps(what)))
 
     def _admit(self, future: Future[Written], ask: Ask) -> None:
         try:
@@ -111,6 +120,17 @@ class Engine:
         writer = Writer(ask, self.target.tokenizer)
         self._open.append((future, writer))
         self._batch.add([writer])
+
+    def _work(self) -> None:
+        """One step of the work whose turn it is, so that rows go on before the next."""
+        while self._works:
+            future, steps = self._works.popleft()
+            if not future.cancelled():
+                if _stepped(future, steps):
+                    self._works.insert(TURNS - 1, (future, steps))
+                return
+            steps.close()
+            future.set_running_or_notify_cancel()
 
     def _advance(self) -> None:
         try:
@@ -131,13 +151,24 @@ class Engine:
                 future.set_result(writer.written)
 
 
-def _settle(future: Future[Any], work: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
+def _steps(work: Callable[[], Any]) -> _Steps:
+    """Work as a generator; what is none is one step."""
+    found = work()
+    return (yield from found) if isinstance(found, Generator) else found
+
+
+def _stepped(future: Future[Any], steps: _Steps) -> bool:
+    """Whether there are more steps after the one that is done here."""
     try:
-        future.set_result(work())
+        next(steps)
+    except StopIteration as end:
+        if future.set_running_or_notify_cancel():
+            future.set_result(end.value)
     except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
-        future.set_exception(error)
+        _fail(future, error)
+    else:
+        return True
+    return False
 
 
 def _fail(future: Future[Any], error: Exception) -> None:

@@ -24,7 +24,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from truing.targets.local.engine import Engine
-from truing.targets.local.memory import BLOCK
 from truing.targets.local.write import Token, Written
 from truing.targets.serve.bodies import Asked, ChatBody, CompletionBody, parsed
 from truing.targets.serve.forms import Chat, Completion, Form, Plain, Served
@@ -129,8 +128,8 @@ def _begun(
     futures: list[asyncio.Future[Any]] = []
     try:
         futures += [asyncio.wrap_future(engine.submit(ask)) for ask in asks]
-        for texts in _portions(work.texts):
-            futures.append(asyncio.wrap_future(engine.run(partial(scores, engine.target, texts, top=work.top))))
+        if work.texts:
+            futures.append(asyncio.wrap_future(engine.run(partial(scores, engine.target, work.texts, top=work.top))))
         answer = asyncio.ensure_future(_gathered(tuple(futures), len(asks)))
         futures.append(answer)
         yield answer
@@ -142,19 +141,7 @@ def _begun(
 
 async def _gathered(futures: Sequence[asyncio.Future[Any]], replies: int) -> Answer:
     found = await asyncio.gather(*futures)
-    return found[:replies], [text for portion in found[replies:] for text in portion]
-
-
-def _portions(texts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Texts in order, as many at once as a block of the engine's holds: replies go on between them."""
-    some: list[tuple[int, ...]] = []
-    for text in texts:
-        if some and sum(map(len, some)) + len(text) > BLOCK:
-            yield some
-            some = []
-        some.append(text)
-    if some:
-        yield some
+    return found[:replies], found[replies] if len(found) > replies else []
 
 
 def _looked_at(future: asyncio.Future[Any]) -> None:

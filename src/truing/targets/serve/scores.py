@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from truing.targets.local.tree import plant
 from truing.targets.local.write import Token
 
 
-def scores(target: LocalTarget, texts: Sequence[Sequence[int]], *, top: int) -> list[tuple[Token, ...]]:
+def scores(
+    target: LocalTarget, texts: Sequence[Sequence[int]], *, top: int
+) -> Generator[None, None, list[tuple[Token, ...]]]:
     """Every token of the texts but the first, with the `top` likeliest in its place; shared beginnings are passed once.
 
+    A step is a block of the tree of all texts, so that an engine can do something else between.
     TargetError where there is not memory enough.
     """
     pairs = [(text[:1], text[1:]) for text in texts if len(text) > 1]
@@ -43,6 +46,7 @@ def scores(target: LocalTarget, texts: Sequence[Sequence[int]], *, top: int) -> 
 
     for count, _, _ in walk(target.model, tree, nodes, take, block=plan.block, say=target.say):
         at += count
+        yield
     known = iter([
         tuple(found[node, token] for node, token in zip(route.tolist(), rest, strict=True))
         for (_, rest), route in zip(pairs, routes, strict=True)
