@@ -17,10 +17,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -174,7 +175,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: Any, more: dict[str, A
             assert [token for part in own if part.logprobs for token in part.logprobs.content] == (
                 choice.logprobs.content
             )
-        if not more:
+        if not more or "tools" in more:
             assert len(own) > 5
 
 
@@ -242,6 +243,8 @@ def saying(server: Any, name: str, written: Written) -> Iterator[list[Ask]]:
 
     def submit(ask: Ask) -> Future[Written]:
         asks.append(ask)
+        for letter in written.text if ask.hear else "":
+            ask.hear(letter)
         tokens = tuple(app.Token(one, -1.0, ()) for one in written.ids)
         future: Future[Written] = Future()
         future.set_result(replace(written, tokens=tokens) if ask.top is not None else written)
@@ -309,6 +312,34 @@ def test_what_is_no_whole_call_is_text_and_said_to_be(client: Any, server: Any, 
     assert (whole.message.content, whole.message.tool_calls, whole.finish_reason) == (broken, None, ended)
     assert whole.truing == {"unparsed": True, "dialect": "hermes (system turn)"}
     assert last.truing == whole.truing
+
+
+@pytest.mark.parametrize(
+    ("reply", "early"),
+    [
+        (f" I look.\n{CALL}\nWait.", "I look."), (f"\n{CALL}", ""), (" Just words. ", "Just words."), ("  ", ""),
+        ('So <tool_call>{"name"', "So"), ("One </tool_call>", "One </tool_call>"), ("1 <", "1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_with_tools_a_stream_says_early_what_is_certain_and_in_the_end_what_the_whole_answer_says(
+    client: Any, server: Any, reply: str, early: str, logprobs: bool
+) -> None:
+    asked = {"model": "tiny", "tools": [LOOK], "messages": HELLO, "seed": 1, "logprobs": logprobs}
+    with saying(server, "tiny", Written((5, 6), reply, "stop")):
+        (whole,) = client.chat.completions.create(**asked).choices
+        with client.chat.completions.create(**asked, stream=True) as stream:
+            parts = [part for chunk in stream for part in chunk.choices]
+    said = [part.delta.content for part in parts if part.delta.content]
+    assert "".join(said) == (whole.message.content or "") == (whole.message.content or "").strip()
+    if logprobs:
+        assert len(said) <= 1
+    else:
+        assert early in accumulate(said, initial="")
+        assert len(said) >= len(early.split())
+    calls = [call for part in parts for call in part.delta.tool_calls or ()]
+    assert [call.id for call in calls] == [call.id for call in whole.message.tool_calls or ()]
+    assert parts[-1].finish_reason == whole.finish_reason
 
 
 def test_tool_choice_none_offers_nothing(client: Any, tiny: Any, server: Any) -> None:
@@ -561,6 +592,41 @@ def test_a_client_that_leaves_frees_its_place(slow: Any, more: dict[str, Any]) -
         answer.close()
     connection.close()
     assert until(lambda: engine.busy == (0, 0))
+
+
+def test_a_stream_that_has_nothing_to_say_yet_says_that_it_is_alive(slow: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(app, "QUIET", 0.05)
+    body = {"model": "slow", "messages": HELLO, "max_tokens": 60, "stream": True, "logprobs": True}
+    place = urlsplit(slow.url)
+    with contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body))
+        events = connection.getresponse().read().decode().split("\n\n")
+    assert events[1:3] == [": keep-alive"] * 2
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert {event[:6] for event in events[:-1]} == {"data: ", ": keep"}
+    with openai.OpenAI(base_url=slow.url, api_key="none") as client:
+        parts = [part for chunk in client.chat.completions.create(**body) for part in chunk.choices]
+    assert sum(len(part.logprobs.content) for part in parts if part.logprobs) == 60
+
+
+def test_when_a_stream_is_closed_so_is_what_makes_it(monkeypatch: Any) -> None:
+    closed = []
+
+    async def chunks(*_: Any) -> AsyncIterator[Any]:
+        try:
+            yield {}
+            yield {}
+        finally:
+            closed.append(True)
+
+    async def half() -> None:
+        events = app._events(None, None)  # type: ignore[arg-type]
+        await anext(events)
+        await events.aclose()
+        assert closed
+
+    monkeypatch.setattr(app, "_chunks", chunks)
+    asyncio.run(half())
 
 
 def test_a_server_that_ends_cancels_what_is_left(slow: Any, wild: Any, monkeypatch: Any, caplog: Any) -> None:

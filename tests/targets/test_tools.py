@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from truing.records import Message, Tool, ToolCall, canonical
 from truing.records.content import folder
-from truing.targets.tools import DEPTH, Dialect, Parsed, parsed, spoken, turns
+from truing.targets.tools import DEPTH, Dialect, Parsed, certain, parsed, spoken, turns
 
 HERMES, MISTRAL, LLAMA = (Dialect(name, native=True) for name in ("hermes", "mistral", "llama"))
 OURS = Dialect("hermes", native=False)
@@ -350,6 +350,56 @@ def test_no_text_raises_or_gives_a_call_out_of_nothing(dialect: Dialect, reply: 
         assert found.text == reply
 
 
+replies = (
+    st.text(max_size=12)
+    | st.lists(st.sampled_from([*PIECES, "<tool", "[TOOL", "<|python", "\x1c", "\u3000"]), max_size=12).map("".join)
+    | st.builds(
+        lambda before, write, calls: before + write(calls, None),
+        words,
+        st.sampled_from([write for _, write in WRITERS]),
+        asked,
+    )
+)
+
+
+@pytest.mark.base
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@given(reply=replies, cuts=st.tuples(st.integers(0, 2**20), st.integers(0, 2**20)))
+def test_what_is_certain_of_a_reply_stands_in_it_whatever_comes(
+    dialect: Dialect, reply: str, cuts: tuple[int, int]
+) -> None:
+    less, more = (certain(reply[:cut], dialect) for cut in sorted(cut % (len(reply) + 1) for cut in cuts))
+    assert more.startswith(less)
+    assert parsed(reply, dialect, TOOLS).text.strip().startswith(more)
+
+
+CERTAIN: list[tuple[Dialect, str, str]] = [
+    (HERMES, "I look.\n", "I look."),
+    (HERMES, " Is 3<4? <", "Is 3<4?"),
+    (HERMES, "So <tool_cal", "So"),
+    (HERMES, "So <tool_cap", "So <tool_cap"),
+    (HERMES, "So <tool_call>{} and", "So"),
+    (HERMES, "<tool_call><tool_call", ""),
+    (HERMES, "<<tool", "<"),
+    (HERMES, '{"a": "[TOOL_CALLS]"', '{"a": "[TOOL_CALLS]"'),
+    (MISTRAL, "Well [x] [TOOL", "Well [x]"),
+    (MISTRAL, "[TOOL_CALLS]look", ""),
+    (MISTRAL, "<tool_call>", "<tool_call>"),
+    (LLAMA, " \n", ""),
+    (LLAMA, ' {"answer": 42} it is', ""),
+    (LLAMA, "<|py", ""),
+    (LLAMA, "<|pie|> {", "<|pie|> {"),
+    (LLAMA, "<|python_tag|>x", ""),
+    (LLAMA, " I say {", "I say {"),
+]
+
+
+@pytest.mark.base
+@pytest.mark.parametrize(("dialect", "begun", "said"), CERTAIN)
+def test_as_much_as_possible_is_certain(dialect: Dialect, begun: str, said: str) -> None:
+    assert certain(begun, dialect) == said
+
+
 MEGA = 1_000_000
 LONG = {
     "open": "<tool_call>" * (MEGA // 11),
@@ -384,6 +434,7 @@ def test_a_long_reply_is_read_in_linear_time(reply: str) -> None:
     for dialect in DIALECTS:
         began = time.process_time()
         parsed(reply, dialect, TOOLS)
+        certain(reply, dialect)
         assert time.process_time() - began < 8
 
 

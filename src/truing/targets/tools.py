@@ -231,6 +231,20 @@ def parsed(text: str, dialect: Dialect, tools: Sequence[Tool]) -> Parsed:
     return Parsed(said.strip(), calls) if calls else Parsed(text)
 
 
+def certain(text: str, dialect: Dialect) -> str:
+    """What of a reply so far stands in the text of the whole one, blanks at its ends removed, whatever comes.
+
+    With every token more it goes on where it ended: `parsed(whole, ...).text.strip()` begins with it.
+    """
+    if dialect.name == "llama":  # a call is a whole reply
+        begun = text.lstrip()[: len(_TAG)]
+        return "" if begun.startswith("{") or _TAG.startswith(begun) else text.strip()
+    mark = _OPEN if dialect.name == "hermes" else _CALLS
+    before, found, _ = text.partition(mark)
+    held = 0 if found else next(size for size in range(len(mark) - 1, -1, -1) if before.endswith(mark[:size]))
+    return before[: len(before) - held].strip()
+
+
 def _checked(found: list[tuple[str, object, object]], names: frozenset[str]) -> tuple[ToolCall, ...]:
     calls = tuple(_call(*parts, place, names) for place, parts in enumerate(found))
     if len({call.id for call in calls}) < len(calls):

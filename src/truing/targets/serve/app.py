@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -36,6 +36,8 @@ LIMIT = 4_000_000
 """Bytes that the body of a request may have."""
 LEFT = 499
 """The status that is noted, and sent to nobody, where a client left before it had its answer."""
+QUIET = 15.0
+"""Seconds without a chunk after which a stream says that it is alive; what stands between may give it up otherwise."""
 _LOG = logging.getLogger("truing.serve")
 
 Answer = tuple[list[Written], list[tuple[Token, ...]]]
@@ -194,27 +196,40 @@ class Events(StreamingResponse):
 
 async def _events(engine: Engine, form: Form) -> AsyncGenerator[str, None]:
     try:
-        async for chunk in _chunks(engine, form):
-            yield _event(chunk)
+        async with aclosing(_chunks(engine, form)) as chunks:
+            async for chunk in chunks:
+                yield _event(chunk) if chunk else ": keep-alive\n\n"
     except Exception as error:  # noqa: BLE001 - the status was sent long ago; what remains is to say it here
         yield _event(_as_refusal(error).plain)
         return
     yield "data: [DONE]\n\n"
 
 
-async def _chunks(engine: Engine, form: Form) -> AsyncGenerator[Plain, None]:
-    heard: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+async def _chunks(engine: Engine, form: Form) -> AsyncGenerator[Plain | None, None]:
+    """The chunks of a stream; None after every QUIET seconds without one."""
+    ready: asyncio.Queue[Plain | None] = asyncio.Queue()
+    texts, told = [""] * len(form.work.asks), [0] * len(form.work.asks)
 
     def hear(index: int, text: str) -> None:
-        heard.put_nowait((index, text))
+        texts[index] += text
+        if more := form.certain(texts[index])[told[index] :]:
+            ready.put_nowait(form.delta(index, more))
+            told[index] += len(more)
 
-    with _begun(engine, form.work, None if form.held else hear) as answer:
-        answer.add_done_callback(lambda _: heard.put_nowait(None))
+    with _begun(engine, form.work, hear) as answer:
+        answer.add_done_callback(lambda _: ready.put_nowait(None))
         for chunk in form.opening():
             yield chunk
-        while (more := await heard.get()) is not None:
-            yield form.delta(*more)
-        for chunk in await asyncio.to_thread(lambda: list(form.closing(*_result(answer)))):
+        while True:
+            try:
+                more = await asyncio.wait_for(ready.get(), QUIET)
+            except TimeoutError:
+                yield None
+                continue
+            if more is None:
+                break
+            yield more
+        for chunk in await asyncio.to_thread(lambda: list(form.closing(*_result(answer), told))):
             yield chunk
 
 

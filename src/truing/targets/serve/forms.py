@@ -14,7 +14,7 @@ from truing.targets.local.write import Ask, Token, Written
 from truing.targets.serve.bodies import ChatBody, CompletionBody
 from truing.targets.serve.pieces import Pieces
 from truing.targets.serve.plan import Prompt, Work, chat_work, completion_work
-from truing.targets.tools import parsed
+from truing.targets.tools import certain, parsed
 
 Plain = dict[str, Any]
 LEAST = -9999.0
@@ -38,9 +38,8 @@ class Form(Protocol):
     def work(self) -> Work:
         """What is to be done for it."""
 
-    @property
-    def held(self) -> bool:
-        """Whether the text of a stream is held back until it is whole."""
+    def certain(self, text: str) -> str:
+        """What of a choice's text so far may be said in a stream, for it stands in the answer whatever comes."""
 
     def whole(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Plain:
         """The answer at once."""
@@ -51,8 +50,10 @@ class Form(Protocol):
     def delta(self, index: int, text: str) -> Plain:
         """A chunk with more text of a choice."""
 
-    def closing(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Iterator[Plain]:
-        """The last chunks of a stream; where the text was held back, with the text."""
+    def closing(
+        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[int]
+    ) -> Iterator[Plain]:
+        """The last chunks of a stream, with what was held back. `told`: letters of each choice that were said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,11 @@ class Chat:
         head = Head.of(served, "chat.completion", "chatcmpl", work, usage=body.stream_options.include_usage)
         return cls(served, head, work, tools, body.logprobs)
 
-    @property
-    def held(self) -> bool:
+    def certain(self, text: str) -> str:
         """Text may turn out to be a call, and log-probabilities belong to tokens, which text does not tell."""
-        return bool(self.tools) or self.logprobs
+        if self.logprobs:
+            return ""
+        return certain(text, self.served.target.dialect) if self.tools else text
 
     def whole(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Plain:
         """The answer at once."""
@@ -157,16 +159,19 @@ class Chat:
         """More text of a choice."""
         return self._chunk(index, {"content": text})
 
-    def closing(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Iterator[Plain]:
+    def closing(
+        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[int]
+    ) -> Iterator[Plain]:
         """What was held back, how each choice ended, and what was used."""
         del scored
         for index, written in enumerate(replies):
             choice = self._choice(index, written)
             message, ended = choice.pop("message"), choice.pop("finish_reason")
             logprobs = choice.pop("logprobs")
-            if self.held:
-                calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", ()))]
-                delta = {"content": message["content"]} | ({"tool_calls": calls} if calls else {})
+            left = (message["content"] or "")[told[index] :]
+            calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", ()))]
+            if left or calls or logprobs:
+                delta = ({"content": left} if left else {}) | ({"tool_calls": calls} if calls else {})
                 yield self._chunk(index, delta, logprobs=logprobs)
             yield self.head.chunk(choice | {"delta": {}, "logprobs": None, "finish_reason": ended})
         yield from self.head.last(self._used(replies))
@@ -180,10 +185,11 @@ class Chat:
     def _choice(self, index: int, written: Written) -> Plain:
         dialect = self.served.target.dialect if self.tools else None
         found = parsed(written.text, dialect, self.tools) if dialect else None
-        message: Plain = {"role": "assistant", "content": found.text if found else written.text, "refusal": None}
+        text = found.text.strip() if found else written.text
+        message: Plain = {"role": "assistant", "content": text, "refusal": None}
         ended, more = written.ended, {}
         if found and found.calls:
-            message |= {"content": found.text or None, "tool_calls": list(self._calls(written, found.calls))}
+            message |= {"content": text or None, "tool_calls": list(self._calls(written, found.calls))}
             ended = "tool_calls"  # type: ignore[assignment]
         elif found and found.unparsed and dialect:
             more = {"truing": {"unparsed": True, "dialect": dialect.said}}
@@ -239,10 +245,9 @@ class Completion:
         head = Head.of(served, "text_completion", "cmpl", work, usage=body.stream_options.include_usage)
         return cls(served, head, work, prompts, body.n, body.echo, body.logprobs is not None)
 
-    @property
-    def held(self) -> bool:
+    def certain(self, text: str) -> str:
         """Log-probabilities belong to tokens, which text does not tell."""
-        return self.logprobs
+        return "" if self.logprobs else text
 
     def whole(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Plain:
         """The answer at once."""
@@ -250,7 +255,7 @@ class Completion:
 
     def opening(self) -> Iterator[Plain]:
         """The prompts, where they are to be said again."""
-        if self.echo and not self.held:
+        if self.echo and not self.logprobs:
             for index in range(len(self.prompts) * self.each):
                 yield self.delta(index, self._prompt(index).text)
 
@@ -258,10 +263,13 @@ class Completion:
         """More text of a choice."""
         return self.head.chunk({"index": index, "text": text, "logprobs": None, "finish_reason": None})
 
-    def closing(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Iterator[Plain]:
+    def closing(
+        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[int]
+    ) -> Iterator[Plain]:
         """What was held back, how each choice ended, and what was used."""
+        del told  # all or nothing
         for choice in self._choices(replies, scored):
-            yield self.head.chunk(choice if self.held else choice | {"text": ""})
+            yield self.head.chunk(choice if self.logprobs else choice | {"text": ""})
         yield from self.head.last(self._used(replies))
 
     def _prompt(self, index: int) -> Prompt:
