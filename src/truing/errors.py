@@ -5,7 +5,8 @@
     │   ├── ContentError        2  a content file is wrong: unknown key, unresolved placeholder, duplicate surface
     │   └── DesignError         2  the design cannot answer the question: too few clusters, a leak between halves
     ├── TargetError             3  the target is unknown, unreachable, broken, or cannot do what is asked of it
-    │   └── CacheError          3  a cached model file is damaged
+    │   ├── CacheError          3  a cached model file is damaged
+    │   └── TargetBusy          3  the target cannot do it now, and may be able to at another time
     ├── TrainingError           3  training was stopped: step-0 loss, a boundary, a non-finite loss
     ├── DataError               4  data is broken
     │   ├── RecordError         4  a record does not parse, or is not what its id says
@@ -47,6 +48,10 @@ class TargetError(TruingError):
 
 class CacheError(TargetError):
     """A cached model file is damaged."""
+
+
+class TargetBusy(TargetError):
+    """A target cannot do now what it may be able to do at another time: it is closed, or memory ran out."""
 
 
 class TrainingError(TruingError):

@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from truing.errors import TargetError, UsageError
+from truing.errors import TargetBusy, TargetError, UsageError
 from truing.records import Message
 from truing.targets.local.engine import Engine
 from truing.targets.local.generate import Batch, write
@@ -207,7 +207,7 @@ def test_a_closed_engine_cancels_what_is_left_and_takes_no_more(wild: Any) -> No
     done, _ = wait(futures, timeout=10)
     assert len(done) == 3
     assert all(future.cancelled() for future in futures)
-    with pytest.raises(TargetError, match="is closed"):
+    with pytest.raises(TargetBusy, match="is closed"):
         engine.submit(Ask((5,), 1))
 
 

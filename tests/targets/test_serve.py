@@ -157,6 +157,16 @@ def test_parts_of_text_and_the_role_developer(client: Any, wild: Any) -> None:
     assert found.choices[0].message.content.strip() == said.text
 
 
+@pytest.mark.parametrize(
+    "turn", [{"content": [{"type": "refusal", "refusal": "I will "}, {"type": "text", "text": "not."}]},
+             {"content": None, "refusal": "I will not."}],
+)  # fmt: skip
+def test_what_an_assistant_refused_with_is_what_it_said(client: Any, wild: Any, server: Any, turn: Any) -> None:
+    with saying(server, "wild", NOTHING) as asks:
+        client.chat.completions.create(model="wild", messages=[*HELLO, {"role": "assistant", **turn}, *HELLO])
+    assert list(asks[0].prompt) == wild.prompt_ids([*ASKED, Message(role="assistant", content="I will not."), *ASKED])
+
+
 @pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"n": 2}, {"tools": [LOOK]}])
 def test_a_stream_says_what_the_whole_answer_says(client: Any, more: dict[str, Any]) -> None:
     asked = {"model": "wild", "messages": HELLO, "max_tokens": 15, "seed": 3, **more}
@@ -742,6 +752,19 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (TEXT | {"logprobs": True}, "logprobs", "seen: True"),
     (TEXT | {"suffix": "x"}, "suffix", "not supported"),
     (TEXT | {"best_of": 3}, "best_of", "not supported"),
+    (TEXT | {"best_of": True}, "best_of", "not supported here (seen: True)"),
+    (CHAT | {"frequency_penalty": False}, "frequency_penalty", "not supported here (seen: False)"),
+    (CHAT | {"ignore_eos": 0}, "ignore_eos", "not supported here (seen: 0)"),
+    (CHAT | {"guided_json": {}}, "guided_json", "not supported here (seen: {})"),
+    (CHAT | {"guided_choice": ["a", "b"]}, "guided_choice", "not supported"),
+    (CHAT | {"structured_outputs": {"regex": "a"}}, "structured_outputs", "not supported"),
+    (TEXT | {"grammar": "root ::= x"}, "grammar", "not supported"),
+    (TEXT | {"json_schema": {"type": "object"}}, "json_schema", "not supported"),
+    (TEXT | {"repeat_penalty": 1.1}, "repeat_penalty", "not supported"),
+    (TEXT | {"truncate_prompt_tokens": 10}, "truncate_prompt_tokens", "not supported"),
+    (TEXT | {"typical_p": 0.9}, "typical_p", "not supported"),
+    (TEXT | {"mirostat": 2}, "mirostat", "not supported"),
+    (turns({"role": "user", "content": [{"type": "refusal", "refusal": "No."}]}), "messages[1].content", "only parts"),
 ]  # fmt: skip
 
 
@@ -774,7 +797,8 @@ def test_what_changes_nothing_is_taken(server: Any) -> None:
     neutral = {
         "logit_bias": {}, "response_format": {"type": "text"}, "presence_penalty": 0.0, "stop": None, "user": "me",
         "parallel_tool_calls": True, "temperature": None, "tools": [], "metadata": {"a": "b"}, "store": False,
-        "max_tokens": 2, "seed": -5,
+        "max_tokens": 2, "seed": -5, "repeat_penalty": 1.0, "guided_regex": None, "mirostat": 0,
+        "skip_special_tokens": True,
     }  # fmt: skip
     assert post(server.url, "/v1/chat/completions", CHAT | neutral)[0] == 200
     assert post(server.url, "/v1/completions", TEXT | {"suffix": None, "best_of": 1, "max_tokens": 0})[0] == 200
@@ -790,11 +814,24 @@ def test_a_body_that_is_too_long_is_refused(server: Any, monkeypatch: Any) -> No
     assert "more than 100,000 bytes" in answer["error"]["message"]
 
 
-@pytest.mark.parametrize(("path", "body", "status"), [("/v2", None, 404), ("/v1/completions", None, 405)])
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v2", None, 404), ("/v1/completions", None, 405), ("/v1/chat/completions/", b"{}", 404),
+        ("/v1/models/", None, 404), ("/health/", None, 404),
+    ],
+)  # fmt: skip
 def test_other_paths_and_methods(server: Any, path: str, body: bytes | None, status: int) -> None:
     found, answer = raw(server.url, path, body)
     assert found == status
-    assert "no such endpoint" in answer["error"]["message"]
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert ("not served here" if path == "/v1/models/" else "no such endpoint") in answer["error"]["message"]
+
+
+def test_no_host_is_sent_on_to(tiny: Any) -> None:
+    with serving({"tiny": tiny}, key="sesame-1234") as running:
+        named = {"Host": "evil.example", "Authorization": "Bearer sesame-1234"}
+        assert raw(running.url, "/v1/chat/completions/", b"{}", headers=named)[0] == 404
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -821,6 +858,39 @@ def test_too_little_memory_is_said_before_a_stream_begins(server: Any, monkeypat
         status, answer = post(server.url, "/v1/chat/completions", CHAT | more)
         assert status == 400
         assert "Raise max_memory (TRUING_MAX_MEMORY)" in answer["error"]["message"]
+
+
+NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] can't allocate memory: you tried to allocate 4 bytes")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (CHAT, "no memory for a reply of up to 1024 tokens after 8, even alone: "),
+        (TEXT | {"prompt": [[5, 6]], "echo": True, "logprobs": 0, "max_tokens": 0}, "memory ran out: "),
+    ],
+)  # fmt: skip
+def test_where_memory_runs_out_a_client_may_try_again(
+    server: Any, monkeypatch: Any, body: dict[str, Any], says: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise NO_MEMORY
+
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(server.engines["tiny"].target.model), "forward", full)
+        status, answer = post(server.url, path, body)
+    assert (status, answer["error"]["type"], answer["error"]["code"]) == (503, "server_error", "unavailable")
+    assert answer["error"]["message"].startswith(says)
+    assert post(server.url, path, body | {"max_tokens": body.get("max_tokens", 1)})[0] == 200
+
+
+def test_an_engine_that_is_closed_is_no_fault_of_the_request(tiny: Any) -> None:
+    with serving({"tiny": tiny}) as running:
+        running.engines["tiny"].close()
+        status, answer = post(running.url, "/v1/chat/completions", CHAT)
+    assert (status, answer["error"]["type"]) == (503, "server_error")
+    assert "is closed" in answer["error"]["message"]
 
 
 def test_a_template_that_refuses_is_quoted(wild: Any) -> None:

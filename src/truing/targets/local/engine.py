@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from truing.errors import TargetError
+from truing.errors import TargetBusy, TargetError
 from truing.targets.local import LocalTarget
 from truing.targets.local.memory import ROWS
 from truing.targets.local.write import Ask, Writer, Written
@@ -51,7 +51,7 @@ class Engine:
 
     def _put(self, what: Ask | Callable[[], Any]) -> Future[Any]:
         if self._closed.is_set():
-            raise TargetError(f"the engine of {self.target.card.name} is closed; make another")
+            raise TargetBusy(f"the engine of {self.target.card.name} is closed; make another")
         future: Future[Any] = Future()
         self._jobs.put((future, what))
         if self._closed.is_set():  # since it was asked above: the thread may not have seen this one
@@ -146,7 +146,7 @@ class Engine:
         self._open = [(future, writer) for future, writer in self._open if writer.ended is None]
         for future, writer in done:
             if writer.error is not None:
-                _fail(future, writer.error)
+                _fail(future, _busy(writer.error))
             elif future.set_running_or_notify_cancel():
                 future.set_result(writer.written)
 
@@ -169,6 +169,11 @@ def _stepped(future: Future[Any], steps: _Steps) -> bool:
     else:
         return True
     return False
+
+
+def _busy(error: Exception) -> Exception:
+    """The error of a reply that was admitted, and so could be written: what it lacked since may be there again."""
+    return TargetBusy(str(error)) if isinstance(error, TargetError) else error
 
 
 def _fail(future: Future[Any], error: Exception) -> None:

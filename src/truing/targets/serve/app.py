@@ -55,7 +55,9 @@ def application(engines: Mapping[str, Engine], *, key: str | None = None, loopba
         Route("/v1/completions", _answered(partial(models.answer, CompletionBody, Completion.of)), methods=["POST"]),
     ]
     guard = Middleware(Guard, key=key, loopback=loopback)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: _no_such})
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: _no_such})
+    app.router.redirect_slashes = False  # it would send clients to whatever host they named
+    return app
 
 
 class Models:

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import from_json
@@ -24,31 +25,66 @@ B = TypeVar("B", bound="Asked")
 CHOICES = 1024
 """Replies that one request may ask for."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
     "audio": (),
+    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
+    "documents": ([],),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "ebnf": ("",),
     "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": ([],),
+    "guided_decoding": ({},),
+    "guided_grammar": ("",),
+    "guided_json": (),
+    "guided_regex": ("",),
     "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "json_schema": (),
+    "length_penalty": (1,),
     "logit_bias": ({},),
+    "logits_processors": ([],),
+    "lora": ([],),
+    "min_new_tokens": (0,),
     "min_p": (0,),
     "min_tokens": (0,),
+    "mirostat": (0,),
     "modalities": (["text"],),
+    "n_predict": (-1,),
     "parallel_tool_calls": (True,),
     "presence_penalty": (0,),
+    "prompt_logprobs": (),
     "reasoning_effort": ("none",),
+    "regex": ("",),
+    "repeat_penalty": (1,),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
     "stop_token_ids": ([],),
+    "structural_tag": (),
+    "structured_outputs": ({},),
     "suffix": ("",),
+    "tfs_z": (1,),
+    "thinking_budget_tokens": (-1,),
+    "top_a": (0,),
     "top_k": (0, -1),
+    "top_n_sigma": (0, -1),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
+    "xtc_probability": (0,),
 }
-"""Fields that are not supported, and the values (beside null) at which they would change nothing."""
+"""Fields that are not supported, and the values (beside null) at which they would change nothing. Some are
+OpenAI's, others those of servers that clients are written for as well (vLLM, SGLang, llama.cpp)."""
 
 
 class Body(BaseModel):
@@ -62,11 +98,14 @@ class Body(BaseModel):
         return {key: value for key, value in said.items() if value is not None} if isinstance(said, dict) else said
 
 
-def _joined(said: Any) -> Any:
-    """The text of a list of text parts; nothing is put between them."""
+def _joined(said: Any, turn: ValidationInfo) -> Any:
+    """The text of a list of text parts, an assistant's refusals among them; nothing is put between them."""
     if not isinstance(said, list):
         return said
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in said]
+    kinds = ("text", "refusal") if turn.data.get("role") == "assistant" else ("text",)
+    texts = [
+        part.get(part.get("type")) if isinstance(part, dict) and part.get("type") in kinds else None for part in said
+    ]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError('only parts {"type": "text", "text": "..."} are supported')
     return "".join(texts)  # type: ignore[arg-type]
@@ -108,6 +147,8 @@ class Turn(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str | None, BeforeValidator(_joined)] = None
+    refusal: str = ""
+    """What an assistant said instead of content."""
     tool_calls: Annotated[list[SaidCall], FailFast()] = []
     tool_call_id: str | None = None
     function_call: None = None
@@ -206,7 +247,7 @@ def parsed(raw: bytes, kind: type[B]) -> B:
         raise Refusal(400, f"the body is {_seen(said)}; send a JSON object")
     for name, neutral in NEUTRAL.items():
         value = said.get(name)
-        if value is not None and value not in neutral:
+        if value is not None and not any(_same(value, one) for one in neutral):
             raise Refusal(
                 400, f"{name} is not supported here (seen: {_seen(value)}); leave it out", param=name,
                 code="unsupported_parameter",
@@ -215,6 +256,11 @@ def parsed(raw: bytes, kind: type[B]) -> B:
         return kind.model_validate(said)
     except ValidationError as error:
         raise _refusal(error) from error
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether JSON says the same; to Python, true is 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _refusal(error: ValidationError) -> Refusal:

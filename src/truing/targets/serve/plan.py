@@ -150,7 +150,9 @@ def conversation(turns: Sequence[Turn]) -> tuple[Message, ...]:
             )
         role: Any = ROLES.get(turn.role, turn.role)
         found.append(
-            Message(role=role, content=turn.content or "", calls=made, call=answers, tool=calls.get(answers, ""))
+            Message(
+                role=role, content=turn.content or turn.refusal, calls=made, call=answers, tool=calls.get(answers, "")
+            )
         )
     return tuple(found)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from truing.errors import TruingError
+from truing.errors import TargetBusy, TruingError
+from truing.targets.local.memory import out_of_memory
+from truing.text import short
 
 
 class Refusal(TruingError):
@@ -22,7 +24,11 @@ class Refusal(TruingError):
 
 
 def refusal(error: Exception) -> Refusal | None:
-    """An error as a refusal; None for one that nobody raised on purpose."""
+    """An error as a refusal, 503 where the client may try again; None for one that nobody raised on purpose."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, TargetBusy):
+        return Refusal(503, str(error), code="unavailable")
+    if out_of_memory(error):
+        return Refusal(503, f"memory ran out: {short(error)}. Try again, or send less at once.", code="unavailable")
     return Refusal(400, str(error)) if isinstance(error, TruingError) else None
