@@ -511,20 +511,51 @@ def test_the_bytes_of_the_tokens_are_the_text(tiny: Any, text: str) -> None:
     assert list(pieces.starts(ids, special=True)) == [start for start, _ in encoded["offset_mapping"]]
 
 
-def test_tokens_of_sentencepiece_and_of_no_known_kind() -> None:
+def sentencepiece() -> Any:
+    """A tokenizer whose decoder leaves out the first blank of a text."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<s>": 0, "\u2581cat": 1, "s": 2, "<0xE2>": 3, "##x": 4}
+    vocabulary = {"<s>": 0, "\u2581cat": 1, "s": 2, "<0xE2>": 3, "##x": 4, "<0x82>": 5, "<0xAC>": 6}
     backend = Tokenizer(models.BPE(vocabulary, []))
     steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)
-    pieces = Pieces(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>")
+
+
+def test_tokens_of_sentencepiece_and_of_no_known_kind() -> None:
+    from tokenizers import decoders
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = sentencepiece()
+    backend, pieces = tokenizer.backend_tokenizer, Pieces(tokenizer)
     assert [pieces.bytes(one) for one in (0, 1, 2, 3, 99)] == [b"<s>", b" cat", b"s", b"\xe2", b""]
     assert pieces.name(3) == "bytes:\\xe2"
     assert list(pieces.starts([0, 1, 2], special=False)) == [0, 0, 4]
     backend.decoder = decoders.WordPiece()
     assert Pieces(PreTrainedTokenizerFast(tokenizer_object=backend)).bytes(2) == b"s"
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 1], [0, 1, 2], [2, 3, 5, 6, 1], [1, 3, 5, 2]])
+def test_a_prompt_of_tokens_is_said_again_as_their_bytes(wild: Any, ids: list[int]) -> None:
+    """The places of tokens and the text agree, where a decoder leaves out the first blank too."""
+    tokenizer = sentencepiece()
+    tokenizer.chat_template = "x"
+    pieces, target = Pieces(tokenizer), LocalTarget("local/sp", wild.model, tokenizer, weights="4" * 64)
+    with (
+        serving({"sp": target}) as running,
+        openai.OpenAI(base_url=running.url, api_key="none") as client,
+        saying(running, "sp", Written((2, 2), "ss", "length")),
+    ):
+        (choice,) = client.completions.create(model="sp", prompt=[ids], echo=True, logprobs=0, max_tokens=2).choices
+    assert choice.text.encode().startswith(pieces.bytes(ids[0]))
+    said = choice.logprobs
+    assert [*map(choice.text.__getitem__, said.text_offset[-2:])] == ["s", "s"]
+    whole = [
+        (at, name) for at, name in zip(said.text_offset, said.tokens, strict=True) if not name.startswith("bytes:")
+    ]
+    assert all(choice.text[at:].startswith(name) for at, name in whole)
+    assert said.text_offset[-1] == len(choice.text) - 1
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -852,12 +883,26 @@ def test_what_breaks_inside_is_logged_and_not_shown(server: Any, monkeypatch: An
     assert "secret detail" in caplog.text
 
 
-def test_too_little_memory_is_said_before_a_stream_begins(server: Any, monkeypatch: Any) -> None:
+def test_too_little_memory_is_said_before_a_stream_begins(tiny: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("TRUING_MAX_MEMORY", "1kB")
-    for more in ({"stream": True}, {}):
-        status, answer = post(server.url, "/v1/chat/completions", CHAT | more)
-        assert status == 400
-        assert "Raise max_memory (TRUING_MAX_MEMORY)" in answer["error"]["message"]
+    with serving({"tiny": tiny}) as running:
+        for more in ({"stream": True}, {}):
+            status, answer = post(running.url, "/v1/chat/completions", CHAT | more)
+            assert status == 400
+            assert "Raise max_memory (TRUING_MAX_MEMORY)" in answer["error"]["message"]
+
+
+def test_targets_that_are_served_together_share_what_one_could_plan_for(tiny: Any, wild: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TRUING_MAX_MEMORY", "60MB")
+    monkeypatch.setattr(wild, "max_memory", 8_000_000)
+    other = LocalTarget("local/other", wild.model, wild.tokenizer, weights="5" * 64)
+    with serving({"tiny": tiny, "wild": wild, "other": other}) as running:
+        # An engine's batch is planned for what its target may have when it begins.
+        assert [engine._batch._budget for engine in running.engines.values()] == [20_000_000, 2_666_666, 20_000_000]
+        assert [engine.target._budget for engine in running.engines.values()] == [20_000_000, 2_666_666, 20_000_000]
+    assert [target.max_memory for target in (tiny, wild, other)] == [0, 8_000_000, 0]  # as their owners left them
+    with serving({"tiny": tiny}) as running:
+        assert running.engines["tiny"].target._budget == 60_000_000
 
 
 NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] can't allocate memory: you tried to allocate 4 bytes")

@@ -52,13 +52,18 @@ class Pieces:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
+    def text(self, tokens: Iterable[int]) -> str:
+        """What they stand for together; what is no UTF-8 becomes U+FFFD."""
+        return b"".join(map(self.bytes, tokens)).decode(errors="replace")
+
     def starts(self, tokens: Iterable[int], *, special: bool) -> Iterator[int]:
         """Where in the text each token begins, in characters. `special`: special tokens are part of the text."""
         decoder, at = getincrementaldecoder("utf-8")("replace"), 0
         for token in tokens:
-            yield at
-            if special or not self.special(token):
-                at += len(decoder.decode(self.bytes(token)))
+            data = self.bytes(token) if special or not self.special(token) else b""
+            # Bytes before that this token does not go on with are a character by themselves, U+FFFD.
+            yield at + bool(decoder.getstate()[0] and data and not 0x80 <= data[0] < 0xC0)
+            at += len(decoder.decode(data))
 
     @cached_property
     def _alphabet(self) -> dict[str, int]:

@@ -116,8 +116,8 @@ def _prompt(target: LocalTarget, said: str | list[int], pieces: Pieces) -> Promp
         return Prompt(tuple(encoded["input_ids"]), said, tuple(start for start, _ in encoded["offset_mapping"]))
     target.fits([min(said)])
     target.fits([max(said)])
-    text = str(target.tokenizer.decode(said, skip_special_tokens=False))
-    return Prompt(tuple(said), text, tuple(pieces.starts(said, special=True)))
+    # Not as the tokenizer decodes it: some leave out the blank that a text begins with.
+    return Prompt(tuple(said), pieces.text(said), tuple(pieces.starts(said, special=True)))
 
 
 # -- messages and tools ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from types import FrameType
 
@@ -15,6 +16,7 @@ import uvicorn
 from truing.errors import TargetError, UsageError
 from truing.targets.local import LocalTarget
 from truing.targets.local.engine import Engine
+from truing.targets.local.memory import ROWS, budget
 from truing.targets.serve.app import application, is_loopback
 
 GRACE = 5
@@ -72,10 +74,15 @@ def serve(
 
 @contextmanager
 def serving(
-    targets: Mapping[str, LocalTarget], *, host: str = "127.0.0.1", port: int = 0, key: str | None = None
+    targets: Mapping[str, LocalTarget],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    key: str | None = None,
+    rows: int = ROWS,
 ) -> Iterator[Serving]:
-    """Serve in a thread of its own while the block runs."""
-    with listen(host, port, key=key) as sock, _engines(targets) as engines:
+    """Serve in a thread of its own while the block runs, each target at most so many replies at once."""
+    with listen(host, port, key=key) as sock, _engines(targets, rows=rows) as engines:
         url, ready = url_of(sock), threading.Event()
         server = _server(engines, sock, key, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name=f"server at {url}")
@@ -91,9 +98,20 @@ def serving(
 
 
 @contextmanager
-def _engines(targets: Mapping[str, LocalTarget]) -> Iterator[dict[str, Engine]]:
+def _engines(targets: Mapping[str, LocalTarget], *, rows: int = ROWS) -> Iterator[dict[str, Engine]]:
     with ExitStack() as stack:
-        yield {name: stack.enter_context(Engine(target)) for name, target in targets.items()}
+        yield {name: stack.enter_context(Engine(target, rows=rows)) for name, target in _sharing(targets).items()}
+
+
+def _sharing(targets: Mapping[str, LocalTarget]) -> Mapping[str, LocalTarget]:
+    """Targets that may each plan for an equal part of what one alone could: an engine knows of no other."""
+    if len(targets) == 1:
+        return targets
+    found = {}
+    for name, target in targets.items():
+        found[name] = copy(target.checked())  # nobody else's target is to be short of memory
+        found[name].max_memory = max(1, (target.max_memory or budget(target.model.device)) // len(targets))
+    return found
 
 
 def _server(engines: Mapping[str, Engine], sock: socket.socket, key: str | None, ready: Callable[[], None]) -> _Server:
