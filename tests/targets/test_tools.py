@@ -17,6 +17,7 @@ from truing.targets.tools import DEPTH, Dialect, Parsed, certain, parsed, spoken
 
 HERMES, MISTRAL, LLAMA = (Dialect(name, native=True) for name in ("hermes", "mistral", "llama"))
 OURS = Dialect("hermes", native=False)
+NO_SYSTEM = Dialect("hermes", native=False, system=False)
 DIALECTS = (HERMES, MISTRAL, LLAMA)
 
 LOOK = Tool(
@@ -522,6 +523,31 @@ def test_the_description_is_added_to_the_system_turn() -> None:
 
 
 @pytest.mark.base
+def test_where_there_is_no_system_turn_the_description_stands_before_what_the_user_says_first() -> None:
+    offer = turns([ASKING], TOOLS, OURS)[0][0]["content"]
+    user, made = ({"role": "user", "content": text} for text in (f"{offer}\n\n{ASKING.content}", offer))
+    system, done = Message(role="system", content="Be brief."), {"role": "assistant", "content": "Done."}
+    kept = {"role": "system", "content": "Be brief."}  # the template says what it thinks of it
+    for talk, expected in (
+        ([ASKING], [user]), ([ASKING, DONE, ASKING], [user, done, {"role": "user", "content": ASKING.content}]),
+        ([system, ASKING], [kept, user]), ([], [made]), ([DONE], [made, done]), ([system], [kept, made]),
+        ([ASKING.model_copy(update={"content": ""})], [made]),
+    ):  # fmt: skip
+        assert turns(talk, TOOLS, NO_SYSTEM) == (expected, None)
+    assert turns([system, ASKING], (), NO_SYSTEM)[0] == [kept, {"role": "user", "content": ASKING.content}]
+
+
+@pytest.mark.base
+@pytest.mark.parametrize("dialect", [OURS, NO_SYSTEM])
+def test_what_a_user_says_beside_results_is_in_their_turn(dialect: Dialect) -> None:
+    found, _ = turns([ASKING, CALLING, SEEN, SENT, ASKING, ASKING, SENT, DONE, ASKING, ASKING], (), dialect)
+    assert [turn["role"] for turn in found] == ["user", "assistant", "user", "assistant", "user", "user"]
+    cat, sent = (f"<tool_response>\n{said}\n</tool_response>" for said in ("a cat", "sent"))
+    assert found[2]["content"] == f"{cat}\n{sent}\n\n{ASKING.content}\n\n{ASKING.content}\n\n{sent}"
+    assert found[-1]["content"] == ASKING.content
+
+
+@pytest.mark.base
 def test_results_apart_from_each_other_stay_apart() -> None:
     found, _ = turns([SEEN, DONE, SENT], (), OURS)
     assert [turn["role"] for turn in found] == ["user", "assistant", "user"]
@@ -529,8 +555,8 @@ def test_results_apart_from_each_other_stay_apart() -> None:
 
 @pytest.mark.base
 def test_the_label_says_who_renders() -> None:
-    assert [dialect.said for dialect in (*DIALECTS, OURS)] == [
-        "hermes (template)", "mistral (template)", "llama (template)", "hermes (system turn)",
+    assert [dialect.said for dialect in (*DIALECTS, OURS, NO_SYSTEM)] == [
+        "hermes (template)", "mistral (template)", "llama (template)", "hermes (system turn)", "hermes (user turn)",
     ]  # fmt: skip
 
 
@@ -713,6 +739,34 @@ def test_calls_that_a_template_writes_are_read_back(
     assert not found.unparsed
     assert found.text == ""
     assert [(call.name, call.arguments) for call in found.calls] == [(call.name, call.arguments) for call in calls]
+
+
+GEMMA_TEMPLATE = """\
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif %}
+    {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}
+    {{- message.content | trim + '<end_of_turn>\n' }}
+{%- endfor %}"""
+DROPS = (
+    "{% for m in messages %}{% if m.role != 'system' %}{{ m.role + ': ' + m.content + '\n' }}{% endif %}{% endfor %}"
+)
+AT_THE_END = (
+    "{% for m in messages %}{{ m.role + ': ' }}{% if loop.last and messages[0].role == 'system' %}"
+    "{{ messages[0].content + '\n' }}{% endif %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("template", "dialect"), [(GEMMA_TEMPLATE, NO_SYSTEM), (DROPS, NO_SYSTEM), (AT_THE_END, OURS)])
+def test_tools_are_offered_where_the_template_shows_them(rendering: Rendering, template: str, dialect: Dialect) -> None:
+    render = rendering(template)
+    assert spoken(template, render) == dialect
+    whole = render(*turns([ASKING, CALLING, SEEN, SENT, ASKING, DONE], TOOLS, dialect))
+    assert all(part in whole for part in (LOOK.description, "</tools>", "a cat", "sent\n", DONE.content))
+    assert whole.count(ASKING.content) == 2
 
 
 def test_what_a_template_refuses_stays_its_own_error(rendering: Rendering) -> None:

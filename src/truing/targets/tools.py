@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -40,11 +40,13 @@ class Dialect:
     """How a target is told of tools and writes calls.
 
     `native`: its chat template renders tools, calls and results itself. Where it does not, tools are described in
-    Hermes text in the system turn, so the name is then "hermes".
+    Hermes text, so the name is then "hermes": in the system turn, or before the first user turn's text where the
+    template takes no system turn (`system` is false).
     """
 
     name: Name
     native: bool
+    system: bool = True
 
     def __post_init__(self) -> None:
         assert self.native or self.name == "hermes"
@@ -52,7 +54,7 @@ class Dialect:
     @property
     def said(self) -> str:
         """The dialect as it is recorded, "hermes (system turn)"."""
-        return f"{self.name} ({'template' if self.native else 'system turn'})"
+        return f"{self.name} ({'template' if self.native else 'system turn' if self.system else 'user turn'})"
 
 
 PLAIN = Dialect("hermes", native=True)
@@ -102,22 +104,26 @@ def spoken(template: str, render: Callable[..., str]) -> Dialect:
     `render(messages, tools=...)` renders the template. It is native where the tool, the call and the result are all
     in what it writes, and the call is written in a known dialect. A template that raises renders nothing.
     """
+    if "tools" in template:
+        offer, _, rest = _written(PLAIN, render).partition(_ASKED)
+        call, found, _ = rest.partition(_FOUND)
+        if found and _PROBE.name in offer and _PROBE.name in call:
+            for name, signs in _SIGNS.items():
+                if all(sign in call for sign in signs):
+                    return Dialect(name, native=True)
     # A template whose calls we cannot read might still show the tools well, but its model would then be judged by a
     # parser of another dialect. Described in our own words, at least what is asked for and what is read agree.
-    ours = Dialect("hermes", native=False)
-    if "tools" not in template:
-        return ours
-    exchange, offered = turns(_EXCHANGE, (_PROBE,), PLAIN)
+    ours = [Dialect("hermes", native=False, system=system) for system in (True, False)]
+    return next((one for one in ours if _PROBE.description in _written(one, render)), ours[0])
+
+
+def _written(dialect: Dialect, render: Callable[..., str]) -> str:
+    """The exchange as a template writes it; "" where it raises."""
+    exchange, offered = turns(_EXCHANGE, (_PROBE,), dialect)
     try:
-        written = render(exchange, tools=offered)
+        return render(exchange, tools=offered)
     except Exception:  # noqa: BLE001 - a template is a program by someone else: it raises what it likes
-        return ours
-    offer, _, rest = written.partition(_ASKED)
-    call, found, _ = rest.partition(_FOUND)
-    if not found or _PROBE.name not in offer or _PROBE.name not in call:
-        return ours
-    known = (name for name, signs in _SIGNS.items() if all(sign in call for sign in signs))
-    return next((Dialect(name, native=True) for name in known), ours)
+        return ""
 
 
 # -- to the model ------------------------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ def turns(
     """
     if dialect.native:
         return [_native(message, dialect) for message in messages], [tool.plain for tool in tools] or None
-    return _described(_spelled(messages), tools), None
+    return _described(_spelled(messages), tools, "system" if dialect.system else "user"), None
 
 
 def _native(message: Message, dialect: Dialect) -> dict[str, Any]:
@@ -171,27 +177,46 @@ To call one, write its name and its arguments as JSON between these tags, once f
 What it returns is then shown to you between <tool_response> and </tool_response>."""
 
 
-def _described(conversation: list[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The conversation with the tools in its system turn, which is made where it does not begin with one."""
+def _described(conversation: list[dict[str, Any]], tools: Sequence[Tool], role: str) -> list[dict[str, Any]]:
+    """The conversation with the tools in its first turn of this role, which is made where it begins with none.
+
+    In a system turn they stand behind what is there, in a user turn before it.
+    """
     if not tools:
         return conversation
     offer = _OFFER.replace("{tools}", "\n".join(_json(tool.plain) for tool in tools))
-    system, rest = "", conversation
-    if conversation and conversation[0]["role"] == "system":
-        system, rest = conversation[0]["content"], conversation[1:]
-    return [{"role": "system", "content": f"{system}\n\n{offer}" if system else offer}, *rest]
+    at = next(
+        (at for at, turn in enumerate(conversation) if turn["role"] != "system" or role == "system"), len(conversation)
+    )
+    before, text, rest = conversation[:at], "", conversation[at:]
+    if rest and rest[0]["role"] == role:
+        text, rest = rest[0]["content"], rest[1:]
+    both = (text, offer) if role == "system" else (offer, text)
+    return [*before, {"role": role, "content": "\n\n".join(filter(None, both))}, *rest]
 
 
 def _spelled(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Turns of nothing but text: calls in Hermes tags, and the results that follow each other as one user turn."""
+    """Turns of nothing but text: calls in Hermes tags, results as a user turn.
+
+    What the user says beside results is in the same turn: many templates want user and assistant to take turns.
+    """
     found: list[dict[str, Any]] = []
-    for answers, run in groupby(messages, key=lambda message: message.role == "tool"):
-        if answers:
-            results = "\n".join(f"<tool_response>\n{message.content}\n</tool_response>" for message in run)
-            found.append({"role": "user", "content": results})
+    for theirs, run in groupby(messages, key=lambda message: message.role in ("tool", "user")):
+        said = list(run)
+        if theirs and any(message.role == "tool" for message in said):
+            found.append({"role": "user", "content": "\n\n".join(_joined(said))})
         else:
-            found += [{"role": message.role, "content": _with_calls(message)} for message in run]
+            found += [{"role": message.role, "content": _with_calls(message)} for message in said]
     return found
+
+
+def _joined(said: list[Message]) -> Iterator[str]:
+    """Texts of a user turn: the results that follow each other as one, and what else there is."""
+    for answers, run in groupby(said, key=lambda message: message.role == "tool"):
+        if answers:
+            yield "\n".join(f"<tool_response>\n{message.content}\n</tool_response>" for message in run)
+        else:
+            yield from (message.content for message in run)
 
 
 def _with_calls(message: Message) -> str:
