@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from click.testing import CliRunner
 
 from truing.cli import VERBS, cli, main
 from truing.store import open_store
-from truing.targets.scripted import from_script
+from truing.targets import KINDS
+from truing.targets.scripted import from_script, scripted
+from truing.targets.scripted import names as scripts
 
 pytestmark = pytest.mark.base
 
@@ -222,5 +225,44 @@ def test_audit_lists_its_families() -> None:
 
 
 def test_targets_are_listed() -> None:
-    done = truing("target", "ls", "--json")
-    assert "local/smollm2-135m" in json.loads(done.stdout)["names"]["local"]
+    told = json.loads(truing("target", "ls", "--json").stdout)
+    assert told["kinds"].keys() == KINDS.keys()
+    assert told["names"]["scripted"] == [f"scripted/{name}" for name in scripts()]
+    assert "local/smollm2-135m" in told["names"]["local"]
+    done = truing("target", "ls")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == list(KINDS)
+    for kind, names in told["names"].items():
+        place = next(at for at, line in enumerate(lines) if line.startswith(kind))
+        assert lines[place].endswith(KINDS[kind])
+        assert lines[place + 1].strip() == ", ".join(names)
+
+
+def test_a_target_is_shown_by_its_card() -> None:
+    card = scripted("honest").card
+    done = truing("target", "show", "scripted/honest")
+    assert done.returncode == 0, done.stderr
+    shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert float(shown.pop("seconds")) >= 0
+    assert shown == {
+        "name": card.name, "weights": card.weights, "template": card.template, "dtype": card.dtype,
+        "abilities": "Scored, Chat", "id": card.id,
+    }  # fmt: skip
+    told = json.loads(truing("target", "show", "scripted/honest", "--json").stdout)
+    assert told.pop("seconds") >= 0
+    assert told == card.plain()["body"] | {"id": card.id}
+
+
+def test_what_is_shown_of_open_weights_has_their_memory() -> None:
+    pytest.importorskip("torch")
+    from truing.targets import resolve
+
+    target = resolve("local/tiny")
+    weights = sum(x.numel() * x.itemsize for x in target.model.parameters())
+    done = CliRunner().invoke(cli, ["target", "show", "local/tiny"])
+    assert done.exit_code == 0
+    assert f"id         {target.card.id}\n" in done.stdout
+    assert re.search(rf"^memory     {weights / 1e6:.1f} MB of weights, \d+ bytes a kept token$", done.stdout, re.M)
+    told = json.loads(CliRunner().invoke(cli, ["target", "show", "local/tiny", "--json"]).stdout)
+    assert told["memory"]["weights"] == weights

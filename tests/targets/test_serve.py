@@ -578,7 +578,16 @@ def test_models_are_listed_and_named_with_or_without_local(client: Any, server: 
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
-def test_64_at_once_each_get_what_they_would_get_alone(client: Any, wild: Any) -> None:
+def test_64_at_once_each_get_what_they_would_get_alone(server: Any, client: Any, wild: Any, monkeypatch: Any) -> None:
+    engine, begin, at_once = server.engines["wild"], threading.Event(), [0]
+    advance = Batch.advance
+
+    def counted(batch: Batch) -> None:
+        advance(batch)
+        at_once.append(engine.busy[0])
+
+    monkeypatch.setattr(Batch, "advance", counted)
+
     def ask(place: int) -> str:
         words = [{"role": "user", "content": f"Number {place}, {'on and ' * (place % 7)}on."}]
         asked = {"model": "wild", "messages": words, "max_tokens": 5 + place % 11, "seed": place}
@@ -588,7 +597,12 @@ def test_64_at_once_each_get_what_they_would_get_alone(client: Any, wild: Any) -
             return "".join(part.delta.content or "" for chunk in stream for part in chunk.choices)
 
     with ThreadPoolExecutor(64) as threads:
-        found = list(threads.map(ask, range(64)))
+        engine.run(partial(begin.wait, 30))
+        asking = [threads.submit(ask, place) for place in range(64)]
+        assert until(lambda: engine.busy[1] == 64)  # none waits for another to be answered
+        begin.set()
+        found = [one.result(60) for one in asking]
+    assert max(at_once) > 32
     for place, text in enumerate(found):
         asked = (Message(role="user", content=f"Number {place}, {'on and ' * (place % 7)}on."),)
         how = Sampling(1.0, seed=place)
@@ -633,6 +647,45 @@ def test_a_client_that_leaves_frees_its_place(slow: Any, more: dict[str, Any]) -
         answer.close()
     connection.close()
     assert until(lambda: engine.busy == (0, 0))
+
+
+@contextlib.contextmanager
+def asking(url: str, path: str, **body: Any) -> Iterator[None]:
+    """A client that has asked and will leave without its answer."""
+    place = urlsplit(url)
+    with contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port)) as connection:
+        connection.request("POST", path, json.dumps({"model": "slow", **body}))
+        yield
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_a_client_that_leaves_the_queue_is_waited_for_no_more(slow: Any, more: dict[str, Any]) -> None:
+    body = {"messages": HELLO, "max_tokens": 50_000}
+    with serving({"slow": slow.engines["slow"].target}, rows=1) as running:
+        engine = running.engines["slow"]
+        with asking(running.url, "/v1/chat/completions", **body):
+            assert until(lambda: engine.busy == (1, 0))
+            with asking(running.url, "/v1/chat/completions", **body, **more):
+                assert until(lambda: engine.busy == (1, 1))
+            assert until(lambda: engine.busy == (1, 0))
+        assert until(lambda: engine.busy == (0, 0))
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_a_client_that_leaves_while_its_text_is_scored_has_no_more_of_it_scored(
+    slow: Any, monkeypatch: Any, more: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("truing.targets.local.memory.BLOCK", 2)
+    engine, passed = slow.engines["slow"], []
+    embedding = engine.target.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _, args: passed.append(args[0].numel()))
+    with contextlib.ExitStack() as stack:
+        stack.callback(hook.remove)
+        text = {"prompt": [[5 + place % 100 for place in range(4000)]], "echo": True, "logprobs": 0, "max_tokens": 0}
+        with asking(slow.url, "/v1/completions", **text, **more):
+            assert until(lambda: len(passed) > 3)
+        assert until(lambda: not engine._works)
+    assert sum(passed) < 3999
 
 
 def test_a_stream_that_has_nothing_to_say_yet_says_that_it_is_alive(slow: Any, monkeypatch: Any) -> None:

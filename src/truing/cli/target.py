@@ -48,7 +48,11 @@ def show(name: str, as_json: bool) -> int:
         target = resolve(name, progress)
     card, memory = target.card, getattr(target, "memory", None)
     body = card.plain()["body"] | {"id": card.id, "seconds": round(time.perf_counter() - began, 2)}
-    lines = [f"{key:10} {value}" for key, value in body.items() if value not in (None, "", [])]
+    lines = [
+        f"{key:10} {', '.join(value) if isinstance(value, list) else value}"
+        for key, value in body.items()
+        if value not in (None, "", [])
+    ]
     if memory:
         lines.append(f"memory     {memory['weights'] / 1e6:,.1f} MB of weights, {memory['token']:,} bytes a kept token")
         body["memory"] = memory
