@@ -599,7 +599,7 @@ def test_64_at_once_each_get_what_they_would_get_alone(server: Any, client: Any,
     with ThreadPoolExecutor(64) as threads:
         engine.run(partial(begin.wait, 30))
         asking = [threads.submit(ask, place) for place in range(64)]
-        assert until(lambda: engine.busy[1] == 64)  # none waits for another to be answered
+        assert until(lambda: engine.busy[1] >= 64)  # none waits for another to be answered
         begin.set()
         found = [one.result(60) for one in asking]
     assert max(at_once) > 32
@@ -650,12 +650,12 @@ def test_a_client_that_leaves_frees_its_place(slow: Any, more: dict[str, Any]) -
 
 
 @contextlib.contextmanager
-def asking(url: str, path: str, **body: Any) -> Iterator[None]:
-    """A client that has asked and will leave without its answer."""
+def asking(url: str, path: str, **body: Any) -> Iterator[http.client.HTTPConnection]:
+    """A client that has asked, and leaves with its answer or without."""
     place = urlsplit(url)
     with contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port)) as connection:
         connection.request("POST", path, json.dumps({"model": "slow", **body}))
-        yield
+        yield connection
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
@@ -671,6 +671,13 @@ def test_a_client_that_leaves_the_queue_is_waited_for_no_more(slow: Any, more: d
         assert until(lambda: engine.busy == (0, 0))
 
 
+def still(what: list[Any]) -> bool:
+    """Whether nothing is added any more."""
+    before = len(what)
+    time.sleep(0.2)
+    return len(what) == before
+
+
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
 def test_a_client_that_leaves_while_its_text_is_scored_has_no_more_of_it_scored(
     slow: Any, monkeypatch: Any, more: dict[str, Any]
@@ -684,7 +691,7 @@ def test_a_client_that_leaves_while_its_text_is_scored_has_no_more_of_it_scored(
         text = {"prompt": [[5 + place % 100 for place in range(4000)]], "echo": True, "logprobs": 0, "max_tokens": 0}
         with asking(slow.url, "/v1/completions", **text, **more):
             assert until(lambda: len(passed) > 3)
-        assert until(lambda: not engine._works)
+        assert until(lambda: still(passed))
     assert sum(passed) < 3999
 
 
@@ -723,18 +730,28 @@ def test_when_a_stream_is_closed_so_is_what_makes_it(monkeypatch: Any) -> None:
     asyncio.run(half())
 
 
-def test_a_server_that_ends_cancels_what_is_left(slow: Any, wild: Any, monkeypatch: Any, caplog: Any) -> None:
+SHUTTING_DOWN = {
+    "error": {"message": "the server is shutting down", "type": "server_error", "param": None, "code": "shutting_down"}
+}
+
+
+def test_a_server_that_ends_cancels_what_is_left(slow: Any, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setattr("truing.targets.serve.server.GRACE", 1)
-    target = slow.engines["slow"].target
-    with contextlib.ExitStack() as stack:
-        running = stack.enter_context(serving({"slow": target}))
-        place = urlsplit(running.url)
-        connection = stack.enter_context(
-            contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port))
-        )
-        body = {"model": "slow", "messages": HELLO, "max_tokens": 50_000, "stream": True}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body))
-        assert until(lambda: running.engines["slow"].busy == (1, 0))
+    body = {"messages": HELLO, "max_tokens": 50_000}
+    with contextlib.ExitStack() as clients:  # they stay until the server is gone
+        with serving({"slow": slow.engines["slow"].target}) as running:
+            stream, whole = (
+                clients.enter_context(asking(running.url, "/v1/chat/completions", stream=stream, **body))
+                for stream in (True, False)
+            )
+            assert until(lambda: running.engines["slow"].busy == (2, 0))
+            began = time.monotonic()
+        assert 0.9 < time.monotonic() - began < 10
+        answer, (*_, last, end) = whole.getresponse(), stream.getresponse().read().decode().split("\n\n")
+        assert answer.status == 503
+        assert json.loads(answer.read()) == json.loads(last.removeprefix("data: ")) == SHUTTING_DOWN
+        assert end == ""
+    assert not caplog.records
     with pytest.raises(TargetError, match="is closed"):
         running.engines["slow"].submit(Ask((5,), 1))
 
@@ -747,9 +764,7 @@ def test_whoever_waits_for_an_engine_that_is_closed_is_told(slow: Any) -> None:
         running.engines["slow"].close()
         status, answer = waiting.result(20)
     assert status == 503
-    assert answer["error"] == {
-        "message": "the server is shutting down", "type": "server_error", "param": None, "code": "shutting_down",
-    }  # fmt: skip
+    assert answer == SHUTTING_DOWN
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -1111,7 +1126,7 @@ def test_scoring_that_is_cancelled_half_way_computes_no_more(wild: Any, monkeypa
 @pytest.mark.parametrize("texts", [[[5 + place] * 400 for place in range(40)], [[*range(20, 420)]]])
 def test_replies_go_on_while_texts_are_scored(server: Any, client: Any, monkeypatch: Any, texts: Any) -> None:
     """Between blocks the tokens of a reply come, be it many texts or a long one."""
-    monkeypatch.setattr("truing.targets.local.memory.BLOCK", 16 if len(texts) == 1 else 512)
+    monkeypatch.setattr("truing.targets.local.memory.BLOCK", 2 if len(texts) == 1 else 512)
     asked = {"model": "wild", "prompt": texts, "max_tokens": 0, "logprobs": 1}
     with ThreadPoolExecutor(1) as pool:
         scored = pool.submit(lambda: client.completions.create(**asked, echo=True))

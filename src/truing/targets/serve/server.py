@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from truing.targets.local.memory import ROWS, budget
 from truing.targets.serve.app import application, is_loopback
 
 GRACE = 5
-"""Seconds that replies have to be finished in once the server is told to end."""
+"""Seconds that replies have to be finished in once the server is told to end; then whoever waits is told so."""
 BACKLOG = 1024
 
 
@@ -118,22 +119,35 @@ def _server(engines: Mapping[str, Engine], sock: socket.socket, key: str | None,
     app = application(engines, key=key, loopback=is_loopback(sock.getsockname()[0]))
     config = uvicorn.Config(
         app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
-        proxy_headers=False, server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=GRACE,
+        proxy_headers=False, server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=2 * GRACE,
     )  # fmt: skip
-    return _Server(config, ready)
+    return _Server(config, ready, engines)
 
 
 class _Server(uvicorn.Server):
     """Says when it is ready, and takes a signal to end as having been told so, not as having been killed."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], engines: Mapping[str, Engine]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._engines = ready, engines
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin, and say so."""
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: what is not done after GRACE seconds is answered with that."""
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(GRACE, lambda: loop.run_in_executor(None, self._close))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+    def _close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End after what is being answered; at a second Ctrl-C at once."""
