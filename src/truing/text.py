@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def one_line(text: str) -> str:
     """Text on one line: line ends become spaces; controls, direction marks and other unseen signs become U+FFFD."""
@@ -14,6 +16,14 @@ def short(error: object, *, length: int = 240) -> str:
     """A message on one line, cut to a length."""
     text = one_line(" ".join(str(error).split()))
     return text if len(text) <= length else text[:length] + "..."
+
+
+def begun(text: str, marks: Iterable[str]) -> int:
+    """How many last letters of a text may be the beginning of one of the marks."""
+    return max(
+        (size for mark in marks for size in range(1, min(len(mark), len(text)) + 1) if text.endswith(mark[:size])),
+        default=0,
+    )
 
 
 def escaped(json: str) -> str:

@@ -182,22 +182,30 @@ def test_a_patched_pass_waits_for_its_turn(wild: Any) -> None:
             torch.testing.assert_close(found, expected)
 
 
-def test_a_wrong_setting_does_not_end_the_engine(wild: Any, monkeypatch: Any) -> None:
-    with Engine(wild) as engine:
-        with monkeypatch.context() as patch:
-            patch.setenv("TRUING_MAX_MEMORY", "plenty")
-            with pytest.raises(UsageError, match="TRUING_MAX_MEMORY is 'plenty'"):
-                engine.submit(Ask((5, 6), 5)).result(30)
-        assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
+def test_a_wrong_setting_is_told_before_the_engine_begins(wild: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TRUING_MAX_MEMORY", "plenty")
+    with pytest.raises(UsageError, match="TRUING_MAX_MEMORY is 'plenty'"):
+        Engine(wild)
 
 
 def test_a_reply_for_which_there_is_no_memory_is_refused(wild: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(wild, "max_memory", 100_000)
     with Engine(wild) as engine:
-        with monkeypatch.context() as patch:
-            patch.setenv("TRUING_MAX_MEMORY", "1kB")
-            with pytest.raises(TargetError, match="a reply of 5 tokens after 2 takes about"):
-                engine.submit(Ask((5, 6), 5)).result(30)
+        with pytest.raises(TargetError, match="a reply of 400 tokens after 2 takes about"):
+            engine.submit(Ask((5, 6), 400)).result(30)
         assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
+
+
+def test_what_there_is_is_settled_when_an_engine_begins(wild: Any, monkeypatch: Any) -> None:
+    """What rows hold later is not counted as taken from those that come."""
+    free = [100_000_000]
+    monkeypatch.setattr("truing.targets.local.budget", lambda _: free[0])
+    with Engine(wild) as engine, Engine(wild, share=4) as other:
+        free[0] = 1000
+        assert engine.target.budget == 100_000_000
+        assert other.target.budget == 25_000_000
+        assert len(engine.submit(Ask((5, 6), 5)).result(30).ids) == 5
+    assert wild.budget == 1000
 
 
 def test_a_closed_engine_cancels_what_is_left_and_takes_no_more(wild: Any) -> None:

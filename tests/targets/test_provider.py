@@ -286,6 +286,14 @@ def test_log_probabilities_are_the_models_own(known: Engine) -> None:
     assert [token.logprob for token in tokens] == pytest.approx(own.tolist(), abs=1e-4)
     assert "".join(token.token for token in tokens).strip() == alone.text.strip()
     assert all(len(token.top_logprobs) == 4 for token in tokens)
+    spelled = b"".join(bytes(token.bytes) for token in tokens)
+    assert spelled.decode(errors="replace").strip() == alone.text.strip()
+    assert all(len({bytes(top.bytes) for top in token.top_logprobs}) == 4 for token in tokens)
+    stop = alone.text[-4:]
+    cut = asked("truing/wild", "Say amber.", max_tokens=7, seed=1, logprobs=True, stop_seqs=[stop])
+    kept = cut.choices[0].logprobs.content
+    assert 0 < len(kept) < 7  # those that the stop cut off are not there
+    assert [token.token for token in kept] == [token.token for token in tokens[: len(kept)]]
     plain = asked("truing/wild", "Say amber.", max_tokens=7, seed=1, logprobs=True)
     assert [token.top_logprobs for token in plain.choices[0].logprobs.content] == [None] * 7
 

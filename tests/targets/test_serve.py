@@ -46,10 +46,10 @@ from truing.targets import serve as package
 from truing.targets.local import LocalTarget
 from truing.targets.local.engine import Engine
 from truing.targets.local.generate import Batch, write
+from truing.targets.local.pieces import Pieces
 from truing.targets.local.sample import Sampling
 from truing.targets.local.write import Ask, Token, Written
 from truing.targets.serve import app, listen, serving
-from truing.targets.serve.pieces import Pieces
 from truing.targets.serve.scores import scores
 
 HELLO = [{"role": "user", "content": "Hello there."}]
@@ -967,10 +967,10 @@ def test_targets_that_are_served_together_share_what_one_could_plan_for(tiny: An
     with serving({"tiny": tiny, "wild": wild, "other": other}) as running:
         # An engine's batch is planned for what its target may have when it begins.
         assert [engine._batch._budget for engine in running.engines.values()] == [20_000_000, 2_666_666, 20_000_000]
-        assert [engine.target._budget for engine in running.engines.values()] == [20_000_000, 2_666_666, 20_000_000]
+        assert [engine.target.budget for engine in running.engines.values()] == [20_000_000, 2_666_666, 20_000_000]
     assert [target.max_memory for target in (tiny, wild, other)] == [0, 8_000_000, 0]  # as their owners left them
     with serving({"tiny": tiny}) as running:
-        assert running.engines["tiny"].target._budget == 60_000_000
+        assert running.engines["tiny"].target.budget == 60_000_000
 
 
 NO_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:1] can't allocate memory: you tried to allocate 4 bytes")

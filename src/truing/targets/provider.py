@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence, Set
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from itertools import count
 from logging import getLogger
@@ -55,6 +56,7 @@ from truing.targets.resolve import resolve
 if TYPE_CHECKING:
     from truing.targets.local import LocalTarget
     from truing.targets.local.engine import Engine
+    from truing.targets.local.pieces import Pieces
     from truing.targets.local.sample import Sampling
     from truing.targets.local.write import Ask, Token, Written
 
@@ -128,7 +130,6 @@ def _engine(name: str, args: _Args) -> Engine:
             raise TargetError(f"-M steer={args.steer}: there is no such file")
         whole = f"local/{name}+{args.steer}" if args.steer else f"local/{name}"
         target = resolve(whole, device=args.device, dtype=args.dtype, max_memory=args.max_memory)
-        target.say = _log.warning  # there is no one else to tell that memory ran out
         from truing.targets.local.engine import Engine  # torch, which is there by now
 
         _engines[key] = Engine(target, rows=args.rows or ROWS)
@@ -218,7 +219,7 @@ class Provider(ModelAPI):
         cut: StopReason = "model_length" if first.max_tokens < (config.max_tokens or MAX_TOKENS) else "max_tokens"
         taken = {name for message in messages for name in (message.call, *(call.id for call in message.calls))}
         choices = [
-            self._choice(one, reply, cut, taken) for one, reply in zip(written, replies, strict=True)
+            self._choice(first, one, reply, cut, taken) for one, reply in zip(written, replies, strict=True)
         ]  # fmt: skip
         output = ModelOutput(
             model=self.model_name,
@@ -256,22 +257,31 @@ class Provider(ModelAPI):
             special=bool(tools) and target.dialect.native,
         )  # fmt: skip
 
-    def _choice(self, written: Written, reply: Reply, cut: StopReason, taken: Set[str]) -> ChatCompletionChoice:
+    def _choice(
+        self, ask: Ask, written: Written, reply: Reply, cut: StopReason, taken: Set[str]
+    ) -> ChatCompletionChoice:
         calls = [their_call(call) for call in _with_own_ids(reply.calls, taken)]
         said = ChatMessageAssistant(
             content=_content(reply.text), tool_calls=calls or None, model=self.model_name, source="generate"
         )
         ended: StopReason = "tool_calls" if calls else "stop" if reply.finished else cut
-        tokens = Logprobs(content=[self._logprob(token) for token in written.tokens]) if written.tokens else None
+        shown = self._pieces.shown(ask, written)
+        tokens = Logprobs(content=[self._logprob(token) for token, _ in shown]) if written.tokens else None
         return ChatCompletionChoice(message=said, stop_reason=ended, logprobs=tokens)
 
     def _logprob(self, token: Token) -> Logprob:
         """In nats, at temperature 1, the token that ended the reply among them."""
-        top = [TopLogprob(token=self._spelled(id_), logprob=log_p) for id_, log_p in token.top]
-        return Logprob(token=self._spelled(token.id), logprob=token.log_p, top_logprobs=top or None)
+        top = [TopLogprob(**self._token(id_, log_p)) for id_, log_p in token.top]
+        return Logprob(**self._token(token.id, token.log_p), top_logprobs=top or None)
 
-    def _spelled(self, token: int) -> str:
-        return str(self._target.tokenizer.decode([token]))
+    def _token(self, token: int, log_p: float) -> dict[str, Any]:
+        return {"token": self._pieces.name(token), "logprob": log_p, "bytes": list(self._pieces.bytes(token))}
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        from truing.targets.local.pieces import Pieces  # torch comes along
+
+        return Pieces(self._target.tokenizer)
 
     def _call(self, ask: Ask, said: dict[str, Any], written: Sequence[Written]) -> ModelCall:
         """What went into the model, word for word, and what came out."""

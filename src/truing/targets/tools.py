@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from truing.errors import RecordError
 from truing.records import Message, Tool, ToolCall, canonical, digest
+from truing.text import begun
 
 Name = Literal["hermes", "mistral", "llama"]
 
@@ -262,12 +263,11 @@ def certain(text: str, dialect: Dialect) -> str:
     With every token more it goes on where it ended: `parsed(whole, ...).text.strip()` begins with it.
     """
     if dialect.name == "llama":  # a call is a whole reply
-        begun = text.lstrip()[: len(_TAG)]
-        return "" if begun.startswith("{") or _TAG.startswith(begun) else text.strip()
+        first = text.lstrip()[: len(_TAG)]
+        return "" if first.startswith("{") or _TAG.startswith(first) else text.strip()
     mark = _OPEN if dialect.name == "hermes" else _CALLS
     before, found, _ = text.partition(mark)
-    held = 0 if found else next(size for size in range(len(mark) - 1, -1, -1) if before.endswith(mark[:size]))
-    return before[: len(before) - held].strip()
+    return before[: len(before) - (0 if found else begun(before, [mark]))].strip()
 
 
 def _checked(found: list[tuple[str, object, object]], names: frozenset[str]) -> tuple[ToolCall, ...]:

@@ -242,13 +242,13 @@ class LocalTarget:
         """How (prompt, continuation) pairs that make a tree of so many nodes go through the model."""
         lengths = [len(prompt) + len(continuation) for prompt, continuation in paths]
         return plan_scores(
-            Costs.of(self._model), tokens=sum(lengths), shared=shared, longest=max(lengths), budget=self._budget
+            Costs.of(self._model), tokens=sum(lengths), shared=shared, longest=max(lengths), budget=self.budget
         )
 
     def plan_replies(self, asks: Sequence[Ask]) -> Plan:
         """How replies are written: as many rows at once as fit."""
         paths, more = sorted(ask.prompt for ask in asks), max(ask.max_tokens for ask in asks)
-        return plan_rows(Costs.of(self._model), paths, more=more, budget=self._budget)
+        return plan_rows(Costs.of(self._model), paths, more=more, budget=self.budget)
 
     def _noted(self, plan: Plan) -> Plan:
         if plan.bytes > self._most_said:
@@ -263,7 +263,8 @@ class LocalTarget:
         return {"weights": weights, "token": Costs.of(self._model).kept}
 
     @property
-    def _budget(self) -> int:
+    def budget(self) -> int:
+        """Bytes that work may be planned for beyond the weights, as things are now."""
         return self.max_memory or budget(self._model.device)
 
     def decide(self, surfaces: Sequence[Surface]) -> tuple[list[tuple[Row, ...]], int]:
@@ -326,7 +327,7 @@ class LocalTarget:
 
     def batch(self, *, rows: int = ROWS, block: int = BLOCK) -> Batch:
         """What writes replies, at most so many at once and no more than there is memory for."""
-        return Batch(self.model, most=rows, block=block, budget=self._budget, say=self.say)
+        return Batch(self.model, most=rows, block=block, budget=self.budget, say=self.say)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -6,11 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from copy import copy
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from truing.errors import TargetBusy, TargetError
+from truing.errors import TargetBusy
 from truing.targets.local import LocalTarget
 from truing.targets.local.memory import ROWS
 from truing.targets.local.write import Ask, Writer, Written
@@ -25,12 +26,16 @@ _Job = tuple["Future[Any]", Ask | Callable[[], Any]]
 class Engine:
     """Answers from any thread. A future that is cancelled frees its row; closing cancels what is left."""
 
-    def __init__(self, target: LocalTarget, *, rows: int = ROWS) -> None:
-        """At most so many replies at once, fewer where memory is short."""
-        self.target = target
+    def __init__(self, target: LocalTarget, *, rows: int = ROWS, share: int = 1) -> None:
+        """At most so many replies at once, fewer where memory is short: of `share` engines each has an equal part.
+
+        What there is, is settled here. Later, what rows hold would count as taken from those that come.
+        """
+        self.target = copy(target.checked())  # nobody else's target is to be short of memory
+        self.target.max_memory = max(1, target.budget // share)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._rows = rows
-        self._batch = target.batch(rows=rows)
+        self._batch = self.target.batch(rows=rows)
         self._open: list[tuple[Future[Written], Writer]] = []
         self._works: deque[tuple[Future[Any], _Steps]] = deque()
         self._closed = threading.Event()
@@ -146,7 +151,7 @@ class Engine:
         self._open = [(future, writer) for future, writer in self._open if writer.ended is None]
         for future, writer in done:
             if writer.error is not None:
-                _fail(future, _busy(writer.error))
+                _fail(future, writer.error)
             elif future.set_running_or_notify_cancel():
                 future.set_result(writer.written)
 
@@ -169,11 +174,6 @@ def _stepped(future: Future[Any], steps: _Steps) -> bool:
     else:
         return True
     return False
-
-
-def _busy(error: Exception) -> Exception:
-    """The error of a reply that was admitted, and so could be written: what it lacked since may be there again."""
-    return TargetBusy(str(error)) if isinstance(error, TargetError) else error
 
 
 def _fail(future: Future[Any], error: Exception) -> None:

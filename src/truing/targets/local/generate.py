@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from truing.errors import TargetError
+from truing.errors import TargetBusy
 from truing.targets.local.attention import alone, over
 from truing.targets.local.memory import BLOCK, ROWS, Costs, block_beside_rows, out_of_memory, release, rows_need
 from truing.targets.local.rows import NOTHING, OVERHEAD, Group, Known, Rows, common, grouped
@@ -165,7 +165,7 @@ class Batch:
         if len(trying) == 1 and not (joining and self.live):
             ask = trying[0].ask
             what = f"a reply of up to {ask.max_tokens} tokens after {len(ask.prompt)}"
-            trying[0].fail(TargetError(f"no memory for {what}, even alone: {want}"))
+            trying[0].fail(TargetBusy(f"no memory for {what}, even alone: {want}"))
             self._leave()
             return
         self._fit = max(1, len(trying) // 2 + (len(self.live) if joining else 0))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from truing.errors import TargetError
 from truing.targets.local.sample import GREEDY, Sampling, draw
+from truing.text import begun
 
 Ended = Literal["stop", "length", "cancelled", "failed"]
 
@@ -140,21 +141,13 @@ class Writer:
         if cuts:
             self._text, self.ended = self._text[: min(cuts)], "stop"
         if self.ask.hear is not None:
-            upto = len(self._text) - (0 if self.ended else _begun(self._text, self.ask.stop))
+            upto = len(self._text) - (0 if self.ended else begun(self._text, self.ask.stop))
             if upto > self._told:
                 self.ask.hear(self._text[self._told : upto])
                 self._told = upto
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=not self.ask.special))
-
-
-def _begun(text: str, stops: tuple[str, ...]) -> int:
-    """How many last letters of a text may be the beginning of a stop."""
-    return max(
-        (size for stop in stops for size in range(1, min(len(stop), len(text)) + 1) if text.endswith(stop[:size])),
-        default=0,
-    )
 
 
 def _token(token: int, logits_V: Tensor, top: int) -> Token:

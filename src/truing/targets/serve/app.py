@@ -24,10 +24,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from truing.targets.local.engine import Engine
+from truing.targets.local.pieces import Pieces
 from truing.targets.local.write import Token, Written
 from truing.targets.serve.bodies import Asked, ChatBody, CompletionBody, parsed
 from truing.targets.serve.forms import Chat, Completion, Form, Plain, Served
-from truing.targets.serve.pieces import Pieces
 from truing.targets.serve.plan import Work
 from truing.targets.serve.refusal import Refusal, refusal
 from truing.targets.serve.scores import scores

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from truing.records import Tool, ToolCall, digest_of
 from truing.targets.local import LocalTarget
-from truing.targets.local.write import Ask, Token, Written
+from truing.targets.local.pieces import Pieces
+from truing.targets.local.write import Token, Written
 from truing.targets.serve.bodies import ChatBody, CompletionBody
-from truing.targets.serve.pieces import Pieces
 from truing.targets.serve.plan import Prompt, Work, chat_work, completion_work
 from truing.targets.tools import certain, parsed
 
@@ -104,18 +104,6 @@ def _usage(prompts: Iterable[int], replies: Sequence[Written]) -> Plain:
 
 def _log_p(value: float) -> float:
     return max(value, LEAST)
-
-
-def _shown(ask: Ask, written: Written, pieces: Pieces) -> list[tuple[Token, int]]:
-    """The tokens of the text and where each begins: without those that a stop cut off, with one that ended it."""
-    finished = bool(written.ids) and written.ids[-1] in ask.ends
-    cut = written.ended == "stop" and not finished
-    starts = pieces.starts([token.id for token in written.tokens], special=ask.special)
-    return [
-        (token, min(at, len(written.text)))
-        for token, at in zip(written.tokens, starts, strict=True)
-        if not cut or at < len(written.text)
-    ]
 
 
 # -- chat --------------------------------------------------------------------------------------------------------------
@@ -212,7 +200,7 @@ class Chat:
         ask = self.work.asks[index]
         said = [
             self._token(token.id, token.log_p) | {"top_logprobs": [self._token(*other) for other in token.top]}
-            for token, _ in _shown(ask, written, self.served.pieces)
+            for token, _ in self.served.pieces.shown(ask, written)
             if token.id not in ask.ends
         ]
         return {"content": said, "refusal": None}
@@ -303,7 +291,7 @@ class Completion:
             for token, start in zip(scored[index // self.each], prompt.starts[1:], strict=True):
                 rows.append((token.id, _log_p(token.log_p), self._top(token), start))
         if self.work.asks:
-            shown = _shown(self.work.asks[index], written, self.served.pieces)
+            shown = self.served.pieces.shown(self.work.asks[index], written)
             rows += [(token.id, _log_p(token.log_p), self._top(token), offset + at) for token, at in shown]
         return {
             "tokens": [self.served.pieces.name(token) for token, *_ in rows],

@@ -11,10 +11,10 @@ from typing import Any
 from truing.errors import RecordError, TargetError
 from truing.records import Message, Tool, ToolCall, canonical
 from truing.targets.local import LocalTarget
+from truing.targets.local.pieces import Pieces
 from truing.targets.local.sample import Sampling
 from truing.targets.local.write import Ask
 from truing.targets.serve.bodies import Asked, ChatBody, CompletionBody, Offer, SaidCall, Turn
-from truing.targets.serve.pieces import Pieces
 from truing.targets.serve.refusal import Refusal
 
 REPLY = 1024

@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass
 from types import FrameType
 
@@ -17,7 +16,7 @@ import uvicorn
 from truing.errors import TargetError, UsageError
 from truing.targets.local import LocalTarget
 from truing.targets.local.engine import Engine
-from truing.targets.local.memory import ROWS, budget
+from truing.targets.local.memory import ROWS
 from truing.targets.serve.app import application, is_loopback
 
 GRACE = 5
@@ -101,18 +100,9 @@ def serving(
 @contextmanager
 def _engines(targets: Mapping[str, LocalTarget], *, rows: int = ROWS) -> Iterator[dict[str, Engine]]:
     with ExitStack() as stack:
-        yield {name: stack.enter_context(Engine(target, rows=rows)) for name, target in _sharing(targets).items()}
-
-
-def _sharing(targets: Mapping[str, LocalTarget]) -> Mapping[str, LocalTarget]:
-    """Targets that may each plan for an equal part of what one alone could: an engine knows of no other."""
-    if len(targets) == 1:
-        return targets
-    found = {}
-    for name, target in targets.items():
-        found[name] = copy(target.checked())  # nobody else's target is to be short of memory
-        found[name].max_memory = max(1, (target.max_memory or budget(target.model.device)) // len(targets))
-    return found
+        yield {
+            name: stack.enter_context(Engine(target, rows=rows, share=len(targets))) for name, target in targets.items()
+        }
 
 
 def _server(engines: Mapping[str, Engine], sock: socket.socket, key: str | None, ready: Callable[[], None]) -> _Server:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from typing import Any
 
+from truing.targets.local.write import Ask, Token, Written
+
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
 REMEMBERED = 2**18
@@ -64,6 +66,17 @@ class Pieces:
             # Bytes before that this token does not go on with are a character by themselves, U+FFFD.
             yield at + bool(decoder.getstate()[0] and data and not 0x80 <= data[0] < 0xC0)
             at += len(decoder.decode(data))
+
+    def shown(self, ask: Ask, written: Written) -> list[tuple[Token, int]]:
+        """The tokens of a reply's text and where each begins, without those that a stop cut off but with its end."""
+        finished = bool(written.ids) and written.ids[-1] in ask.ends
+        cut = written.ended == "stop" and not finished
+        starts = self.starts([token.id for token in written.tokens], special=ask.special)
+        return [
+            (token, min(at, len(written.text)))
+            for token, at in zip(written.tokens, starts, strict=True)
+            if not cut or at < len(written.text)
+        ]
 
     @cached_property
     def _alphabet(self) -> dict[str, int]:
