@@ -13,6 +13,7 @@ import pytest
 # Read when the packages are loaded, so they are set before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRUING_DEVICE", "cpu")  # what is expected is computed there, on a machine with a GPU too
 
 
 @pytest.fixture(scope="session", autouse=True)
