@@ -24,6 +24,13 @@ from truing.targets.local.write import Ask
 from .test_architectures import ARCHITECTURES, random_model
 
 EXPERTS = {"mixtral", "qwen3_moe", "gpt_oss"}
+SQUARE = {"gpt2", "gpt_neox", "opt", "stablelm"}
+"""Whose heads together are always as wide as the stream."""
+PROJECTIONS = {
+    "phi": ("self_attn.dense", "mlp.fc2"), "gpt2": ("attn.c_proj", "mlp.c_proj"), "opt": ("self_attn.out_proj", "fc2"),
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"), "starcoder2": ("self_attn.o_proj", "mlp.c_proj"),
+}  # fmt: skip
+"""Behind heads and behind neurons, where they are called otherwise than in a Llama."""
 IDS = [5, 9, 20, 33, 7, 11, 250]
 
 
@@ -66,15 +73,6 @@ def test_steering_and_patching_reach_every_architecture(kind: str, tiny: Any) ->
             with pytest.raises(TargetError, match=r"no neurons to be found in layer 1 .* mixture of experts"):
                 subject.under([ablate(site)])
             continue
-        # Without all of its heads (or neurons) a layer adds what its projection adds to nothing.
-        gone = subject.under([ablate(site)])
-        module, _ = change._module(gone.model, site)
-        given: list[torch.Tensor] = []
-        handle = module.register_forward_hook(lambda _, args, out, given=given: given.append((args[0], out)))
-        logits(gone.model)
-        handle.remove()
-        assert not given[0][0].any()
-        assert given[0][0].shape[-1] == module.weight.shape[1 if isinstance(module, torch.nn.Linear) else 0]
         one = Units(site.kind, 1, which=(2,))
         whole, part = (subject.activations(IDS, [x])[x] for x in (site, one))
         width = part.shape[-1]
@@ -82,6 +80,35 @@ def test_steering_and_patching_reach_every_architecture(kind: str, tiny: Any) ->
         without = subject.under([ablate(one)]).activations(IDS, [site])[site]
         assert not without[:, 2 * width : 3 * width].any()
         assert torch.equal(without[:, : 2 * width], whole[:, : 2 * width])
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["head", "neuron"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_unit_that_is_ablated_is_one_whose_weights_are_nought(kind: str, place: int, tiny: Any) -> None:
+    if place and kind in EXPERTS:
+        pytest.skip("experts have no neurons of a layer")
+    settings = ARCHITECTURES[kind] | ({} if kind in SQUARE else {"head_dim": 20})  # 4 heads, 80 wide in a stream of 64
+    model = random_model(kind, settings)
+    subject, before = LocalTarget(f"local/{kind}", model, tiny.tokenizer, weights="7" * 64), logits(model)
+    projection = change.layers(model)[1].get_submodule(
+        PROJECTIONS.get(kind, ("self_attn.o_proj", "mlp.down_proj"))[place]
+    )
+    weight = projection.weight if isinstance(projection, torch.nn.Linear) else projection.weight.T  # Conv1D
+    width = 1 if place else settings.get("head_dim", 16)
+    assert weight.shape[1] == width * (weight.shape[1] // width)
+    assert place or weight.shape[1] == 4 * width
+    # Of neurons many: a rectifier leaves half of them at nought.
+    for which in (tuple(range(1, 40, 3)), tuple(range(40, 60)), None) if place else ((2,), (0, 3), None):
+        at = Units("neuron" if place else "head", 1, which=which)
+        found = logits(subject.under([ablate(at)]).model)
+        kept = weight.clone()
+        for unit in range(weight.shape[1] // width) if which is None else which:
+            weight[:, unit * width : (unit + 1) * width] = 0
+        expected = logits(model)
+        weight.copy_(kept)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert (expected - before).abs().max() > 1e-3 * before.std()
+    assert torch.equal(logits(model), before)
 
 
 def test_changes_go_together_in_their_order(wild: Any) -> None:
