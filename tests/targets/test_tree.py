@@ -78,7 +78,13 @@ def test_scores_through_a_tree_are_those_of_each_sequence_alone(wild: Any, paths
     prompt, continuation = paths[0]
     cut = data.draw(st.integers(1, len(prompt)))
     paths = [*paths, (prompt, data.draw(st.lists(words, min_size=1, max_size=6))), (prompt[:cut], [*prompt[cut:], 7])]
-    found, tokens = wild.log_probs(paths)
+    counts: list[int] = []
+    hook = wild.model.get_input_embeddings().register_forward_hook(lambda _, args, __: counts.append(args[0].numel()))
+    try:
+        found, tokens = wild.log_probs(paths)
+    finally:
+        hook.remove()
+    assert sum(counts) == tokens  # as many as go into the model
     assert tokens == len({tuple([*p, *c][: i + 1]) for p, c in paths for i in range(len(p) + len(c) - 1)})
     for (prompt, continuation), values in zip(paths, found, strict=True):
         torch.testing.assert_close(values.double(), alone(wild.model, prompt, continuation), atol=1e-5, rtol=0)
