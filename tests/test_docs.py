@@ -200,3 +200,40 @@ def test_python_blocks_compile(page: Path) -> None:
     for language, block in FENCE.findall(TEXT[page]):
         if language == "python":
             compile(block, name(page), "exec")
+
+
+def test_what_the_page_on_the_inside_shows_runs(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, on a model with as many layers and heads as the one that the page names."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from truing.targets.local import LocalTarget, change
+
+    config = LlamaConfig(
+        vocab_size=1536, hidden_size=36, intermediate_size=128, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=512, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    target = LocalTarget("local/thirty", model, tiny.tokenizer, weights="0" * 64)
+    monkeypatch.setattr(truing, "target", {"local/smollm2-135m": target}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = {}
+    blocks = [block for language, block in FENCE.findall(read("how-to/inside.md")) if language == "python"]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "how-to/inside.md", "exec"), said)
+    assert capsys.readouterr().out
+    assert len({said[made].card.id for made in ("target", "steered", "without", "moved")}) == 4
+    (kept,) = change.read(tmp_path / "happy.safetensors")
+    assert torch.equal(kept.values, 0.5 * said["vector"])
+    ids = target.prompt_ids(said["ask"])
+    whole, without = (one.activations(ids, [change.Units("head", 3)]) for one in (target, said["without"]))
+    for place, (a, b) in enumerate(
+        zip(*(next(iter(found.values())).split(4, -1) for found in (whole, without)), strict=True)
+    ):
+        assert a.any()
+        assert torch.equal(a, b) == (place not in {0, 5})
