@@ -198,6 +198,21 @@ def test_weights_and_logits_are_those_of_transformers(pair: tuple[Any, Any, Any]
         assert getattr(target.model.config, key) == getattr(model.config, key)
 
 
+@pytest.mark.slow
+def test_a_score_does_not_depend_on_what_else_is_asked(pair: tuple[Any, Any, Any]) -> None:
+    target, _, _ = pair
+    start = target.text_ids(" ".join(texts(4)))[:120]
+    asked = [([*start[:cut], *target.text_ids(a)], target.text_ids(b)) for cut, a, b in
+             zip((120, 120, 60, 3), texts(8), texts(16)[8:], strict=False)]  # fmt: skip
+    asked += [(asked[0][0], target.text_ids(text)) for text in texts(20)[17:]]
+    asked += [(target.text_ids(a), target.text_ids(b)) for a, b in zip(texts(26), texts(52)[26:], strict=True)]
+    together, tokens = target.log_probs(asked)
+    assert tokens > 512  # more than a block
+    for one, found in zip(asked, together, strict=True):
+        (alone,), _ = target.log_probs([one])
+        assert (found - alone).abs().max() <= 1e-4
+
+
 def pieces(text: str) -> list[str]:
     """The text cut at special tokens and at every digit: the file's pre-tokenizer ("smollm") does this first."""
     found = [""]
