@@ -83,5 +83,6 @@ def commit() -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "src")
+    # A result that was written just now changes no result.
+    changed = git("status", "--porcelain", "--", "src", "benchmarks", ":(exclude)benchmarks/results")
     return git("rev-parse", "HEAD") + (" with changes" if changed else "")

@@ -1,8 +1,9 @@
 """The engine beside lm-eval, Inspect's `hf` provider and transformers' generate: `make bench-engine`.
 
-All run in one process on the same threads, in turn, five times each; ratios are of CPU seconds, the peer's over ours.
-Peers have the model as transformers loads it, and the batch size at which they were fastest in a trial. A finished
-row is kept in build/bench-engine, so that a run that was stopped goes on.
+All run in one process on the same threads, in turn, five times each, or three where a run takes more than half a minute
+or no bar stands on it. Ratios are the peer's time over ours, of CPU and of wall seconds. Peers have the model as
+transformers loads it, and the batch size at which they were fastest in a trial. A finished part is kept in
+build/bench-engine, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,21 +33,27 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import yaml
-from common import ROOT, Row, finish, machine
+from common import ROOT, Row, at_most, finish, machine
 
 from truing.audit import lay_out
 from truing.records import Message
 from truing.targets.local import LocalTarget, bundled, load
 from truing.targets.local import cache as places
+from truing.targets.local.engine import Engine
 from truing.targets.local.generate import write
+from truing.targets.local.sample import Sampling
 from truing.targets.local.tree import plant
 from truing.targets.local.write import Ask
 
 WORK = ROOT / "build" / "bench-engine"
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 REPEATS = 5
+FEWER = 3
+SLOW = 30.0
+"""Seconds: what takes longer is run fewer times."""
 NEW = 64
 ITEMS = 300
+CONTENT = ROOT / "src" / "truing"
 
 Scored = list[tuple[list[int], list[int]]]
 
@@ -85,6 +95,31 @@ def flops(target: LocalTarget, tokens: int, pairs: int, out: int) -> float:
     head = config.vocab_size * config.hidden_size
     each = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     return 2.0 * inner * tokens + each * pairs + 2.0 * head * out
+
+
+def scores_need(pairs: Scored) -> float:
+    """Operations that scoring needs: what requests begin with once, the head where a token is predicted."""
+    tree, routes = plant([[*prompt, *continuation][:-1] for prompt, continuation in pairs])
+    rows = {int(n) for (prompt, _), route in zip(pairs, routes, strict=True) for n in route[len(prompt) - 1 :]}
+    return flops(ours(), len(tree), int((tree.depth_N + 1).sum()), len(rows))
+
+
+def replies_need(some: Sequence[Sequence[int]]) -> float:
+    """Operations that replies of NEW tokens need: what prompts begin with once."""
+    tree, _ = plant(some)
+    pairs = int((tree.depth_N + 1).sum()) + sum(len(prompt) * NEW + NEW * NEW // 2 for prompt in some)
+    return flops(ours(), len(tree) + len(some) * (NEW - 1), pairs, len(some) * NEW)
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """How many tokens reach our model's embedding meanwhile, pass by pass."""
+    found: list[int] = []
+    hook = ours().model.get_input_embeddings().register_forward_hook(lambda _, args, __: found.append(args[0].numel()))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 # -- who takes part ----------------------------------------------------------------------------------------------------
@@ -154,7 +189,7 @@ def insider() -> list[tuple[tuple[Message, ...], str]]:
 def facts() -> list[dict[str, Any]]:
     """All facts that ship, with three wrong answers each from the same topic."""
     rng, found = random.Random(0), []
-    for file in sorted((ROOT / "src/truing/audit/content/facts").glob("*.yaml")):
+    for file in sorted((CONTENT / "audit/content/facts").glob("*.yaml")):
         topic = yaml.safe_load(file.read_text())["facts"]
         for fact in topic:
             others = sorted({other["answer"] for other in topic} - {fact["answer"]})
@@ -163,13 +198,19 @@ def facts() -> list[dict[str, Any]]:
 
 
 def items(kind: str) -> list[tuple[str, str]]:
-    """Multiple-choice items with short prompts, as (prompt, choice) texts."""
+    """Multiple-choice items with short prompts, as (prompt, choice) texts.
+
+    The choices of an item are letters, or sentences that part with their first or second token ("sentence"), or that
+    begin with the same four ("carrier").
+    """
     asked = []
     for number in range(ITEMS):
         fact = facts()[number % len(facts())]
         subject = fact["subject"]
         ask = f"{subject[0].upper()}{subject[1:]}" if number < len(facts()) else f"Now tell me: {subject}"
         if kind == "sentence":
+            asked += [(f"{ask}? I would say", f" {choice}, I am sure.") for choice in fact["choices"]]
+        elif kind == "carrier":
             asked += [(f"{ask}? I think", f" that it must be {choice}.") for choice in fact["choices"]]
         else:
             listed = " ".join(f"{letter}: {c}." for letter, c in zip("ABCD", fact["choices"], strict=True))
@@ -178,9 +219,12 @@ def items(kind: str) -> list[tuple[str, str]]:
 
 
 def prompts(kind: str) -> list[list[int]]:
-    """64 prompts: one prefix of 512 tokens and a short end each, or nothing shared and 20 to 200 tokens."""
-    files = sorted((ROOT / "docs").glob("*/*.md"))
-    ids = ours().tokenizer("\n".join(file.read_text() for file in files))["input_ids"]
+    """64 prompts: one prefix of 512 tokens and a short end each, or nothing shared and 20 to 200 tokens.
+
+    They are cut out of texts that ship, which no result of a benchmark changes.
+    """
+    files = [CONTENT / "measure/content/passages.yaml", *sorted((CONTENT / "audit/content").rglob("*.yaml"))]
+    ids = ours().encoded("\n".join(file.read_text(encoding="utf-8") for file in files))
     rng = random.Random(0)
     if kind == "shared":
         return [ids[:512] + ids[at : at + rng.randrange(8, 25)] for at in rng.sample(range(600, 8000), 64)]
@@ -190,10 +234,10 @@ def prompts(kind: str) -> list[list[int]]:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def tuned(sizes: Sequence[int], work: Callable[[int], Any]) -> int:
-    """The batch size at which a part of the work took least."""
-    found = {size: spent(lambda size=size: work(size)).cpu for size in sizes}
-    print("  tried", {size: round(cpu, 1) for size, cpu in found.items()}, file=sys.stderr)
+def tuned(sizes: Sequence[int], work: Callable[[int], Any], amount: Callable[[int], int] = lambda _: 1) -> int:
+    """The batch size at which a trial took least, for the amount of work that is done at each."""
+    found = {size: spent(lambda size=size: work(size)).cpu / amount(size) for size in sizes}
+    print("  tried", {size: round(cpu, 2) for size, cpu in found.items()}, file=sys.stderr)
     return min(found, key=found.__getitem__)
 
 
@@ -204,53 +248,66 @@ class Match:
     runs: dict[str, list[Spent]]
     rate: float
 
-    def rows(self, name: str, own: str, peer: str, bar: float, floor: float | None = None) -> list[Row]:
-        """The time of one of ours, and its ratio to a peer's, run by run: of CPU seconds, which count, and of wall."""
+    def rows(self, name: str, own: str, peer: str, bar: float | None = None, needed: float | None = None) -> list[Row]:
+        """The time of one of ours, and its ratio to a peer's, run by run: of CPU seconds and of wall.
+
+        `needed`: operations, from which the floor of CPU seconds follows.
+        """
         found = []
         for clock in ("cpu", "wall"):
-            mine, theirs = ([getattr(run, clock) for run in self.runs[who]] for who in (own, peer))
+            # Turns that both took part in.
+            mine, theirs = zip(*[(getattr(a, clock), getattr(b, clock)) for a, b in
+                                 zip(self.runs[own], self.runs[peer], strict=False)], strict=True)  # fmt: skip
             ratios = [other / one for other, one in zip(theirs, mine, strict=True)]
             ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
-            held: dict[str, Any] = (
-                {"floor": floor, "bar": f"ratio >= {bar:g}", "holds": ratio["median"] >= bar} if clock == "cpu" else {}
-            )
+            held: dict[str, Any] = {"floor": needed / self.rate} if needed and clock == "cpu" else {}
+            if bar is not None:
+                held |= {"bar": f"ratio >= {bar:g}", "holds": ratio["median"] >= bar}
             found.append(Row(f"{name}: ours, {clock}", median(mine), "s", min(mine), max(mine), peer, ratio, **held))
         return found
+
+    def over(self, name: str, own: str, needed: float) -> list[Row]:
+        """How far one of ours is from the floor, and the rate that the floor stands on."""
+        floor = needed / self.rate
+        times = [run.cpu / floor for run in self.runs[own]]
+        return [
+            Row(f"{name}: over the floor", median(times), "times", min(times), max(times), floor=floor),
+            Row(f"{name}: rate of large matrix products", self.rate / 1e9, "GFLOP/s", floor=floor),
+        ]
 
     def result(self, name: str) -> Any:
         """What the first run of a work gave."""
         return self.runs[name][0].result
 
 
-def in_turn(name: str, works: dict[str, Callable[[], Any]]) -> Match:
-    """Run all works, one after the other, again and again."""
+def in_turn(name: str, works: dict[str, Callable[[], Any]], *, barred: bool = True) -> Match:
+    """Run all works, one after the other, again and again; slow ones, and where there is no bar, fewer times."""
     runs: dict[str, list[Spent]] = {work: [] for work in works}
     speed = []
-    for turn in range(REPEATS):
+    for turn in range(REPEATS if barred else FEWER):
         speed.append(rate())
         for work, run in works.items():
-            runs[work].append(spent(run))
+            if turn < FEWER or runs[work][0].wall < SLOW:
+                runs[work].append(spent(run))
         took = {work: (round(r[-1].cpu, 1), round(r[-1].wall, 1)) for work, r in runs.items()}
         print(f"  {name}, turn {turn}:", took, file=sys.stderr)
     return Match(runs, max(speed))
 
 
 def side_by_side(
-    name: str, mine: Callable[[], Any], peers: dict[str, tuple[Callable[[], Any], float]], needed: float,
+    name: str, mine: Callable[[], Any], peers: dict[str, tuple[Callable[[], Any], float | None]], needed: float,
     equal: Callable[[Any, Any], tuple[float, str, bool]],
 ) -> list[Row]:  # fmt: skip
     """Ours and each peer: rows with ratios, how far ours is from the floor, and whether results agree."""
     mine()
-    match = in_turn(name, {"ours": mine} | {peer: work for peer, (work, _) in peers.items()})
-    floor = needed / match.rate
+    barred = any(bar is not None for _, bar in peers.values())
+    match = in_turn(name, {"ours": mine} | {peer: work for peer, (work, _) in peers.items()}, barred=barred)
     rows = []
     for peer, (_, bar) in peers.items():
-        rows += match.rows(name, "ours", peer, bar, floor)
+        rows += match.rows(name, "ours", peer, bar, needed)
         value, unit, holds = equal(match.result("ours"), match.result(peer))
         rows.append(Row(f"{name}: equal to {peer}", value, unit, peer=peer, bar="equal", holds=holds))
-    own = [run.cpu / floor for run in match.runs["ours"]]
-    rows.append(Row(f"{name}: over the floor", median(own), "times", min(own), max(own), floor=floor))
-    return rows
+    return [*rows, *match.over(name, "ours", needed)]
 
 
 def nearest(mine: list[float], other: list[float]) -> tuple[float, str, bool]:
@@ -260,7 +317,7 @@ def nearest(mine: list[float], other: list[float]) -> tuple[float, str, bool]:
 
 
 def scoring(
-    name: str, texts: Sequence[tuple[str, str]], encode: Callable[[], Scored], groups: int, bar: float
+    name: str, texts: Sequence[tuple[str, str]], encode: Callable[[], Scored], groups: int, bar: float | None
 ) -> list[Row]:
     """Our scores beside lm-eval's, tokenizing included in both."""
     pairs = encode()
@@ -279,19 +336,18 @@ def scoring(
     for size in sizes:
         harness(size)
     size = tuned(sizes, lambda size: lm_eval(some, size))
-    tree, routes = plant([[*prompt, *continuation][:-1] for prompt, continuation in pairs])
-    rows = {int(n) for (prompt, _), route in zip(pairs, routes, strict=True) for n in route[len(prompt) - 1 :]}
-    needed = flops(ours(), len(tree), int((tree.depth_N + 1).sum()), len(rows))
     peer = f"lm-eval hf, batch {size}"
     found = side_by_side(
         name,
         mine,
         {peer: (lambda: lm_eval(texts, size), bar)},
-        needed,
+        scores_need(pairs),
         lambda a, _: nearest(a, same_tokens(pairs, size)),
     )
     tokens = sum(len(prompt) + len(continuation) - 1 for prompt, continuation in pairs)
-    found.append(Row(f"{name}: tokens without sharing, over tokens computed", tokens / len(tree), "times"))
+    with counted() as computed:
+        mine()
+    found.append(Row(f"{name}: tokens without sharing, over tokens computed", tokens / sum(computed), "times"))
     return found
 
 
@@ -306,37 +362,58 @@ def insider_scores() -> list[Row]:
     return scoring("insider, 192 actions in 48 cells", texts, encode, 3, 4)
 
 
-def item_scores(kind: str, name: str, bar: float) -> list[Row]:
+def encoded(texts: Sequence[tuple[str, str]]) -> Scored:
+    """Tokens of prompts and of choices that end their last words."""
+    pairs = []
+    for prompt, choice in texts:
+        start, whole = ours().encoded(prompt), ours().encoded(prompt + choice)
+        assert whole[: len(start)] == start
+        pairs.append((start, whole[len(start) :]))
+    return pairs
+
+
+def item_scores(kind: str, name: str, bar: float | None) -> list[Row]:
     """Multiple-choice items."""
     texts = items(kind)
+    assert all((len(choice) == 1) == (kind == "letter") for _, choice in encoded(texts))
+    return scoring(name, texts, lambda: encoded(texts), 1, bar)
 
-    def encode() -> Scored:
-        pairs = []
-        for prompt, choice in texts:
-            start, whole = ours().encoded(prompt), ours().encoded(prompt + choice)
-            assert whole[: len(start)] == start
-            pairs.append((start, whole[len(start) :]))
-        return pairs
 
-    assert all((len(choice) == 1) == (kind == "letter") for _, choice in encode())
-    return scoring(name, texts, encode, 1, bar)
+def independence() -> list[Row]:
+    """Requests scored alone against the same requests in the whole batch."""
+    works = {
+        "insider": [(ours().prompt_ids(messages), ours().text_ids(action)) for messages, action in insider()],
+        **{f"{kind} items": encoded(items(kind)) for kind in ("sentence", "letter")},
+        "unshared": [(prompt[:-16], prompt[-16:]) for prompt in prompts("apart")],
+    }
+    rows = []
+    for name, pairs in works.items():
+        together, _ = ours().log_probs(pairs)
+        some = random.Random(0).sample(range(len(pairs)), 16)
+        alone = [ours().log_probs([pairs[row]])[0][0] for row in some]
+        off = max(float((together[row] - one).abs().max()) for row, one in zip(some, alone, strict=True))
+        what = f"independence, {name}: a request alone against all {len(pairs)} together, 16 tried"
+        rows.append(at_most(what, off, 1e-4, "nats a token"))
+    return rows
 
 
 def inspect_choices() -> list[Row]:
     """The same cells, asked for a letter through Inspect: its `hf` provider beside ours, and beside our scores."""
     from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
 
-    def listed(cell: list[tuple[tuple[Message, ...], str]]) -> list[Any]:
+    def listed(cell: list[tuple[tuple[Message, ...], str]]) -> tuple[Message, Message]:
         offered = "\n".join(f"{letter}: {action}" for letter, (_, action) in zip("ABCD", cell, strict=True))
         system, user = cell[0][0]
         question = "Which of these do you send? Answer A, B, C or D."
-        return [
-            ChatMessageSystem(content=system.content),
-            ChatMessageUser(content=f"{user.content}\n\n{question}\n{offered}"),
-        ]
+        return system, Message(role="user", content=f"{user.content}\n\n{question}\n{offered}")
+
+    def inspects(turns: tuple[Message, Message]) -> list[Any]:
+        system, user = turns
+        return [ChatMessageSystem(content=system.content), ChatMessageUser(content=user.content)]
 
     asked = insider()
-    cells = [listed(asked[start : start + 4]) for start in range(0, len(asked), 4)]
+    told = [listed(asked[start : start + 4]) for start in range(0, len(asked), 4)]
+    cells = [inspects(turns) for turns in told]
 
     def through(model: Any, size: int) -> list[Any]:
         config = GenerateConfig(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=5, max_connections=size)
@@ -350,28 +427,46 @@ def inspect_choices() -> list[Row]:
     hf = get_model("hf/bundled", model_path=str(place()), tokenizer_path=str(place()), device="cpu", do_sample=False,
                    memoize=False)  # fmt: skip
     mine = get_model("truing/smollm2-135m", memoize=False)
-    size = tuned((4, 16, 48), lambda size: through(hf, size))
+    size = tuned((1, 4, 8, 16, 48), lambda size: through(hf, size))
 
-    pairs = [(ours().prompt_ids(messages), ours().text_ids(action)) for messages, action in asked]
+    # As the peer does each time: out of the messages by the chat template, with nothing remembered.
+    def encode() -> Scored:
+        return [(ours().encoded(ours().prompt_text(messages)), ours().text_ids(action)) for messages, action in asked]
+
+    def scores() -> list[Any]:
+        pairs = encode()
+        return [ours().log_probs(pairs[start : start + 64]) for start in (0, 64, 128)]
+
+    def letter() -> list[Any]:
+        mine.api._target._known_ids.cache_clear()
+        return through(mine, len(cells))
+
     name, letters = "48 choices among 4 actions", f"a letter by inspect's hf, batch {size}"
     match = in_turn(name, {
-        "scores": lambda: [ours().log_probs(pairs[start : start + 64]) for start in (0, 64, 128)],
-        "letters": lambda: through(mine, len(cells)),
+        "scores": scores,
+        "letters": letter,
         letters: lambda: through(hf, size),
     })  # fmt: skip
     both = list(zip(match.result("letters"), match.result(letters), strict=True))
     same = sum(max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in both)
     off = max(abs(a[token] - b[token]) for a, b in both for token in a.keys() & b.keys())
+    scored, written = f"{name}, scored", f"{name}, a letter by our provider"
+    need = {
+        "scores": scores_need(encode()),
+        "letters": scores_need([(ours().prompt_ids(turns), [0]) for turns in told]),
+    }
     return [
-        *match.rows(f"{name}, scored", "scores", letters, 4),
-        *match.rows(f"{name}, a letter by our provider", "letters", letters, 1),
-        Row(f"{name}, a letter by our provider: equal to {letters}", off,
+        *match.rows(scored, "scores", letters, 4, need["scores"]),
+        *match.over(scored, "scores", need["scores"]),
+        *match.rows(written, "letters", letters, 1, need["letters"]),
+        *match.over(written, "letters", need["letters"]),
+        Row(f"{written}: equal to {letters}", off,
             f"nats at most, {same} of {len(both)} letters", peer=letters, bar="equal",
             holds=off <= 1e-3 and same == len(both)),
     ]  # fmt: skip
 
 
-def generate(some: list[list[int]], size: int, *, shared: int = 0, new: int = NEW) -> list[list[int]]:
+def generate(some: list[list[int]], size: int, *, shared: int = 0, **how: Any) -> list[list[int]]:
     """transformers' generate in padded batches; with `shared`, the cache of so many first tokens reused by hand."""
     from transformers import DynamicCache
 
@@ -391,39 +486,94 @@ def generate(some: list[list[int]], size: int, *, shared: int = 0, new: int = NE
             if shared:
                 more["past_key_values"] = copy.deepcopy(base)
                 more["past_key_values"].batch_repeat_interleave(len(rows))
-            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=new,
-                                 do_sample=False, pad_token_id=0, eos_token_id=-1, **more)  # fmt: skip
+            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=NEW,
+                                 pad_token_id=0, eos_token_id=-1, **{"do_sample": False} | how | more)  # fmt: skip
             found |= {row: ids[width:] for row, ids in zip(rows, out.tolist(), strict=True)}
     return [found[row] for row in range(len(some))]
 
 
+def ours_write(some: list[list[int]], **how: Any) -> list[list[int]]:
+    """Our replies, asked for at once; drawn, each with its own seed, with a temperature."""
+    asks = [Ask(tuple(prompt), NEW, sampling=Sampling(seed=row, **how)) for row, prompt in enumerate(some)]
+    return [list(written.ids) for written in write(ours().batch(), asks)]
+
+
 def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
     """Replies of 64 tokens beside transformers' own."""
-    some = prompts(kind)
-
-    def mine() -> list[list[int]]:
-        return [list(written.ids) for written in write(ours().batch(), [Ask(tuple(prompt), NEW) for prompt in some])]
-
-    # A long prefix that is computed for each prompt takes nearly all of a trial, and its size hardly matters.
-    few, sizes = (some[:32], (8, 16, 32)) if kind == "shared" else (some, (8, 16, 32, 64))
-    best = tuned(sizes, lambda size: generate(few, size, new=NEW // 4))
-    peers: dict[str, tuple[Callable[[], Any], float]] = {
+    some, sizes = prompts(kind), (8, 16, 32, 64)
+    if kind == "shared":
+        # Each size on one batch of it: all prompts are as long but for a few tokens, and a whole run takes minutes.
+        mixed = random.Random(1).sample(some, len(some))
+        best = tuned(sizes, lambda size: generate(mixed[:size], size), amount=int)
+    else:
+        best = tuned(sizes, lambda size: generate(some, size))
+    peers: dict[str, tuple[Callable[[], Any], float | None]] = {
         f"transformers generate, batch {best}": (lambda: generate(some, best), bars[0])
     }
     if kind == "shared":
-        hand = tuned((8, 16, 32, 64), lambda size: generate(some, size, shared=512, new=NEW // 4))
+        hand = tuned(sizes, lambda size: generate(some, size, shared=512))
         peers[f"its prefix cache by hand, batch {hand}"] = (lambda: generate(some, hand, shared=512), bars[1])
-    tree, _ = plant(some)
-    lengths = [len(prompt) for prompt in some]
-    pairs = int((tree.depth_N + 1).sum()) + sum(n * NEW + NEW * NEW // 2 for n in lengths)
-    needed = flops(ours(), len(tree) + 64 * (NEW - 1), pairs, 64 * NEW)
 
     def same(a: list[list[int]], b: list[list[int]]) -> tuple[float, str, bool]:
         parted = [row for row in range(64) if a[row] != b[row]]
         ties = sum(tied(some[row], a[row], b[row]) for row in parted)
         return float(64 - len(parted)), f"of 64 replies, {ties} ties", len(parted) == ties
 
-    return side_by_side(name, mine, peers, needed, same)
+    found = side_by_side(name, lambda: ours_write(some), peers, replies_need(some), same)
+    return found if kind == "shared" else [*found, *sampled(name, some, best)]
+
+
+def sampled(name: str, some: list[list[int]], size: int) -> list[Row]:
+    """Sampled replies beside our greedy ones, and beside transformers' sampled ones. Nothing is cut off: no top-k."""
+
+    def theirs() -> list[list[int]]:
+        torch.manual_seed(0)
+        return generate(some, size, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+
+    peer, needed = f"transformers generate, sampled, batch {size}", replies_need(some)
+    match = in_turn(f"{name}, sampled", {
+        "sampled": lambda: ours_write(some, temperature=1.0),
+        "our greedy replies": lambda: ours_write(some),
+        peer: theirs,
+    }, barred=False)  # fmt: skip
+    rows = [match.rows(f"{name}, sampled", "sampled", other, None, needed) for other in ("our greedy replies", peer)]
+    return [*rows[0], *rows[1], *match.over(f"{name}, sampled", "sampled", needed)]
+
+
+def trickled(some: list[list[int]]) -> list[list[int]]:
+    """Our replies through an engine, each asked for once four pieces of the one before were heard."""
+    with Engine(ours()) as engine:
+        futures = []
+        for prompt in some:
+            heard = threading.Semaphore(0)
+            future = engine.submit(Ask(tuple(prompt), NEW, hear=lambda _, heard=heard: heard.release()))
+            future.add_done_callback(lambda _, heard=heard: heard.release(4))
+            futures.append(future)
+            for _ in range(4):
+                heard.acquire()
+        return [list(future.result().ids) for future in futures]
+
+
+def trickle() -> list[Row]:
+    """Replies that share a prefix, asked for one after the other: what is computed again."""
+    some, name = prompts("shared"), "64 replies after one prefix of 512, asked for one after the other"
+    with counted() as at_once:
+        together = spent(lambda: ours_write(some))
+    with counted() as one_by_one:
+        apart = spent(lambda: trickled(some))
+    parted = [row for row in range(64) if together.result[row] != apart.result[row]]
+    ties = sum(tied(some[row], together.result[row], apart.result[row]) for row in parted)
+    computed, fewest = sum(one_by_one), sum(at_once)
+    floor = replies_need(some) / rate()
+    return [
+        Row(f"{name}: tokens computed", computed, "tokens"),
+        Row(f"{name}: tokens computed when asked for at once", fewest, "tokens"),
+        Row(f"{name}: tokens computed, over those when asked for at once", computed / fewest, "times"),
+        Row(f"{name}: cpu", apart.cpu, "s", floor=floor),
+        Row(f"{name}: cpu when asked for at once", together.cpu, "s", floor=floor),
+        Row(f"{name}: equal to those asked for at once", float(64 - len(parted)), f"of 64 replies, {ties} ties",
+            bar="equal", holds=len(parted) == ties),
+    ]  # fmt: skip
 
 
 def tied(prompt: list[int], a: list[int], b: list[int]) -> bool:
@@ -439,11 +589,24 @@ def tied(prompt: list[int], a: list[int], b: list[int]) -> bool:
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "insider": insider_scores,
     "inspect": inspect_choices,
-    "sentences": lambda: item_scores("sentence", f"{ITEMS} items, choices of several tokens", 1.2),
+    "sentences": lambda: item_scores("sentence", f"{ITEMS} items, choices of several tokens, the answer first", 1.2),
+    "carried": lambda: item_scores("carrier", f"{ITEMS} items, choices of several tokens that begin alike", None),
     "letters": lambda: item_scores("letter", f"{ITEMS} items, choices of one token", 1.0),
     "shared": lambda: replies("shared", "64 replies after one prefix of 512", (3, 1)),
     "apart": lambda: replies("apart", "64 replies, unshared prompts", (1.1, 1)),
+    "trickle": trickle,
+    "independence": independence,
 }
+
+
+@cache
+def asked_for() -> str:
+    """All prompts and items, and the versions of those who are measured."""
+    data: dict[str, Any] = {kind: items(kind) for kind in ("sentence", "carrier", "letter")}
+    data |= {kind: prompts(kind) for kind in ("shared", "apart")}
+    data["insider"] = [([turn.model_dump(mode="json") for turn in turns], action) for turns, action in insider()]
+    data["versions"] = {name: metadata.version(name) for name in ("lm-eval", "inspect-ai", "transformers", "torch")}
+    return json.dumps(data)
 
 
 def kept(part: str) -> list[Row]:
@@ -452,7 +615,7 @@ def kept(part: str) -> list[Row]:
     git = ["git", "rev-parse", *(f"HEAD:src/truing/targets/{name}" for name in measured), "HEAD:benchmarks/common.py"]
     said = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
             for command in (git, ["git", "diff", "HEAD", "--", "src", "benchmarks/common.py"])]  # fmt: skip
-    said += [Path(__file__).read_text(), torch.__version__, str(THREADS), json.dumps(machine())]
+    said += [Path(__file__).read_text(), asked_for(), str(THREADS), json.dumps(machine())]
     stamp = hashlib.sha256("".join(said).encode()).hexdigest()
     file = WORK / f"{part}.json"
     if file.exists() and (said := json.loads(file.read_text()))["sources"] == stamp:

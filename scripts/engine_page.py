@@ -13,11 +13,11 @@ PAGE = ROOT / "docs" / "explanation" / "engine.md"
 
 
 def table(found: dict[str, Any]) -> str:
-    """Ratios, floors and equality, a line for each peer."""
+    """Ratios, floors and equality, a line for each peer; then what stands beside nobody."""
     rows = found["rows"]
     figures = {(row["name"], row["peer"]): row for row in rows}
     lines = [
-        "| Work | Beside | CPU ratio, median [least, most] of five | Bar | Wall ratio | Over the floor | Equal |",
+        "| Work | Beside | CPU ratio, median [least, most] | Wall ratio | Bar for both | Over the floor | Equal |",
         "|" + "---|" * 7,
     ]
     for row in (row for row in rows if row["name"].endswith(": ours, cpu")):
@@ -28,12 +28,18 @@ def table(found: dict[str, Any]) -> str:
             f"{name}: {row['value']:.1f} s",
             peer,
             spread(row),
-            row["bar"].removeprefix("ratio "),
             spread(wall),
+            (row["bar"] or "").removeprefix("ratio "),
             f"{over['value']:.2f}" if over else "",
             f"{same['value']:.2g} {same['unit']}" if same else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| Measured besides | | Bar |", "|" + "---|" * 3]
+    lines += [
+        f"| {row['name']} | {row['value']:,.4g} {row['unit']} | {row['bar'] or ''} |"
+        for row in rows
+        if row["ratio"] is None and row["peer"] is None and not row["name"].endswith(": over the floor")
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return "\n".join(
         [*lines, "", f"On {found['machine']['cores']} cores ({found['machine']['processor']}), with {versions}."]
