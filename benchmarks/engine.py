@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -200,8 +200,7 @@ def facts() -> list[dict[str, Any]]:
 def items(kind: str) -> list[tuple[str, str]]:
     """Multiple-choice items with short prompts, as (prompt, choice) texts.
 
-    The choices of an item are letters, or sentences that part with their first or second token ("sentence"), or that
-    begin with the same four ("carrier").
+    The choices of an item are letters, or sentences that part with their first or second token.
     """
     asked = []
     for number in range(ITEMS):
@@ -210,8 +209,6 @@ def items(kind: str) -> list[tuple[str, str]]:
         ask = f"{subject[0].upper()}{subject[1:]}" if number < len(facts()) else f"Now tell me: {subject}"
         if kind == "sentence":
             asked += [(f"{ask}? I would say", f" {choice}, I am sure.") for choice in fact["choices"]]
-        elif kind == "carrier":
-            asked += [(f"{ask}? I think", f" that it must be {choice}.") for choice in fact["choices"]]
         else:
             listed = " ".join(f"{letter}: {c}." for letter, c in zip("ABCD", fact["choices"], strict=True))
             asked += [(f"{ask}? {listed} Answer:", f" {letter}") for letter in "ABCD"]
@@ -235,10 +232,14 @@ def prompts(kind: str) -> list[list[int]]:
 
 
 def tuned(sizes: Sequence[int], work: Callable[[int], Any], amount: Callable[[int], int] = lambda _: 1) -> int:
-    """The batch size at which a trial took least, for the amount of work that is done at each."""
-    found = {size: spent(lambda size=size: work(size)).cpu / amount(size) for size in sizes}
-    print("  tried", {size: round(cpu, 2) for size, cpu in found.items()}, file=sys.stderr)
-    return min(found, key=found.__getitem__)
+    """The batch size at which a trial took least, CPU and wall seconds multiplied, for the amount of work done at each.
+
+    Both count, for Inspect's `hf` looks only once a second whether a batch is done, which takes no CPU.
+    """
+    found = {size: spent(lambda size=size: work(size)) for size in sizes}
+    took = {size: (one.cpu / amount(size), one.wall / amount(size)) for size, one in found.items()}
+    print("  tried", {size: f"{cpu:.2f} {wall:.2f}" for size, (cpu, wall) in took.items()}, file=sys.stderr)
+    return min(took, key=lambda size: took[size][0] * took[size][1])
 
 
 @dataclass(frozen=True)
@@ -280,14 +281,15 @@ class Match:
         return self.runs[name][0].result
 
 
-def in_turn(name: str, works: dict[str, Callable[[], Any]], *, barred: bool = True) -> Match:
-    """Run all works, one after the other, again and again; slow ones, and where there is no bar, fewer times."""
+def in_turn(name: str, works: dict[str, Callable[[], Any]], besides: dict[str, Callable[[], Any]]) -> Match:
+    """Run all works, one after the other, again and again; slow ones, and those without a bar, fewer times."""
+    works = works | besides
     runs: dict[str, list[Spent]] = {work: [] for work in works}
     speed = []
-    for turn in range(REPEATS if barred else FEWER):
+    for turn in range(REPEATS):
         speed.append(rate())
         for work, run in works.items():
-            if turn < FEWER or runs[work][0].wall < SLOW:
+            if turn < FEWER or (work not in besides and runs[work][0].wall < SLOW):
                 runs[work].append(spent(run))
         took = {work: (round(r[-1].cpu, 1), round(r[-1].wall, 1)) for work, r in runs.items()}
         print(f"  {name}, turn {turn}:", took, file=sys.stderr)
@@ -295,19 +297,18 @@ def in_turn(name: str, works: dict[str, Callable[[], Any]], *, barred: bool = Tr
 
 
 def side_by_side(
-    name: str, mine: Callable[[], Any], peers: dict[str, tuple[Callable[[], Any], float | None]], needed: float,
-    equal: Callable[[Any, Any], tuple[float, str, bool]],
-) -> list[Row]:  # fmt: skip
-    """Ours and each peer: rows with ratios, how far ours is from the floor, and whether results agree."""
+    name: str, mine: Callable[[], Any], peers: dict[str, tuple[Callable[[], Any], float]], needed: float,
+    equal: Callable[[Any, Any], tuple[float, str, bool]], besides: dict[str, Callable[[], Any]],
+) -> tuple[list[Row], Match]:  # fmt: skip
+    """Ours and each peer: rows with ratios, how far ours is from the floor, and whether results agree; and all runs."""
     mine()
-    barred = any(bar is not None for _, bar in peers.values())
-    match = in_turn(name, {"ours": mine} | {peer: work for peer, (work, _) in peers.items()}, barred=barred)
+    match = in_turn(name, {"ours": mine} | {peer: work for peer, (work, _) in peers.items()}, besides)
     rows = []
     for peer, (_, bar) in peers.items():
         rows += match.rows(name, "ours", peer, bar, needed)
         value, unit, holds = equal(match.result("ours"), match.result(peer))
         rows.append(Row(f"{name}: equal to {peer}", value, unit, peer=peer, bar="equal", holds=holds))
-    return [*rows, *match.over(name, "ours", needed)]
+    return [*rows, *match.over(name, "ours", needed)], match
 
 
 def nearest(mine: list[float], other: list[float]) -> tuple[float, str, bool]:
@@ -317,7 +318,7 @@ def nearest(mine: list[float], other: list[float]) -> tuple[float, str, bool]:
 
 
 def scoring(
-    name: str, texts: Sequence[tuple[str, str]], encode: Callable[[], Scored], groups: int, bar: float | None
+    name: str, texts: Sequence[tuple[str, str]], encode: Callable[[], Scored], groups: int, bar: float
 ) -> list[Row]:
     """Our scores beside lm-eval's, tokenizing included in both."""
     pairs = encode()
@@ -337,13 +338,13 @@ def scoring(
         harness(size)
     size = tuned(sizes, lambda size: lm_eval(some, size))
     peer = f"lm-eval hf, batch {size}"
-    found = side_by_side(
-        name,
-        mine,
-        {peer: (lambda: lm_eval(texts, size), bar)},
-        scores_need(pairs),
-        lambda a, _: nearest(a, same_tokens(pairs, size)),
-    )
+    quarter = random.Random(1).sample(range(len(pairs)), len(pairs) // 4)
+
+    def equal(a: list[float], _: Any) -> tuple[float, str, bool]:
+        off, unit, holds = nearest([a[row] for row in quarter], same_tokens([pairs[row] for row in quarter], size))
+        return off, f"{unit}, in a quarter of them", holds
+
+    found, _ = side_by_side(name, mine, {peer: (lambda: lm_eval(texts, size), bar)}, scores_need(pairs), equal, {})
     tokens = sum(len(prompt) + len(continuation) - 1 for prompt, continuation in pairs)
     with counted() as computed:
         mine()
@@ -372,7 +373,7 @@ def encoded(texts: Sequence[tuple[str, str]]) -> Scored:
     return pairs
 
 
-def item_scores(kind: str, name: str, bar: float | None) -> list[Row]:
+def item_scores(kind: str, name: str, bar: float) -> list[Row]:
     """Multiple-choice items."""
     texts = items(kind)
     assert all((len(choice) == 1) == (kind == "letter") for _, choice in encoded(texts))
@@ -400,6 +401,7 @@ def independence() -> list[Row]:
 def inspect_choices() -> list[Row]:
     """The same cells, asked for a letter through Inspect: its `hf` provider beside ours, and beside our scores."""
     from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, get_model
+    from inspect_ai.util._concurrency import init_concurrency
 
     def listed(cell: list[tuple[tuple[Message, ...], str]]) -> tuple[Message, Message]:
         offered = "\n".join(f"{letter}: {action}" for letter, (_, action) in zip("ABCD", cell, strict=True))
@@ -417,6 +419,8 @@ def inspect_choices() -> list[Row]:
 
     def through(model: Any, size: int) -> list[Any]:
         config = GenerateConfig(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=5, max_connections=size)
+
+        init_concurrency()  # as each evaluation does, else the first number of connections would stay
 
         async def all_of_them() -> list[Any]:
             return await asyncio.gather(*(model.generate(cell, config=config) for cell in cells))
@@ -442,24 +446,20 @@ def inspect_choices() -> list[Row]:
         return through(mine, len(cells))
 
     name, letters = "48 choices among 4 actions", f"a letter by inspect's hf, batch {size}"
-    match = in_turn(name, {
-        "scores": scores,
-        "letters": letter,
-        letters: lambda: through(hf, size),
-    })  # fmt: skip
+    match = in_turn(name, {"scores": scores, "letters": letter, letters: lambda: through(hf, size)}, {})
     both = list(zip(match.result("letters"), match.result(letters), strict=True))
     same = sum(max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in both)
     off = max(abs(a[token] - b[token]) for a, b in both for token in a.keys() & b.keys())
     scored, written = f"{name}, scored", f"{name}, a letter by our provider"
-    need = {
+    needed = {
         "scores": scores_need(encode()),
         "letters": scores_need([(ours().prompt_ids(turns), [0]) for turns in told]),
     }
     return [
-        *match.rows(scored, "scores", letters, 4, need["scores"]),
-        *match.over(scored, "scores", need["scores"]),
-        *match.rows(written, "letters", letters, 1, need["letters"]),
-        *match.over(written, "letters", need["letters"]),
+        *match.rows(scored, "scores", letters, 4, needed["scores"]),
+        *match.over(scored, "scores", needed["scores"]),
+        *match.rows(written, "letters", letters, 1, needed["letters"]),
+        *match.over(written, "letters", needed["letters"]),
         Row(f"{written}: equal to {letters}", off,
             f"nats at most, {same} of {len(both)} letters", peer=letters, bar="equal",
             holds=off <= 1e-3 and same == len(both)),
@@ -507,7 +507,7 @@ def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
         best = tuned(sizes, lambda size: generate(mixed[:size], size), amount=int)
     else:
         best = tuned(sizes, lambda size: generate(some, size))
-    peers: dict[str, tuple[Callable[[], Any], float | None]] = {
+    peers: dict[str, tuple[Callable[[], Any], float]] = {
         f"transformers generate, batch {best}": (lambda: generate(some, best), bars[0])
     }
     if kind == "shared":
@@ -519,25 +519,19 @@ def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
         ties = sum(tied(some[row], a[row], b[row]) for row in parted)
         return float(64 - len(parted)), f"of 64 replies, {ties} ties", len(parted) == ties
 
-    found = side_by_side(name, lambda: ours_write(some), peers, replies_need(some), same)
-    return found if kind == "shared" else [*found, *sampled(name, some, best)]
-
-
-def sampled(name: str, some: list[list[int]], size: int) -> list[Row]:
-    """Sampled replies beside our greedy ones, and beside transformers' sampled ones. Nothing is cut off: no top-k."""
-
-    def theirs() -> list[list[int]]:
+    # Sampled replies: all of the distribution is drawn from, as it is.
+    def sampled_by_them() -> list[list[int]]:
         torch.manual_seed(0)
-        return generate(some, size, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        return generate(some, best, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
-    peer, needed = f"transformers generate, sampled, batch {size}", replies_need(some)
-    match = in_turn(f"{name}, sampled", {
-        "sampled": lambda: ours_write(some, temperature=1.0),
-        "our greedy replies": lambda: ours_write(some),
-        peer: theirs,
-    }, barred=False)  # fmt: skip
-    rows = [match.rows(f"{name}, sampled", "sampled", other, None, needed) for other in ("our greedy replies", peer)]
-    return [*rows[0], *rows[1], *match.over(f"{name}, sampled", "sampled", needed)]
+    needed, drawn = replies_need(some), f"transformers generate, sampled, batch {best}"
+    besides = {} if kind == "shared" else {"sampled": lambda: ours_write(some, temperature=1.0), drawn: sampled_by_them}
+    found, match = side_by_side(name, lambda: ours_write(some), peers, needed, same, besides)
+    if not besides:
+        return found
+    own = f"{name}, sampled"
+    greedy = [replace(row, peer="our greedy replies") for row in match.rows(own, "sampled", "ours", needed=needed)]
+    return [*found, *greedy, *match.rows(own, "sampled", drawn, needed=needed), *match.over(own, "sampled", needed)]
 
 
 def trickled(some: list[list[int]]) -> list[list[int]]:
@@ -590,7 +584,6 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "insider": insider_scores,
     "inspect": inspect_choices,
     "sentences": lambda: item_scores("sentence", f"{ITEMS} items, choices of several tokens, the answer first", 1.2),
-    "carried": lambda: item_scores("carrier", f"{ITEMS} items, choices of several tokens that begin alike", None),
     "letters": lambda: item_scores("letter", f"{ITEMS} items, choices of one token", 1.0),
     "shared": lambda: replies("shared", "64 replies after one prefix of 512", (3, 1)),
     "apart": lambda: replies("apart", "64 replies, unshared prompts", (1.1, 1)),
@@ -602,7 +595,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 @cache
 def asked_for() -> str:
     """All prompts and items, and the versions of those who are measured."""
-    data: dict[str, Any] = {kind: items(kind) for kind in ("sentence", "carrier", "letter")}
+    data: dict[str, Any] = {kind: items(kind) for kind in ("sentence", "letter")}
     data |= {kind: prompts(kind) for kind in ("shared", "apart")}
     data["insider"] = [([turn.model_dump(mode="json") for turn in turns], action) for turns, action in insider()]
     data["versions"] = {name: metadata.version(name) for name in ("lm-eval", "inspect-ai", "transformers", "torch")}

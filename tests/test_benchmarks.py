@@ -1,0 +1,74 @@
+"""What the benchmarks say of their figures: which sources were measured, and whether bars hold."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Modules of benchmarks/ and scripts/, by name."""
+    for folder in ("benchmarks", "scripts"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    return import_module
+
+
+def test_a_commit_is_marked_where_what_was_measured_or_what_measures_differs_from_it(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = modules("common")
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    files = [tmp_path / place for place in ("src/a.py", "benchmarks/b.py", "benchmarks/results/c.json", "docs/d.md")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init"], ["add", "."], [*who, "commit", "-m", "x"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    clean = common.commit()
+    for file, marked in zip(files, (True, True, False, False), strict=True):
+        file.write_text("2")
+        assert common.commit() == (f"{clean} with changes" if marked else clean)
+        file.write_text("1")
+
+
+def test_a_bar_must_hold_on_both_clocks_and_only_turns_of_both_are_compared(modules: Any) -> None:
+    engine = modules("engine")
+
+    def runs(*cpu_and_wall: tuple[float, float]) -> list[Any]:
+        return [engine.Spent(cpu, wall, None) for cpu, wall in cpu_and_wall]
+
+    match = engine.Match({"ours": runs((2, 1), (2, 2), (2, 4), (90, 90)), "peer": runs((6, 1), (4, 1), (8, 1))}, 10.0)
+    cpu, wall = match.rows("work", "ours", "peer", 2, needed=5.0)
+    assert (cpu.ratio, cpu.holds, cpu.floor, cpu.value) == ({"min": 2, "median": 3, "max": 4}, True, 0.5, 2)
+    assert (wall.ratio, wall.holds, wall.bar) == ({"min": 0.25, "median": 0.5, "max": 1}, False, "ratio >= 2")
+    table = modules("engine_page").table(
+        {
+            "rows": [asdict(row) for row in (cpu, wall, *match.over("work", "ours", 5.0))],
+            "versions": {"torch": "2"},
+            "machine": {"cores": 2, "processor": "a chip"},
+        }
+    )
+    assert "| work: 2.0 s | peer | 3.00 [2.00, 4.00] | 0.50 [0.25, 1.00] | >= 2 | 4.00 |  |" in table
+    assert "| work: rate of large matrix products | 1e-08 GFLOP/s |  |" in table
+    (free, _) = match.rows("work", "ours", "peer")
+    assert (free.bar, free.holds, free.floor) == (None, None, None)
+
+
+def test_a_slow_work_and_one_without_a_bar_are_run_fewer_times(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = modules("engine")
+    monkeypatch.setattr(engine, "rate", lambda: 1.0)
+    monkeypatch.setattr(engine, "spent", lambda work: engine.Spent(1.0, work(), None))
+    works = {"quick": lambda: engine.SLOW - 1, "slow": lambda: engine.SLOW + 1}
+    found = engine.in_turn("work", works, {"beside": lambda: 0.1}).runs
+    assert {name: len(run) for name, run in found.items()} == {"quick": 5, "slow": 3, "beside": 3}
