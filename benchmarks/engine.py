@@ -417,13 +417,13 @@ def inspect_choices() -> list[Row]:
     told = [listed(asked[start : start + 4]) for start in range(0, len(asked), 4)]
     cells = [inspects(turns) for turns in told]
 
-    def through(model: Any, size: int) -> list[Any]:
+    def through(model: Any, size: int, some: Sequence[list[Any]] = cells) -> list[Any]:
         config = GenerateConfig(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=5, max_connections=size)
 
         init_concurrency()  # as each evaluation does, else the first number of connections would stay
 
         async def all_of_them() -> list[Any]:
-            return await asyncio.gather(*(model.generate(cell, config=config) for cell in cells))
+            return await asyncio.gather(*(model.generate(cell, config=config) for cell in some))
 
         out = asyncio.run(all_of_them())
         return [{t.token: t.logprob for t in one.choices[0].logprobs.content[0].top_logprobs} for one in out]
@@ -431,7 +431,8 @@ def inspect_choices() -> list[Row]:
     hf = get_model("hf/bundled", model_path=str(place()), tokenizer_path=str(place()), device="cpu", do_sample=False,
                    memoize=False)  # fmt: skip
     mine = get_model("truing/smollm2-135m", memoize=False)
-    size = tuned((1, 4, 8, 16, 48), lambda size: through(hf, size))
+    mixed = random.Random(1).sample(cells, len(cells))
+    size = tuned((1, 4, 8, 16, 48), lambda size: through(hf, size, mixed[: max(size, 16)]), lambda size: max(size, 16))
 
     # As the peer does each time: out of the messages by the chat template, with nothing remembered.
     def encode() -> Scored:
