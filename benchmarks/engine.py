@@ -436,7 +436,11 @@ def inspect_choices() -> list[Row]:
 
     # As the peer does each time: out of the messages by the chat template, with nothing remembered.
     def encode() -> Scored:
-        return [(ours().encoded(ours().prompt_text(messages)), ours().text_ids(action)) for messages, action in asked]
+        pairs = []
+        for start in range(0, len(asked), 4):
+            prompt = ours().encoded(ours().prompt_text(asked[start][0]))
+            pairs += [(prompt, ours().text_ids(action)) for _, action in asked[start : start + 4]]
+        return pairs
 
     def scores() -> list[Any]:
         pairs = encode()
