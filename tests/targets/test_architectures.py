@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 import torch
 
 from truing.errors import TargetError
-from truing.targets.local import LocalTarget, load
+from truing.targets.local import LocalTarget, attention, load
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.score import walk
@@ -73,7 +73,8 @@ def alone(model: Any, prompt: Sequence[int]) -> tuple[list[int], float]:
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @torch.no_grad()
-def test_an_architecture_gives_what_transformers_gives(kind: str) -> None:
+def test_an_architecture_gives_what_transformers_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "PART", 5)
     model = random_model(kind, ARCHITECTURES[kind])
     probe(model)
     assert looks_through_windows(model) == (kind in WINDOWED)

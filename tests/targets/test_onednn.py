@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from copy import deepcopy
 
 import pytest
@@ -54,7 +55,35 @@ def test_trainable_weights_and_other_types_go_the_ordinary_way() -> None:
     assert layer.double()(torch.ones(2, WIDE[0], dtype=torch.float64)).dtype is torch.float64
 
 
-def test_long_sums_are_left_to_the_blas() -> None:
-    layer = nn.Sequential(nn.Linear(onednn.LONGEST + 1, 100), nn.Linear(onednn.LONGEST, 100)).requires_grad_(False)
+LONG = (2 * onednn.LONGEST - 3, 100)
+
+
+def test_what_is_too_long_for_one_sum_is_summed_up_in_halves_and_what_is_longer_is_left_to_the_blas() -> None:
+    layer = nn.Sequential(nn.Linear(2 * onednn.LONGEST + 1, 100), nn.Linear(*LONG), nn.Linear(onednn.LONGEST, 100))
+    layer.requires_grad_(False)
+    plain = deepcopy(layer)
     onednn.speed_up(layer)
-    assert [type(part) for part in layer] == [nn.Linear, onednn.Linear]
+    assert [type(part) for part in layer] == [nn.Linear, onednn.Linear, onednn.Linear]
+    x = torch.randn(2, 7, LONG[0], generator=torch.Generator().manual_seed(1), requires_grad=True)
+    exact = x.double() @ plain[1].weight.double().T + plain[1].bias.double()
+    torch.testing.assert_close(layer[1](x).double(), exact, atol=3e-6, rtol=0)
+    (ours,) = torch.autograd.grad(layer[1](x).square().sum(), x)
+    (theirs,) = torch.autograd.grad(plain[1](x).square().sum(), x)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_halves_follow_their_weights() -> None:
+    layer = nn.Sequential(nn.Linear(*LONG)).requires_grad_(False)
+    onednn.speed_up(layer)
+    x = torch.ones(1, LONG[0])
+    before = layer(x)
+    other = deepcopy(layer)
+    other[0].weight.data += 1  # as adapters are merged, which no version counts
+    torch.testing.assert_close(other(x), before + LONG[0], atol=1e-2, rtol=0)
+    layer[0].weight.add_(1)
+    torch.testing.assert_close(layer(x), before + LONG[0], atol=1e-2, rtol=0)
+    assert len(onednn._halves) >= 2
+    held = len(onednn._halves)
+    del layer, other
+    gc.collect()
+    assert len(onednn._halves) <= held - 2

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from truing.audit import lay_out
 from truing.records import Case, Message, Surface
+from truing.targets.local import attention
 from truing.targets.local.inside import forward
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
@@ -58,6 +59,20 @@ def test_a_block_sees_the_ancestors_of_its_first_node_and_itself(paths: list[lis
     assert torch.equal(tree.sees(start, stop).sum(1), whole[start:stop].sum(1))
 
 
+@given(few_tokens, st.data())
+def test_a_part_of_a_block_sees_what_its_nodes_see_and_little_else(paths: list[list[int]], data: st.DataObject) -> None:
+    tree, _ = plant(paths)
+    start = data.draw(st.integers(0, len(tree) - 1))
+    sees, part = tree.sees(start), data.draw(st.integers(1, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "PART", part)
+        parts = attention.apart(sees)
+    assert [row for some, _ in parts for row in range(some.start, some.stop)] == list(range(len(sees)))
+    for some, seen in parts:
+        assert set(sees[some].any(0).nonzero().flatten().tolist()) == set(seen.tolist())
+        assert len(set(seen.tolist())) == len(seen)
+
+
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(ValueError, match="empty path"):
         plant([[1, 2], []])
@@ -93,13 +108,16 @@ def test_scores_through_a_tree_are_those_of_each_sequence_alone(wild: Any, paths
 
 
 @settings(max_examples=15, deadline=None)
-@given(asked, st.integers(1, 20))
-def test_blocks_of_any_size_give_the_logits_of_the_whole(wild: Any, paths: Any, block: int) -> None:
+@given(asked, st.integers(1, 20), st.integers(1, 9))
+def test_blocks_of_any_size_in_any_parts_give_the_logits_of_the_whole(
+    wild: Any, paths: Any, block: int, part: int
+) -> None:
     tree, _ = plant([[*prompt, *continuation] for prompt, continuation in paths])
     kept = torch.arange(len(tree))[::2]
-    with torch.no_grad():
-        whole = forward(wild.model, tree, kept).logits[0]
-    parts = [logits for logits, _, _ in walk(wild.model, tree, kept, lambda logits: logits, block=block)]
+    whole = forward(wild.model, tree, kept).logits[0]  # with gradients, and so by the architecture's own attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "PART", part)
+        parts = [logits for logits, _, _ in walk(wild.model, tree, kept, lambda logits: logits, block=block)]
     assert len(parts) == -(-len(tree) // block)
     torch.testing.assert_close(torch.cat(parts), whole, atol=2e-5, rtol=0)
 

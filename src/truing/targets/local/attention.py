@@ -8,7 +8,7 @@ positions along its path, not of places in memory, so a window reaches back over
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "truing"
+PART = 64
+"""Nodes that are attended to at once."""
 
 
 class Layout(Protocol):
@@ -90,14 +93,48 @@ def beyond(distance: Tensor, rules: dict[str, Any]) -> Tensor | None:
 class Branches:
     """Nodes of a tree that see their ancestors, some of them in the cache."""
 
-    distance_TK: Tensor
-    """Positions from each node to each."""
+    depth_T: Tensor
+    """Positions of the nodes."""
+    depth_K: Tensor
+    """Positions of what they may see."""
+    parts: Sequence[tuple[slice, Tensor]] = ()
+    """Nodes that follow each other, and all that any of them sees; each part is computed apart from the others."""
 
     def attend(self, _: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:
         """The mask says what is an ancestor; windows and caps come on top."""
-        shape = query.shape[2:4]
-        scores = (query.flatten(2, 3) @ key.transpose(-2, -1)).unflatten(2, shape)
-        scores = capped(scores, rules) + mask[:, :, None]
-        if (far := beyond(self.distance_TK, rules)) is not None:
-            scores = scores.masked_fill(far, torch.finfo(scores.dtype).min)
-        return (weights(scores, rules).flatten(2, 3) @ value).unflatten(2, shape)
+        if rules.get("sliding_window") is not None:
+            far = beyond(self.depth_T[:, None] - self.depth_K, rules)
+            mask = mask.masked_fill(far, torch.finfo(mask.dtype).min)
+        if not self.parts:
+            return _mean(query, key, value, mask, rules)
+        found = [
+            _mean(query[..., some, :], key[..., seen, :], value[..., seen, :], mask[..., some, :][..., seen], rules)
+            for some, seen in self.parts
+        ]
+        return torch.cat(found, -2)
+
+
+def _mean(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:
+    """What queries (B, G, R, Q, E) see on average."""
+    if not torch.is_grad_enabled() and rules.get("softcap") is None and rules.get("s_aux") is None:
+        found = scaled_dot_product_attention(
+            query.flatten(1, 2), key, value, attn_mask=mask, scale=1.0, enable_gqa=True
+        )  # fmt: skip
+        return found.unflatten(1, query.shape[1:3])
+    shape = query.shape[2:4]
+    scores = capped((query.flatten(2, 3) @ key.transpose(-2, -1)).unflatten(2, shape), rules) + mask[:, :, None]
+    return (weights(scores, rules).flatten(2, 3) @ value).unflatten(2, shape)
+
+
+def apart(sees_TK: Tensor) -> list[tuple[slice, Tensor]]:
+    """The parts of a block of nodes in depth-first order, and what each sees: ancestors of its first node, and itself.
+
+    Of all pairs of nodes in a block few see each other, and attention computes those that do not, too.
+    """
+    nodes, keys = sees_TK.shape
+    found = []
+    for start in range(0, nodes, PART):
+        stop, here = min(start + PART, nodes), keys - nodes + start
+        above = sees_TK[start, :here].nonzero().flatten()
+        found.append((slice(start, stop), torch.cat([above, torch.arange(here, keys - nodes + stop)])))
+    return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import TargetError
-from truing.targets.local.attention import Branches, alone, over
+from truing.targets.local.attention import Branches, alone, apart, over
 from truing.targets.local.tree import Tree
 
 Site = Literal["head", "neuron"]
@@ -168,7 +168,7 @@ def forward(
     sees = tree.sees(start, stop)
     blocked = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
     # Attention with visible patterns is the architecture's own.
-    with alone(model), nullcontext() if "output_attentions" in more else branches(model, tree, start, stop):
+    with alone(model), nullcontext() if "output_attentions" in more else branches(model, tree, sees, start, stop):
         return model(
             input_ids=tree.ids_N[start:stop].to(device).expand(rows, -1),
             attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),
@@ -180,14 +180,18 @@ def forward(
         )
 
 
-def branches(model: Any, tree: Tree, start: int, stop: int | None) -> Any:
-    """Around a pass: windows that reach back over ancestors, in models that have any."""
-    if getattr(model.config.get_text_config(), "sliding_window", None) is None:
+def branches(model: Any, tree: Tree, sees_TK: Tensor, start: int, stop: int | None) -> Any:
+    """Around a pass: windows that reach back over ancestors, and no pairs of nodes that are far from seeing each other.
+
+    Where neither matters, attention is the architecture's own, which gradients go through faster.
+    """
+    fast = model.device.type == "cpu" and not torch.is_grad_enabled()
+    if not fast and getattr(model.config.get_text_config(), "sliding_window", None) is None:
         return nullcontext()
-    depth_T = tree.depth_N[start:stop]
+    depth_T = tree.depth_N[start:stop].to(model.device)
     # The ancestors of the first node have the depths before its own.
-    depth_K = torch.cat([torch.arange(int(depth_T[0])), depth_T])
-    return over(model, Branches((depth_T[:, None] - depth_K).to(model.device)))
+    depth_K = torch.cat([torch.arange(int(depth_T[0]), device=model.device), depth_T])
+    return over(model, Branches(depth_T, depth_K, apart(sees_TK) if fast else ()))
 
 
 def site_module(model: Any, site: Site, layer: int) -> Any:

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 SMALLEST = 1 << 16
 """Weights of a layer for which building a kernel for every new shape pays."""
 LONGEST = 1024
-"""Inputs that are summed up in one go: over more of them oneDNN's rounding is larger than the BLAS's."""
+"""Inputs that are summed up in one go: over more of them oneDNN's rounding is larger than the BLAS's. Up to twice as
+many are summed up in two halves; what is longer is left to the BLAS."""
+
+_halves: Any = WeakTensorKeyDictionary()
+"""Weights with long sums -> their version, and copies of both halves: oneDNN wants them in one piece."""
 
 
 class Linear(nn.Linear):
@@ -44,7 +49,20 @@ class _Frozen(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    inputs = x.shape[-1]
+    if inputs <= LONGEST:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    first, second = _in_halves(weight)
+    return _product(x[..., : inputs // 2], first, bias).add_(_product(x[..., inputs // 2 :], second, None))
+
+
+def _in_halves(weight: Tensor) -> tuple[Tensor, Tensor]:
+    known = _halves.get(weight)
+    if known is None or known[0] != weight._version:
+        middle = weight.shape[1] // 2
+        first, second = weight.detach()[:, :middle], weight.detach()[:, middle:]
+        known = _halves[weight] = (weight._version, (first.contiguous(), second.contiguous()))
+    return known[1]
 
 
 def speed_up(model: nn.Module) -> None:
@@ -52,5 +70,5 @@ def speed_up(model: nn.Module) -> None:
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
     for module in model.modules():
-        if type(module) is nn.Linear and module.in_features <= LONGEST and module.weight.numel() >= SMALLEST:
+        if type(module) is nn.Linear and module.in_features <= 2 * LONGEST and module.weight.numel() >= SMALLEST:
             module.__class__ = Linear
