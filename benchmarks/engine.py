@@ -1,9 +1,8 @@
 """The engine beside lm-eval, Inspect's `hf` provider and transformers' generate: `make bench-engine`.
 
-All run in one process on the same threads, in turn, five times each, or three where a run takes more than half a minute
-or no bar stands on it. Ratios are the peer's time over ours, of CPU and of wall seconds. Peers have the model as
-transformers loads it, and the batch size at which they were fastest in a trial. A finished part is kept in
-build/bench-engine, so that a run that was stopped goes on.
+All run in one process on the same threads, in turn, five times each, or three where no bar stands on a work. Ratios are
+the peer's time over ours, of CPU and of wall seconds. Peers have the model as transformers loads it, and the batch size
+at which they were fastest in a trial. A part that is finished is kept in build/bench-engine, and not run again.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ WORK = ROOT / "build" / "bench-engine"
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 REPEATS = 5
 FEWER = 3
-SLOW = 30.0
-"""Seconds: what takes longer is run fewer times."""
+"""Runs of what has no bar."""
 NEW = 64
 ITEMS = 300
 CONTENT = ROOT / "src" / "truing"
@@ -282,14 +280,14 @@ class Match:
 
 
 def in_turn(name: str, works: dict[str, Callable[[], Any]], besides: dict[str, Callable[[], Any]]) -> Match:
-    """Run all works, one after the other, again and again; slow ones, and those without a bar, fewer times."""
+    """Run all works, one after the other, again and again; those without a bar fewer times."""
     works = works | besides
     runs: dict[str, list[Spent]] = {work: [] for work in works}
     speed = []
     for turn in range(REPEATS):
         speed.append(rate())
         for work, run in works.items():
-            if turn < FEWER or (work not in besides and runs[work][0].wall < SLOW):
+            if turn < FEWER or work not in besides:
                 runs[work].append(spent(run))
         took = {work: (round(r[-1].cpu, 1), round(r[-1].wall, 1)) for work, r in runs.items()}
         print(f"  {name}, turn {turn}:", took, file=sys.stderr)
@@ -509,7 +507,7 @@ def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
     if kind == "shared":
         # Each size on one batch of it: all prompts are as long but for a few tokens, and a whole run takes minutes.
         mixed = random.Random(1).sample(some, len(some))
-        best = tuned(sizes, lambda size: generate(mixed[:size], size), amount=int)
+        best = tuned((8, 32, 64), lambda size: generate(mixed[:size], size), amount=int)
     else:
         best = tuned(sizes, lambda size: generate(some, size))
     peers: dict[str, tuple[Callable[[], Any], float]] = {
@@ -524,19 +522,11 @@ def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
         ties = sum(tied(some[row], a[row], b[row]) for row in parted)
         return float(64 - len(parted)), f"of 64 replies, {ties} ties", len(parted) == ties
 
-    # Sampled replies: all of the distribution is drawn from, as it is.
-    def sampled_by_them() -> list[list[int]]:
-        torch.manual_seed(0)
-        return generate(some, best, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-
-    needed, drawn = replies_need(some), f"transformers generate, sampled, batch {best}"
-    besides = {} if kind == "shared" else {"sampled": lambda: ours_write(some, temperature=1.0), drawn: sampled_by_them}
-    found, match = side_by_side(name, lambda: ours_write(some), peers, needed, same, besides)
-    if not besides:
-        return found
-    own = f"{name}, sampled"
-    greedy = [replace(row, peer="our greedy replies") for row in match.rows(own, "sampled", "ours", needed=needed)]
-    return [*found, *greedy, *match.rows(own, "sampled", drawn, needed=needed), *match.over(own, "sampled", needed)]
+    besides = {} if kind == "shared" else {"sampled": lambda: ours_write(some, temperature=1.0)}
+    found, match = side_by_side(name, lambda: ours_write(some), peers, replies_need(some), same, besides)
+    if besides:
+        found += [replace(row, peer="our greedy replies") for row in match.rows(f"{name}, sampled", "sampled", "ours")]
+    return found
 
 
 def trickled(some: list[list[int]]) -> list[list[int]]:

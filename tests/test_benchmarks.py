@@ -65,10 +65,9 @@ def test_a_bar_must_hold_on_both_clocks_and_only_turns_of_both_are_compared(modu
     assert (free.bar, free.holds, free.floor) == (None, None, None)
 
 
-def test_a_slow_work_and_one_without_a_bar_are_run_fewer_times(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_work_without_a_bar_is_run_fewer_times(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = modules("engine")
     monkeypatch.setattr(engine, "rate", lambda: 1.0)
-    monkeypatch.setattr(engine, "spent", lambda work: engine.Spent(1.0, work(), None))
-    works = {"quick": lambda: engine.SLOW - 1, "slow": lambda: engine.SLOW + 1}
-    found = engine.in_turn("work", works, {"beside": lambda: 0.1}).runs
-    assert {name: len(run) for name, run in found.items()} == {"quick": 5, "slow": 3, "beside": 3}
+    found = engine.in_turn("work", {"ours": lambda: 1, "peer": lambda: 2}, {"beside": lambda: 3}).runs
+    assert {name: len(run) for name, run in found.items()} == {"ours": 5, "peer": 5, "beside": 3}
+    assert found["beside"][0].result == 3
