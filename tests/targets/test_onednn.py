@@ -72,18 +72,36 @@ def test_what_is_too_long_for_one_sum_is_summed_up_in_halves_and_what_is_longer_
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_halves_follow_their_weights() -> None:
-    layer = nn.Sequential(nn.Linear(*LONG)).requires_grad_(False)
-    onednn.speed_up(layer)
-    x = torch.ones(1, LONG[0])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("shape", [WIDE, LONG])
+def test_copies_follow_their_weights(shape: tuple[int, int], packed: bool) -> None:
+    layer = nn.Sequential(nn.Linear(*shape)).requires_grad_(False)
+    onednn.speed_up(layer, room=10**9 * packed)
+    x = torch.ones(1, shape[0])
     before = layer(x)
     other = deepcopy(layer)
+    torch.testing.assert_close(other(x), before)
     other[0].weight.data += 1  # as adapters are merged, which no version counts
-    torch.testing.assert_close(other(x), before + LONG[0], atol=1e-2, rtol=0)
+    torch.testing.assert_close(other(x), before + shape[0], atol=1e-2, rtol=0)
     layer[0].weight.add_(1)
-    torch.testing.assert_close(layer(x), before + LONG[0], atol=1e-2, rtol=0)
-    assert len(onednn._halves) >= 2
-    held = len(onednn._halves)
-    del layer, other
-    gc.collect()
-    assert len(onednn._halves) <= held - 2
+    torch.testing.assert_close(layer(x), before + shape[0], atol=1e-2, rtol=0)
+    if packed or shape == LONG:
+        held = len(onednn._copies)
+        assert held >= 2
+        del layer, other
+        gc.collect()
+        assert len(onednn._copies) <= held - 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 100])
+def test_packed_weights_give_the_same_and_are_made_where_all_of_them_fit(rows: int) -> None:
+    plain = nn.Sequential(nn.Linear(*WIDE), nn.Linear(WIDE[1], 1200), nn.Linear(1200, 100)).requires_grad_(False)
+    packed, tight = deepcopy(plain), deepcopy(plain)
+    weights = 4 * sum(layer.weight.numel() for layer in plain)
+    onednn.speed_up(packed, room=weights)
+    onednn.speed_up(tight, room=weights - 1)
+    assert [layer.packed for layer in packed] == [True] * 3
+    assert [layer.packed for layer in tight] == [False] * 3
+    x = torch.randn(rows, WIDE[0], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(packed(x), plain(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed(x), tight(x), atol=1e-5, rtol=1e-5)

@@ -48,6 +48,10 @@ BENDING = (
     "exponential_decay_length_penalty",
 )  # fmt: skip
 """What transformers' generate would heed at temperature 0 as well."""
+AT_ONCE = 16
+"""Rows of logits that are normalized at once."""
+COPIES = 4
+"""Weights are copied, for faster products, where that takes no more than this part of what may be planned for."""
 NOTABLE = 1_000_000_000
 """Bytes beyond the weights from which on it is said how much a piece of work takes."""
 CONVERSATIONS = 4096
@@ -228,7 +232,8 @@ class LocalTarget:
         def take(logits: Tensor) -> tuple[Tensor, int]:
             here = pairs[:, (pairs[0] >= done) & (pairs[0] < done + len(logits))]
             rows = (here[0] - done).to(logits.device)
-            normal = logits.float().logsumexp(-1)
+            # A few at a time, so that what is in between stays in the processor's cache.
+            normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(AT_ONCE)])
             return (logits[rows, here[1].to(logits.device)].float() - normal[rows]).cpu(), len(logits)
 
         found = []
@@ -493,7 +498,7 @@ def load(name: str, *, device: str = "", dtype: str = "", max_memory: str | int 
         parameter.requires_grad_(False)
     if name not in BUNDLED:
         probe(model)
-    speed_up(model)
+    speed_up(model, room=(most or budget(place_on)) // COPIES)
     if asked := _unfollowed(model.generation_config):
         _log.warning(
             "local/%s asks for %s when it writes (generation_config.json). Replies here follow the model's own"

@@ -97,21 +97,25 @@ class Branches:
     """Positions of the nodes."""
     depth_K: Tensor
     """Positions of what they may see."""
-    parts: Sequence[tuple[slice, Tensor]] = ()
-    """Nodes that follow each other, and all that any of them sees; each part is computed apart from the others."""
+    parts: Sequence[tuple[slice, Tensor, Tensor]] = ()
+    """Nodes that follow each other, all that any of them sees, and the mask between the two, which is the same in every
+    layer; each part is computed apart from the others."""
 
     def attend(self, _: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:
         """The mask says what is an ancestor; windows and caps come on top."""
-        if rules.get("sliding_window") is not None:
-            far = beyond(self.depth_T[:, None] - self.depth_K, rules)
-            mask = mask.masked_fill(far, torch.finfo(mask.dtype).min)
         if not self.parts:
-            return _mean(query, key, value, mask, rules)
-        found = [
-            _mean(query[..., some, :], key[..., seen, :], value[..., seen, :], mask[..., some, :][..., seen], rules)
-            for some, seen in self.parts
-        ]
+            return _mean(query, key, value, _near(mask, self.depth_T, self.depth_K, rules), rules)
+        found = []
+        for some, seen, part in self.parts:
+            near = _near(part, self.depth_T[some], self.depth_K[seen], rules)
+            found.append(_mean(query[..., some, :], key[..., seen, :], value[..., seen, :], near, rules))
         return torch.cat(found, -2)
+
+
+def _near(mask: Tensor, depth_T: Tensor, depth_K: Tensor, rules: dict[str, Any]) -> Tensor:
+    """The mask without what is out of the layer's window."""
+    far = beyond(depth_T[:, None] - depth_K, rules)
+    return mask if far is None else mask.masked_fill(far, torch.finfo(mask.dtype).min)
 
 
 def _mean(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:

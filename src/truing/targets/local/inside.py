@@ -168,7 +168,7 @@ def forward(
     sees = tree.sees(start, stop)
     blocked = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
     # Attention with visible patterns is the architecture's own.
-    with alone(model), nullcontext() if "output_attentions" in more else branches(model, tree, sees, start, stop):
+    with alone(model), nullcontext() if "output_attentions" in more else branches(model, tree, sees, blocked, start):
         return model(
             input_ids=tree.ids_N[start:stop].to(device).expand(rows, -1),
             attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),
@@ -180,7 +180,7 @@ def forward(
         )
 
 
-def branches(model: Any, tree: Tree, sees_TK: Tensor, start: int, stop: int | None) -> Any:
+def branches(model: Any, tree: Tree, sees_TK: Tensor, mask_TK: Tensor, start: int) -> Any:
     """Around a pass: windows that reach back over ancestors, and no pairs of nodes that are far from seeing each other.
 
     Where neither matters, attention is the architecture's own, which gradients go through faster.
@@ -188,10 +188,11 @@ def branches(model: Any, tree: Tree, sees_TK: Tensor, start: int, stop: int | No
     fast = model.device.type == "cpu" and not torch.is_grad_enabled()
     if not fast and getattr(model.config.get_text_config(), "sliding_window", None) is None:
         return nullcontext()
-    depth_T = tree.depth_N[start:stop].to(model.device)
+    depth_T = tree.depth_N[start : start + len(sees_TK)].to(model.device)
     # The ancestors of the first node have the depths before its own.
     depth_K = torch.cat([torch.arange(int(depth_T[0]), device=model.device), depth_T])
-    return over(model, Branches(depth_T, depth_K, apart(sees_TK) if fast else ()))
+    parts = [(some, seen, mask_TK[some][None, None, :, seen]) for some, seen in apart(sees_TK)] if fast else ()
+    return over(model, Branches(depth_T, depth_K, parts))
 
 
 def site_module(model: Any, site: Site, layer: int) -> Any:
