@@ -535,7 +535,7 @@ def trickled(some: list[list[int]]) -> list[list[int]]:
         futures = []
         for prompt in some:
             heard = threading.Semaphore(0)
-            future = engine.submit(Ask(tuple(prompt), NEW, hear=lambda _, heard=heard: heard.release()))
+            future = engine.submit(Ask(tuple(prompt), NEW, hear=lambda *_, heard=heard: heard.release()))
             future.add_done_callback(lambda _, heard=heard: heard.release(4))
             futures.append(future)
             for _ in range(4):

@@ -48,7 +48,7 @@ def test_many_threads_get_what_each_would_get_alone(wild: Any) -> None:
 
 def test_a_cancelled_reply_frees_its_row_and_the_others_go_on(wild: Any) -> None:
     heard = threading.Event()
-    long = Ask((5, 6, 7), 450, hear=lambda _: heard.set())
+    long = Ask((5, 6, 7), 450, hear=lambda *_: heard.set())
     with Engine(wild, rows=1) as engine:
         first = engine.submit(long)
         second = engine.submit(Ask((8, 9), 3))
@@ -93,7 +93,7 @@ def test_tokens_come_between_the_steps_of_work(wild: Any) -> None:
     seen: list[Any] = []
     heard = threading.Event()
 
-    def hear(_: str) -> None:
+    def hear(*_: Any) -> None:
         seen.append("token")
         heard.set()
 
@@ -154,7 +154,7 @@ def test_what_breaks_is_told_to_whoever_asked_and_the_engine_goes_on(wild: Any, 
 
 
 def test_what_one_listener_breaks_is_its_own(wild: Any) -> None:
-    def deaf(_: str) -> None:
+    def deaf(*_: Any) -> None:
         raise RuntimeError("nobody there")
 
     with Engine(wild) as engine:
@@ -223,7 +223,7 @@ def test_a_conversation_is_asked_with_stops_and_heard_as_it_is_written(wild: Any
     asked = (Message(role="user", content="Hello."),)
     heard: list[str] = []
     with Engine(wild) as engine:
-        ask = wild.ask(asked, max_tokens=12, hear=heard.append)
+        ask = wild.ask(asked, max_tokens=12, hear=lambda text, _: heard.append(text))
         written = engine.submit(ask).result(30)
         assert "".join(heard) == written.text
         assert wild.reply_of(written) == wild.reply([asked], max_tokens=12)[0]

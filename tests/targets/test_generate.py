@@ -28,7 +28,7 @@ from truing.targets.local.rows import Rows, grouped
 from truing.targets.local.sample import SOME, Sampling, draw, likeliest, waits
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
-from truing.targets.local.write import Ask, Writer
+from truing.targets.local.write import Ask, Token, Writer
 
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ def test_what_a_tokenizer_drops_before_the_first_word_of_a_text_is_part_of_a_rep
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
     assert tokenizer.decode([1, 2]) == "Paris now"
     heard: list[str] = []
-    writer = Writer(Ask((0,), 3, hear=heard.append), tokenizer)
+    writer = Writer(Ask((0,), 3, hear=lambda text, _: heard.append(text)), tokenizer)
     for token in (1, 2, 3):
         writer.take(torch.eye(4)[token], token)
     assert writer.written.text == "".join(heard) == " Paris now!"
@@ -136,11 +136,17 @@ class Letters:
 
 
 def dictate(text: str, **how: Any) -> tuple[Writer, list[str]]:
-    """A writer that was given a text, byte by byte, until it ended."""
-    heard: list[str] = []
-    data = text.encode()
-    writer = Writer(Ask((1,), how.pop("max_tokens", 1000), hear=heard.append, **how), Letters())
-    for byte in data:
+    """A writer that was given a text, byte by byte, until it ended; and the texts that were heard."""
+    writer, heard = dictated(text, **how)
+    return writer, [more for more, _ in heard]
+
+
+def dictated(text: str, **how: Any) -> tuple[Writer, list[tuple[str, tuple[Token, ...]]]]:
+    """The same with the tokens that were heard beside each text."""
+    heard: list[tuple[str, tuple[Token, ...]]] = []
+    ask = Ask((1,), how.pop("max_tokens", 1000), hear=lambda *told: heard.append(told), **how)
+    writer = Writer(ask, Letters())
+    for byte in text.encode():
         if writer.ended is None:
             writer.take(torch.eye(256)[byte], byte)
     return writer, heard
@@ -160,6 +166,22 @@ def test_what_is_heard_is_what_is_written_and_ends_before_the_first_stop(text: s
     assert "".join(heard) == writer.written.text
     assert all(heard)
     assert writer.ended == "stop"
+
+
+@settings(deadline=None)
+@given(texts, st.lists(st.text(alphabet="ab→", min_size=1, max_size=3), max_size=2), st.integers(1, 30))
+def test_tokens_are_heard_once_in_order_and_not_after_their_text(text: str, stops: list[str], most: int) -> None:
+    writer, heard = dictated(text + "\0", stop=tuple(stops), ends=frozenset({0}), max_tokens=most, top=1)
+    if writer.error is not None:
+        raise writer.error
+    so_far, tokens = "", list[Token]()
+    for more, those in heard:
+        so_far += more
+        tokens += those
+        assert bytes(token.id for token in tokens).decode(errors="replace").startswith(so_far)
+    assert so_far == writer.written.text
+    assert tuple(tokens) == writer.written.tokens[: len(tokens)]
+    assert all(not tokens for _, tokens in dictated(text, stop=tuple(stops))[1])  # none are kept
 
 
 def test_a_stop_is_never_heard_in_parts() -> None:

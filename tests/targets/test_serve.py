@@ -36,7 +36,7 @@ pytest.importorskip("openai")
 import openai
 import torch
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from truing.cli.target import command
@@ -48,9 +48,10 @@ from truing.targets.local.engine import Engine
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.pieces import Pieces
 from truing.targets.local.sample import Sampling
-from truing.targets.local.write import Ask, Token, Written
+from truing.targets.local.write import Ask, Token, Writer, Written
 from truing.targets.serve import app, listen, serving
 from truing.targets.serve.scores import scores
+from truing.targets.serve.told import Part, Told
 
 HELLO = [{"role": "user", "content": "Hello there."}]
 ASKED = (Message(role="user", content="Hello there."),)
@@ -253,9 +254,9 @@ def saying(server: Any, name: str, written: Written) -> Iterator[list[Ask]]:
 
     def submit(ask: Ask) -> Future[Written]:
         asks.append(ask)
-        for letter in written.text if ask.hear else "":
-            ask.hear(letter)
         tokens = tuple(app.Token(one, -1.0, ()) for one in written.ids)
+        for place, letter in enumerate(written.text if ask.hear else ""):
+            ask.hear(letter, tokens[place : place + 1] if ask.top is not None else ())
         future: Future[Written] = Future()
         future.set_result(replace(written, tokens=tokens) if ask.top is not None else written)
         return future
@@ -422,7 +423,18 @@ def test_a_streamed_completion_says_what_the_whole_one_says(client: Any, more: d
         own = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
         assert "".join(part.text for part in own) == choice.text
         assert own[-1].finish_reason == choice.finish_reason
-        assert own[-1].logprobs == choice.logprobs
+        assert together(own) == (lists(choice.logprobs) if choice.logprobs else [])
+
+
+def lists(logprobs: Any) -> list[tuple[Any, ...]]:
+    """The log-probabilities of a completion, token by token."""
+    said = logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, logprobs.text_offset
+    return list(zip(*said, strict=True))
+
+
+def together(parts: list[Any]) -> list[tuple[Any, ...]]:
+    """Those of all parts of a completion."""
+    return [row for part in parts if part.logprobs for row in lists(part.logprobs)]
 
 
 @pytest.mark.parametrize("more", [0, 1, 4])
@@ -496,6 +508,167 @@ def test_stopped_completions_have_the_tokens_of_their_text(client: Any) -> None:
     kept = [at for at in whole.logprobs.text_offset if at < len(cut.text)]
     assert cut.logprobs.text_offset == kept
     assert cut.logprobs.tokens == whole.logprobs.tokens[: len(kept)]
+
+
+# -- log-probabilities in streams --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def dictating(server: Any, name: str, ids: list[int], go: Callable[[int], Any] = int) -> Iterator[None]:
+    """Let an engine write these tokens at temperature 0, whatever the model has in mind, and as many in any case.
+
+    `go` is called before each token, in a thread of its own, with its place.
+    """
+    engine = server.engines[name]
+    tokenizer = engine.target.tokenizer
+
+    def written(ask: Ask) -> Written:
+        writer = Writer(ask, tokenizer)
+        for place, one in enumerate(ids):
+            if writer.ended is None:
+                go(place)
+                writer.take(torch.arange(len(tokenizer)) % 7 / (place + 1), one)
+        if writer.error is not None:
+            raise writer.error
+        return writer.written
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
+        patch.setattr(engine, "submit", partial(threads.submit, written))
+        yield
+
+
+def chat_parts(client: Any, asked: dict[str, Any]) -> list[Any]:
+    """Of each choice of a chat the text and its tokens, whole, and those of each chunk of a stream."""
+    asked = {"messages": HELLO, "logprobs": True, **asked}
+    whole = client.chat.completions.create(**asked).choices
+    with client.chat.completions.create(**asked, stream=True) as stream:
+        parts = [part for chunk in stream for part in chunk.choices]
+    said = [(part.index, (part.delta.content or "", part.logprobs.content if part.logprobs else [])) for part in parts]
+    return [
+        ((choice.message.content, choice.logprobs.content), [one for index, one in said if index == choice.index])
+        for choice in whole
+    ]
+
+
+def completion_parts(client: Any, asked: dict[str, Any]) -> list[Any]:
+    """The same of a completion."""
+    how = {key: value for key, value in asked.items() if key != "top_logprobs"}
+    asked = {"prompt": [[7, 8, 9]], "logprobs": asked.get("top_logprobs", 0), **how}
+    whole = client.completions.create(**asked).choices
+    with client.completions.create(**asked, stream=True) as stream:
+        parts = [part for chunk in stream for part in chunk.choices]
+    said = [(part.index, (part.text, together([part]))) for part in parts]
+    return [
+        ((choice.text, lists(choice.logprobs)), [one for index, one in said if index == choice.index])
+        for choice in whole
+    ]
+
+
+PARTS_OF = pytest.mark.parametrize("parts_of", [chat_parts, completion_parts])
+
+
+def check_parts(found: list[Any]) -> None:
+    """Whether each choice comes in parts that are the whole."""
+    for (text, tokens), parts in found:
+        assert "".join(said for said, _ in parts) == text
+        assert [token for _, those in parts for token in those] == tokens
+        assert sum(bool(said and those) for said, those in parts) > 5
+
+
+@PARTS_OF
+@pytest.mark.parametrize("more", [{}, {"top_logprobs": 3}, {"stop": ["t sl", "nowhere"]}])
+def test_streams_have_the_log_probabilities_of_the_whole_answer(client: Any, parts_of: Any, more: Any) -> None:
+    check_parts(parts_of(client, {"model": "wild", "max_tokens": 40, "seed": 40, **more}))
+
+
+@PARTS_OF
+def test_each_choice_of_a_stream_has_its_own_log_probabilities(server: Any, client: Any, parts_of: Any) -> None:
+    with dictating(server, "wild", [5] * 40):  # neither minds when the other joined, as the last digits may
+        found = parts_of(client, {"model": "wild", "max_tokens": 40, "seed": 40, "n": 2})
+    check_parts(found)
+    assert len({text for (text, _), _ in found}) == 2
+
+
+SAID = "Né 😀 is EN route ✓✓, and not at the END of it."
+
+
+@pytest.mark.parametrize("stop", [[], [" END"]])
+def test_each_chunk_has_the_tokens_of_its_text(client: Any, server: Any, tiny: Any, stop: list[str]) -> None:
+    ids, pieces = [*tiny.text_ids(SAID), tiny.tokenizer.eos_token_id], Pieces(tiny.tokenizer)
+    assert len([one for one in ids if pieces.name(one).startswith("bytes:")]) > 5
+    expected = SAID[: SAID.index(stop[0])] if stop else SAID
+    asked = {"model": "tiny", "temperature": 0, "top_logprobs": 2, "stop": stop, "max_tokens": 200}
+    with dictating(server, "tiny", ids):
+        ((whole, chat),) = chat_parts(client, asked)
+        ((same, completion),) = completion_parts(client, asked)
+    assert whole[0] == same[0] == expected
+    assert [token for _, those in chat for token in those] == whole[1]
+    assert [token for _, those in completion for token in those] == same[1]
+    for text, tokens in chat:
+        assert b"".join(bytes(token.bytes) for token in tokens).decode() == text
+    *parts, (nothing, end) = completion
+    assert [text for text, _ in chat if text] == [text for text, _ in parts]
+    assert (nothing, [name for name, *_ in end]) == ("", [] if stop else [tiny.tokenizer.eos_token])
+    said = ""
+    for text, tokens in parts:
+        names = [name for name, *_ in tokens]
+        assert "".join(names) == text or any(name.startswith("bytes:") for name in names)
+        assert all(len(said) <= at < len(said + text) for *_, at in tokens)
+        said += text
+    assert len(parts) > 10
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_log_probabilities_come_while_the_reply_is_written(server: Any, client: Any, tiny: Any, path: str) -> None:
+    """No token is written before the one before it has come."""
+    ids, came = tiny.text_ids("One of these days"), threading.Semaphore(1)
+
+    def go(_: int) -> None:
+        assert came.acquire(timeout=20)
+
+    chat = path == "chat/completions"
+    create: Any = client.chat.completions.create if chat else client.completions.create
+    how = {"messages": HELLO, "logprobs": True} if chat else {"prompt": "x", "logprobs": 0}
+    with (
+        dictating(server, "tiny", ids, go),
+        create(model="tiny", stream=True, temperature=0, max_tokens=len(ids), **how) as stream,
+    ):
+        found = []
+        for chunk in stream:
+            if logprobs := chunk.choices[0].logprobs:
+                found += [token.token for token in logprobs.content] if chat else logprobs.tokens
+                came.release()
+    assert found == [Pieces(tiny.tokenizer).name(one) for one in ids]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_what_is_told_and_the_rest_are_the_whole(tiny: Any, data: st.DataObject) -> None:
+    """Whatever the tokens: halves of letters, special ones, stops within tokens, a decoder that drops a blank."""
+    tokenizer = data.draw(st.sampled_from([tiny.tokenizer, sentencepiece()]))
+    pieces, size = Pieces(tokenizer), len(tokenizer)
+    # Beside any others, those that are no letters of their own.
+    halves = [one for one in range(size) if pieces.name(one).startswith("bytes:")]
+    ids = data.draw(st.lists(st.sampled_from(halves) | st.integers(0, size - 1), min_size=1, max_size=20))
+    stop = data.draw(st.lists(st.text("a e\ufffdt", min_size=1, max_size=2), max_size=2))
+    parts: list[Part] = []
+    ask = Ask(
+        (data.draw(st.sampled_from(ids)),), data.draw(st.integers(1, 20)), frozenset({0}), tuple(stop), top=1,
+        special=data.draw(st.booleans()), hear=lambda *heard: parts.append(told.hear(*heard)),
+    )  # fmt: skip
+    told = Told(pieces, ask, str)
+    writer = Writer(ask, tokenizer)
+    for one in ids:
+        if writer.ended is None:
+            writer.take(torch.eye(size)[one], one)
+    assert writer.error is None
+    shown, said = pieces.shown(ask, writer.written), ""
+    for part in parts:
+        said += part.text
+        assert all(at < len(said) for _, at in part.tokens)
+    rest = told.rest(Part(writer.written.text, shown))
+    assert said + rest.text == writer.written.text
+    assert [one for part in (*parts, rest) for one in part.tokens] == shown
 
 
 # -- tokens as bytes ---------------------------------------------------------------------------------------------------
@@ -697,7 +870,7 @@ def test_a_client_that_leaves_while_its_text_is_scored_has_no_more_of_it_scored(
 
 def test_a_stream_that_has_nothing_to_say_yet_says_that_it_is_alive(slow: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(app, "QUIET", 0.05)
-    body = {"model": "slow", "messages": HELLO, "max_tokens": 60, "stream": True, "logprobs": True}
+    body = {"model": "slow", "messages": HELLO, "max_tokens": 60, "stream": True, "logprobs": True, "tools": [LOOK]}
     place = urlsplit(slow.url)
     with contextlib.closing(http.client.HTTPConnection(str(place.hostname), place.port)) as connection:
         connection.request("POST", "/v1/chat/completions", json.dumps(body))

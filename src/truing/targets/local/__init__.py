@@ -32,7 +32,7 @@ from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.sample import GREEDY, Sampling
 from truing.targets.local.score import walk
 from truing.targets.local.tree import Tree, plant
-from truing.targets.local.write import Ask, Written
+from truing.targets.local.write import Ask, Token, Written
 from truing.targets.protocols import Reply
 from truing.targets.tools import PLAIN, Dialect, parsed, spoken, turns
 from truing.text import short
@@ -312,7 +312,7 @@ class LocalTarget:
         stop: Sequence[str] = (),
         sampling: Sampling = GREEDY,
         top: int | None = None,
-        hear: Callable[[str], None] | None = None,
+        hear: Callable[[str, tuple[Token, ...]], None] | None = None,
     ) -> Ask:
         """A reply of 1 to `max_tokens` tokens that may be asked for. TargetError where it may not fit the context."""
         prompt = self.prompt_ids(messages, tools)

@@ -31,8 +31,11 @@ class Ask:
     """Log-probabilities are kept, beside those of so many most likely tokens."""
     special: bool = False
     """Whether tokens that no text holds, such as the marks of tool calls, are part of the reply's text."""
-    hear: Callable[[str], None] | None = field(default=None, compare=False)
-    """Is told the text as it is written."""
+    hear: Callable[[str, tuple[Token, ...]], None] | None = field(default=None, compare=False)
+    """Is told the text as it is written, and where log-probabilities are kept, the tokens since it was told last.
+
+    They may be ahead of the text, of which some is held back; and after the last text there may be more of them.
+    """
 
     def __post_init__(self) -> None:
         if not self.prompt or self.max_tokens < 1:
@@ -75,7 +78,7 @@ class Writer:
         self._tokens: list[Token] = []
         self._text = ""
         """All text that is certain by now."""
-        self._told = 0
+        self._told = self._told_tokens = 0
         self._before = self._context()
         self._from, self._upto = 0, len(self._before)
         """Tokens from here on are decoded again, so that what they look like together is kept; up to here is said."""
@@ -143,8 +146,8 @@ class Writer:
         if self.ask.hear is not None:
             upto = len(self._text) - (0 if self.ended else begun(self._text, self.ask.stop))
             if upto > self._told:
-                self.ask.hear(self._text[self._told : upto])
-                self._told = upto
+                self.ask.hear(self._text[self._told : upto], tuple(self._tokens[self._told_tokens :]))
+                self._told, self._told_tokens = upto, len(self._tokens)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=not self.ask.special))

@@ -31,6 +31,7 @@ from truing.targets.serve.forms import Chat, Completion, Form, Plain, Served
 from truing.targets.serve.plan import Work
 from truing.targets.serve.refusal import Refusal, refusal
 from truing.targets.serve.scores import scores
+from truing.targets.serve.told import Told
 
 LIMIT = 4_000_000
 """Bytes that the body of a request may have."""
@@ -42,6 +43,7 @@ _LOG = logging.getLogger("truing.serve")
 
 Answer = tuple[list[Written], list[tuple[Token, ...]]]
 Handler = Callable[[Request], Awaitable[Response]]
+Hearer = Callable[[int, str, tuple[Token, ...]], None]
 
 
 def application(engines: Mapping[str, Engine], *, key: str | None = None, loopback: bool = True) -> ASGIApp:
@@ -115,18 +117,16 @@ async def _health(_: Request) -> Response:
 
 
 @contextmanager
-def _begun(
-    engine: Engine, work: Work, hear: Callable[[int, str], None] | None = None
-) -> Iterator[asyncio.Future[Answer]]:
+def _begun(engine: Engine, work: Work, hear: Hearer | None = None) -> Iterator[asyncio.Future[Answer]]:
     """Let the engine begin. Whatever of it is not done when the block ends is cancelled, and its rows are free.
 
-    `hear` is told the text of every choice as it is written, in the loop's own thread.
+    `hear` is told the text and the tokens of every choice as they are written, in the loop's own thread.
     """
     loop = asyncio.get_running_loop()
 
-    def told(index: int, text: str) -> None:
+    def told(index: int, text: str, tokens: tuple[Token, ...]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more, and the engine must not trip on it
-            loop.call_soon_threadsafe(hear, index, text)  # type: ignore[arg-type]
+            loop.call_soon_threadsafe(hear, index, text, tokens)  # type: ignore[arg-type]
 
     asks = [replace(ask, hear=partial(told, index)) if hear else ask for index, ask in enumerate(work.asks)]
     futures: list[asyncio.Future[Any]] = []
@@ -210,13 +210,12 @@ async def _events(engine: Engine, form: Form) -> AsyncGenerator[str, None]:
 async def _chunks(engine: Engine, form: Form) -> AsyncGenerator[Plain | None, None]:
     """The chunks of a stream; None after every QUIET seconds without one."""
     ready: asyncio.Queue[Plain | None] = asyncio.Queue()
-    texts, told = [""] * len(form.work.asks), [0] * len(form.work.asks)
+    told = [Told(form.served.pieces, ask, form.certain) for ask in form.work.asks]
 
-    def hear(index: int, text: str) -> None:
-        texts[index] += text
-        if more := form.certain(texts[index])[told[index] :]:
-            ready.put_nowait(form.delta(index, more))
-            told[index] += len(more)
+    def hear(index: int, text: str, tokens: tuple[Token, ...]) -> None:
+        part = told[index].hear(text, tokens)
+        if part.text:
+            ready.put_nowait(form.delta(index, part))
 
     with _begun(engine, form.work, hear) as answer:
         answer.add_done_callback(lambda _: ready.put_nowait(None))

@@ -11,15 +11,15 @@ from typing import Any, Protocol
 from truing.records import Tool, ToolCall, digest_of
 from truing.targets.local import LocalTarget
 from truing.targets.local.pieces import Pieces
-from truing.targets.local.write import Token, Written
+from truing.targets.local.write import Ended, Token, Written
 from truing.targets.serve.bodies import ChatBody, CompletionBody
 from truing.targets.serve.plan import Prompt, Work, chat_work, completion_work
+from truing.targets.serve.told import Part, Told
 from truing.targets.tools import certain, parsed
 
 Plain = dict[str, Any]
 LEAST = -9999.0
 """Stands for the log-probability of what is impossible, which JSON cannot say."""
-NOTHING = Written((), "", "length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,10 @@ class Form(Protocol):
     """One request's answer."""
 
     @property
+    def served(self) -> Served:
+        """Who gives it."""
+
+    @property
     def work(self) -> Work:
         """What is to be done for it."""
 
@@ -47,13 +51,13 @@ class Form(Protocol):
     def opening(self) -> Iterator[Plain]:
         """The first chunks of a stream."""
 
-    def delta(self, index: int, text: str) -> Plain:
-        """A chunk with more text of a choice."""
+    def delta(self, index: int, part: Part) -> Plain:
+        """A chunk with more of a choice."""
 
     def closing(
-        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[int]
+        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[Told]
     ) -> Iterator[Plain]:
-        """The last chunks of a stream, with what was held back. `told`: letters of each choice that were said."""
+        """The last chunks of a stream, with what was held back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +131,19 @@ class Chat:
         return cls(served, head, work, tools, body.logprobs)
 
     def certain(self, text: str) -> str:
-        """Text may turn out to be a call, and log-probabilities belong to tokens, which text does not tell."""
-        if self.logprobs:
-            return ""
-        return certain(text, self.served.target.dialect) if self.tools else text
+        """With tools, text may turn out to be a call, and what is told is not what the tokens so far spell."""
+        if not self.tools:
+            return text
+        return "" if self.logprobs else certain(text, self.served.target.dialect)
 
     def whole(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Plain:
         """The answer at once."""
         del scored
-        choices = [self._choice(index, written) for index, written in enumerate(replies)]
+        choices = []
+        for index, written in enumerate(replies):
+            message, ended = self._message(written)
+            tokens = self.served.pieces.shown(self.work.asks[index], written)
+            choices.append({"index": index, "message": message, "logprobs": self._logprobs(index, tokens)} | ended)
         return self.head.plain(choices) | {"usage": self._used(replies)}
 
     def opening(self) -> Iterator[Plain]:
@@ -143,25 +151,25 @@ class Chat:
         for index in range(len(self.work.asks)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def delta(self, index: int, text: str) -> Plain:
-        """More text of a choice."""
-        return self._chunk(index, {"content": text})
+    def delta(self, index: int, part: Part) -> Plain:
+        """More of a choice."""
+        return self._chunk(index, {"content": part.text}, logprobs=self._logprobs(index, part.tokens))
 
     def closing(
-        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[int]
+        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[Told]
     ) -> Iterator[Plain]:
         """What was held back, how each choice ended, and what was used."""
         del scored
         for index, written in enumerate(replies):
-            choice = self._choice(index, written)
-            message, ended = choice.pop("message"), choice.pop("finish_reason")
-            logprobs = choice.pop("logprobs")
-            left = (message["content"] or "")[told[index] :]
+            message, ended = self._message(written)
+            tokens = self.served.pieces.shown(self.work.asks[index], written)
+            rest = told[index].rest(Part(message["content"] or "", tokens))
+            logprobs = self._logprobs(index, rest.tokens)
             calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", ()))]
-            if left or calls or logprobs:
-                delta = ({"content": left} if left else {}) | ({"tool_calls": calls} if calls else {})
+            if rest.text or calls or (logprobs and logprobs["content"]):
+                delta = ({"content": rest.text} if rest.text else {}) | ({"tool_calls": calls} if calls else {})
                 yield self._chunk(index, delta, logprobs=logprobs)
-            yield self.head.chunk(choice | {"delta": {}, "logprobs": None, "finish_reason": ended})
+            yield self.head.chunk({"index": index, "delta": {}, "logprobs": None} | ended)
         yield from self.head.last(self._used(replies))
 
     def _chunk(self, index: int, delta: Plain, *, logprobs: Plain | None = None) -> Plain:
@@ -170,19 +178,19 @@ class Chat:
     def _used(self, replies: Sequence[Written]) -> Plain:
         return _usage([len(self.work.asks[0].prompt)], replies)
 
-    def _choice(self, index: int, written: Written) -> Plain:
+    def _message(self, written: Written) -> tuple[Plain, Plain]:
+        """What a choice says, and how it ended."""
         dialect = self.served.target.dialect if self.tools else None
         found = parsed(written.text, dialect, self.tools) if dialect else None
         text = found.text.strip() if found else written.text
         message: Plain = {"role": "assistant", "content": text, "refusal": None}
-        ended, more = written.ended, {}
+        ended: Plain = {"finish_reason": written.ended}
         if found and found.calls:
             message |= {"content": text or None, "tool_calls": list(self._calls(written, found.calls))}
-            ended = "tool_calls"  # type: ignore[assignment]
+            ended = {"finish_reason": "tool_calls"}
         elif found and found.unparsed and dialect:
-            more = {"truing": {"unparsed": True, "dialect": dialect.said}}
-        logprobs = self._logprobs(index, written) if self.logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": ended, **more}
+            ended |= {"truing": {"unparsed": True, "dialect": dialect.said}}
+        return message, ended
 
     def _calls(self, written: Written, calls: Sequence[ToolCall]) -> Iterator[Plain]:
         """The calls. Ids that only say their place would come again in the next turn, where clients match by id.
@@ -196,12 +204,13 @@ class Chat:
                 name = f"call_{digest_of(came)[:24]}"
             yield {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
-    def _logprobs(self, index: int, written: Written) -> Plain:
-        ask = self.work.asks[index]
+    def _logprobs(self, index: int, tokens: Sequence[tuple[Token, int]]) -> Plain | None:
+        if not self.logprobs:
+            return None
         said = [
             self._token(token.id, token.log_p) | {"top_logprobs": [self._token(*other) for other in token.top]}
-            for token, _ in self.served.pieces.shown(ask, written)
-            if token.id not in ask.ends
+            for token, _ in tokens
+            if token.id not in self.work.asks[index].ends
         ]
         return {"content": said, "refusal": None}
 
@@ -234,31 +243,40 @@ class Completion:
         return cls(served, head, work, prompts, body.n, body.echo, body.logprobs is not None)
 
     def certain(self, text: str) -> str:
-        """Log-probabilities belong to tokens, which text does not tell."""
-        return "" if self.logprobs else text
+        """All, unless a prompt with its log-probabilities comes first."""
+        return "" if self._scored else text
 
     def whole(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Plain:
         """The answer at once."""
-        return self.head.plain(list(self._choices(replies, scored))) | {"usage": self._used(replies)}
+        choices = [
+            self._choice(index, part, ended, echo=self.echo, scored=scored)
+            for index, (part, ended) in enumerate(self._parts(replies))
+        ]
+        return self.head.plain(choices) | {"usage": self._used(replies)}
 
     def opening(self) -> Iterator[Plain]:
         """The prompts, where they are to be said again."""
-        if self.echo and not self.logprobs:
+        if self.echo and not self._scored:
             for index in range(len(self.prompts) * self.each):
-                yield self.delta(index, self._prompt(index).text)
+                yield self.delta(index, Part(self._prompt(index).text))
 
-    def delta(self, index: int, text: str) -> Plain:
-        """More text of a choice."""
-        return self.head.chunk({"index": index, "text": text, "logprobs": None, "finish_reason": None})
+    def delta(self, index: int, part: Part) -> Plain:
+        """More of a choice."""
+        return self.head.chunk(self._choice(index, part))
 
     def closing(
-        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[int]
+        self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]], told: Sequence[Told]
     ) -> Iterator[Plain]:
         """What was held back, how each choice ended, and what was used."""
-        del told  # all or nothing
-        for choice in self._choices(replies, scored):
-            yield self.head.chunk(choice if self.logprobs else choice | {"text": ""})
+        for index, (part, ended) in enumerate(self._parts(replies)):
+            rest = told[index].rest(part) if told else part
+            yield self.head.chunk(self._choice(index, rest, ended, echo=self._scored, scored=scored))
         yield from self.head.last(self._used(replies))
+
+    @property
+    def _scored(self) -> bool:
+        """Whether prompts are said again with their log-probabilities, which come in the end."""
+        return self.echo and self.logprobs
 
     def _prompt(self, index: int) -> Prompt:
         return self.prompts[index // self.each]
@@ -266,33 +284,39 @@ class Completion:
     def _used(self, replies: Sequence[Written]) -> Plain:
         return _usage([len(prompt.ids) for prompt in self.prompts], replies)
 
-    def _choices(self, replies: Sequence[Written], scored: Sequence[tuple[Token, ...]]) -> Iterator[Plain]:
-        for index in range(len(self.prompts) * self.each):
-            written = replies[index] if replies else NOTHING
-            prompt = self._prompt(index).text if self.echo else ""
-            yield {
-                "index": index,
-                "text": prompt + written.text,
-                "logprobs": self._logprobs(index, written, scored) if self.logprobs else None,
-                "finish_reason": written.ended,
-            }
+    def _parts(self, replies: Sequence[Written]) -> list[tuple[Part, Ended]]:
+        """What was written for each choice, and how it ended."""
+        if not replies:
+            return [(Part(""), "length")] * (len(self.prompts) * self.each)
+        shown = map(self.served.pieces.shown, self.work.asks, replies)
+        return [(Part(one.text, tokens), one.ended) for one, tokens in zip(replies, shown, strict=True)]
 
-    def _logprobs(self, index: int, written: Written, scored: Sequence[tuple[Token, ...]]) -> Plain:
+    def _choice(
+        self, index: int, part: Part, ended: Ended | None = None, *, echo: bool = False,
+        scored: Sequence[tuple[Token, ...]] = (),
+    ) -> Plain:  # fmt: skip
+        """A part of a choice. `echo`: after its prompt."""
+        return {
+            "index": index,
+            "text": (self._prompt(index).text if echo else "") + part.text,
+            "logprobs": self._logprobs(index, part.tokens, scored) if self.logprobs else None,
+            "finish_reason": ended,
+        }
+
+    def _logprobs(self, index: int, tokens: Sequence[tuple[Token, int]], scored: Sequence[tuple[Token, ...]]) -> Plain:
         """The four lists; the first token of a text that is said again has no log-probability.
 
         A token that ended the text is among them: clients that score a prompt ask for one token more, and cut it off.
         """
         rows: list[tuple[int, float | None, Plain | None, int]] = []
         offset = 0
-        if self.echo:
+        if scored:
             prompt = self._prompt(index)
             offset = len(prompt.text)
             rows.append((prompt.ids[0], None, None, 0))
             for token, start in zip(scored[index // self.each], prompt.starts[1:], strict=True):
                 rows.append((token.id, _log_p(token.log_p), self._top(token), start))
-        if self.work.asks:
-            shown = self.served.pieces.shown(self.work.asks[index], written)
-            rows += [(token.id, _log_p(token.log_p), self._top(token), offset + at) for token, at in shown]
+        rows += [(token.id, _log_p(token.log_p), self._top(token), offset + at) for token, at in tokens]
         return {
             "tokens": [self.served.pieces.name(token) for token, *_ in rows],
             "token_logprobs": [log_p for _, log_p, *_ in rows],
