@@ -81,8 +81,8 @@ def rate() -> float:
         lambda: torch.nn.functional.linear(x, w),
         lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""),
     )
-    best = min(spent(lambda way=way: [way() for _ in range(100)]).cpu for way in ways for _ in range(3))
-    return 100 * 2 * 512 * 576 * 1536 / best
+    best = min(spent(lambda way=way: [way() for _ in range(50)]).cpu for way in ways for _ in range(3))
+    return 50 * 2 * 512 * 576 * 1536 / best
 
 
 def flops(target: LocalTarget, tokens: int, pairs: int, out: int) -> float:
@@ -331,7 +331,7 @@ def scoring(
     # An eighth of the items, each with all its choices.
     some = [text for item in random.Random(0).sample(range(len(texts) // 4), len(texts) // 32) for text in
             texts[4 * item : 4 * item + 4]]  # fmt: skip
-    sizes = (1, 4, 8, 16, 32)
+    sizes = (1, 4, 16, 32)
     for size in sizes:
         harness(size)
     size = tuned(sizes, lambda size: lm_eval(some, size))
@@ -430,7 +430,7 @@ def inspect_choices() -> list[Row]:
                    memoize=False)  # fmt: skip
     mine = get_model("truing/smollm2-135m", memoize=False)
     mixed = random.Random(1).sample(cells, len(cells))
-    size = tuned((1, 4, 8, 16, 48), lambda size: through(hf, size, mixed[: max(size, 16)]), lambda size: max(size, 16))
+    size = tuned((4, 8, 16, 48), lambda size: through(hf, size, mixed[: max(size, 16)]), lambda size: max(size, 16))
 
     # As the peer does each time: out of the messages by the chat template, with nothing remembered.
     def encode() -> Scored:
@@ -469,7 +469,7 @@ def inspect_choices() -> list[Row]:
     ]  # fmt: skip
 
 
-def generate(some: list[list[int]], size: int, *, shared: int = 0, **how: Any) -> list[list[int]]:
+def generate(some: list[list[int]], size: int, *, new: int = NEW, shared: int = 0, **how: Any) -> list[list[int]]:
     """transformers' generate in padded batches; with `shared`, the cache of so many first tokens reused by hand."""
     from transformers import DynamicCache
 
@@ -489,7 +489,7 @@ def generate(some: list[list[int]], size: int, *, shared: int = 0, **how: Any) -
             if shared:
                 more["past_key_values"] = copy.deepcopy(base)
                 more["past_key_values"].batch_repeat_interleave(len(rows))
-            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=NEW,
+            out = model.generate(input_ids=torch.tensor(ids), attention_mask=torch.tensor(real), max_new_tokens=new,
                                  pad_token_id=0, eos_token_id=-1, **{"do_sample": False} | how | more)  # fmt: skip
             found |= {row: ids[width:] for row, ids in zip(rows, out.tolist(), strict=True)}
     return [found[row] for row in range(len(some))]
@@ -503,18 +503,18 @@ def ours_write(some: list[list[int]], **how: Any) -> list[list[int]]:
 
 def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
     """Replies of 64 tokens beside transformers' own."""
-    some, sizes = prompts(kind), (8, 16, 32, 64)
+    some, sizes, new = prompts(kind), (16, 32, 64), NEW // 2  # a trial's replies are half as long
     if kind == "shared":
         # Each size on one batch of it: all prompts are as long but for a few tokens, and a whole run takes minutes.
         mixed = random.Random(1).sample(some, len(some))
-        best = tuned((8, 32, 64), lambda size: generate(mixed[:size], size), amount=int)
+        best = tuned((16, 64), lambda size: generate(mixed[:size], size, new=new), amount=int)
     else:
-        best = tuned(sizes, lambda size: generate(some, size))
+        best = tuned(sizes, lambda size: generate(some, size, new=new))
     peers: dict[str, tuple[Callable[[], Any], float]] = {
         f"transformers generate, batch {best}": (lambda: generate(some, best), bars[0])
     }
     if kind == "shared":
-        hand = tuned(sizes, lambda size: generate(some, size, shared=512))
+        hand = tuned(sizes, lambda size: generate(some, size, new=new, shared=512))
         peers[f"its prefix cache by hand, batch {hand}"] = (lambda: generate(some, hand, shared=512), bars[1])
 
     def same(a: list[list[int]], b: list[list[int]]) -> tuple[float, str, bool]:

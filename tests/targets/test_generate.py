@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -485,10 +485,10 @@ def test_memory_that_runs_out_behind_the_head_halves_the_block_too(wild: Any, mo
     rng = random.Random(3)
     asked = [(rng.choices(range(4, 1536), k=20), rng.choices(range(4, 1536), k=40))]
     (expected,), _ = wild.log_probs(asked)
-    real, said = torch.Tensor.logsumexp, []
+    real, said, calls = torch.Tensor.logsumexp, [], count()
 
     def narrow(self: torch.Tensor, *args: Any) -> torch.Tensor:
-        if len(self) > 20:
+        if next(calls) == 1:  # some of the rows were done
             raise MemoryError
         return real(self, *args)
 
