@@ -503,18 +503,19 @@ def ours_write(some: list[list[int]], **how: Any) -> list[list[int]]:
 
 def replies(kind: str, name: str, bars: tuple[float, float]) -> list[Row]:
     """Replies of 64 tokens beside transformers' own."""
-    some, sizes, new = prompts(kind), (16, 32, 64), NEW // 2  # a trial's replies are half as long
+    some, sizes, half = prompts(kind), (16, 32, 64), NEW // 2
     if kind == "shared":
-        # Each size on one batch of it: all prompts are as long but for a few tokens, and a whole run takes minutes.
+        # Each size on one batch of it: all prompts are as long but for a few tokens, and a whole run takes minutes. For
+        # the same reason replies are half as long in trials after a long prefix.
         mixed = random.Random(1).sample(some, len(some))
-        best = tuned((16, 64), lambda size: generate(mixed[:size], size, new=new), amount=int)
+        best = tuned((16, 64), lambda size: generate(mixed[:size], size, new=half), amount=int)
     else:
-        best = tuned(sizes, lambda size: generate(some, size, new=new))
+        best = tuned(sizes, lambda size: generate(some, size))
     peers: dict[str, tuple[Callable[[], Any], float]] = {
         f"transformers generate, batch {best}": (lambda: generate(some, best), bars[0])
     }
     if kind == "shared":
-        hand = tuned(sizes, lambda size: generate(some, size, new=new, shared=512))
+        hand = tuned(sizes, lambda size: generate(some, size, new=half, shared=512))
         peers[f"its prefix cache by hand, batch {hand}"] = (lambda: generate(some, hand, shared=512), bars[1])
 
     def same(a: list[list[int]], b: list[list[int]]) -> tuple[float, str, bool]:
