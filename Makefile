@@ -37,7 +37,7 @@ test-wheel: $(WHEEL_VENV)/.ready
 bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, start-up, conversion
 	$(BIN)/python benchmarks/loop.py
 
-bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transformers; about 50 minutes
+bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transformers; about 45 minutes
 	$(BIN)/python benchmarks/engine.py
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
