@@ -16,10 +16,10 @@ import torch
 from truing.audit import family, lay_out
 from truing.errors import TrainingError
 from truing.records import Message, Pair
-from truing.train import dpo, from_surfaces, gather, guards
+from truing.train import from_surfaces, gather, guards
 from truing.train.batches import batches
 from truing.train.batches import lay_out as lay
-from truing.train.losses import LogProbs
+from truing.train.losses import Sides, dpo
 
 
 def pair(number: int, chosen: str, rejected: str, prompt: str = "Which is it?") -> Pair:
@@ -41,7 +41,7 @@ PAIRS = [
 ]
 
 
-def separately(target: Any, model: Any, pairs: list[Pair]) -> LogProbs:
+def separately(target: Any, model: Any, pairs: list[Pair]) -> Sides:
     """Each sequence alone, its continuation and the end-of-turn token summed."""
     sums = []
     for one in pairs:
@@ -54,7 +54,7 @@ def separately(target: Any, model: Any, pairs: list[Pair]) -> LogProbs:
             ]
             log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
             sums.append(sum(log_p[i - 1, ids[i]] for i in range(len(prompt), len(ids))))
-    return LogProbs(torch.stack(sums[0::2]), torch.stack(sums[1::2]))
+    return Sides(torch.stack(sums[0::2]), torch.stack(sums[1::2]))
 
 
 def test_log_probs_are_those_of_separate_sequences(wild: Any) -> None:
@@ -76,8 +76,8 @@ def test_gradients_are_those_of_separate_sequences(wild: Any) -> None:
     found = lay(wild, PAIRS).log_probs(models[0])
     plain = separately(wild, models[1], PAIRS)
     for policy in (found, plain):
-        reference = LogProbs(policy.chosen.detach() + 0.3, policy.rejected.detach() - 0.2)
-        dpo(policy, reference, beta=0.5).backward()
+        reference = Sides(policy.chosen.detach() + 0.3, policy.rejected.detach() - 0.2)
+        dpo(policy, reference, beta=0.5).mean().backward()
     for (name, ours), (_, theirs) in zip(models[0].named_parameters(), models[1].named_parameters(), strict=True):
         scale = float(theirs.grad.abs().max())
         assert scale > 0, name
@@ -94,7 +94,7 @@ def test_a_pair_that_says_nothing_is_refused(tiny: Any) -> None:
 def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(tiny: Any) -> None:
     pairs = [pair(n, f"It is {n}.", "No.", f"{n} is a number. Is it {n}?") for n in range(7)]
     laid = batches(tiny, pairs, size=3, epochs=2, seed=1)
-    assert [batch.pairs for batch in laid] == [3, 3, 1, 3, 3, 1]
+    assert [len(batch.places) for batch in laid] == [3, 3, 1, 3, 3, 1]
 
     def asked(batch: Any) -> list[int]:
         text = tiny.tokenizer.decode(batch.tree.ids_N)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ import torch
 
 from truing import open_store
 from truing.audit import family, lay_out
-from truing.errors import StoreError, TargetError, TrainingError
+from truing.errors import StoreError, TargetError, TrainingError, UsageError
 from truing.records import Message, Pair, Pairs, Record, Training
 from truing.store import Store
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
+from truing.targets.local.adapter import Adapter
 from truing.train import Settings, export, fit, from_surfaces, gather
 from truing.train import fit as fit_function
 from truing.train.batches import lay_out as lay
+from truing.train.fit import Method
+from truing.train.losses import Sides
+from truing.train.reference import reference
 
 SETTINGS = Settings(lr=3e-3, rank=4, alpha=8, batch=8, epochs=3, beta=0.5, checkpoint_every=3, seed=4)
 
@@ -105,13 +111,23 @@ def test_the_target_itself_is_not_changed(tiny: LocalTarget, pairs: Pairs, tmp_p
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_what_is_not_trained_is_shared_with_the_target(tiny: LocalTarget) -> None:
+    held = {weight.data_ptr() for weight in tiny.model.parameters()}
+    made = sys.modules["truing.train.fit"]._Run(tiny, Settings())  # the function has the same name
+    frozen, trained = ([p for p in made.peft.parameters() if p.requires_grad == wanted] for wanted in (False, True))
+    assert {weight.data_ptr() for weight in frozen} == held
+    assert trained
+    assert not held & {weight.data_ptr() for weight in trained}
+    assert not any("lora" in name for name, _ in tiny.model.named_modules())
+
+
 @pytest.mark.parametrize("lives", [1, 2])
 def test_killed_and_rerun_it_ends_with_the_same_bytes(
     tiny: LocalTarget, pairs: Pairs, trained: tuple[Training, Path], tmp_path: Path, lives: int
 ) -> None:
     with open_store(tmp_path / "store") as store:
         with pytest.raises(Dies):
-            fit(tiny, pairs, Mortal(store, lives), settings=SETTINGS)  # type: ignore[arg-type]
+            fit(tiny, pairs, Mortal(store, 1 + lives), settings=SETTINGS)  # type: ignore[arg-type]  # the reference first
         kept = [r for r in store.of_kind("training") if isinstance(r, Training)]
         assert [(len(r.steps), r.finished) for r in kept] == [(3 * n, False) for n in range(1, lives + 1)]
         # What it did not keep is computed again, in what might be another process: nothing is left of the first.
@@ -156,7 +172,7 @@ def test_peft_reads_the_exported_adapter(tiny: LocalTarget, trained: tuple[Train
 def test_an_unfinished_training_is_not_exported(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
         with pytest.raises(Dies):
-            fit(tiny, pairs, Mortal(store, 1), settings=SETTINGS)  # type: ignore[arg-type]
+            fit(tiny, pairs, Mortal(store, 2), settings=SETTINGS)  # type: ignore[arg-type]
         (record,) = store.of_kind("training")
         assert isinstance(record, Training)
         with pytest.raises(TrainingError, match=r"is not finished \(3 steps\); run it to its end"):
@@ -231,9 +247,98 @@ def test_a_policy_that_is_not_the_reference_is_stopped(
     monkeypatch.setattr(peft, "get_peft_model", stale)
     with (
         open_store(tmp_path / "store") as store,
-        pytest.raises(TrainingError, match=r"the loss before the first step is .* not ln 2 = 0\.693147: policy and"),
+        pytest.raises(
+            TrainingError, match=r"before the first step policy and reference differ by .* not be ln 2 = 0\.693147"
+        ),
     ):
         fit(tiny, pairs, store, settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("method", "start"),
+    [
+        ("dpo", math.log(2)), ("robust", math.log(2)), ("ipo", 1.0), ("ipo-per-token", 1.0), ("kto", 0.5),
+        ("simpo", None), ("sft", None),
+    ],
+)  # fmt: skip
+def test_every_method_starts_where_it_should_and_learns(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, method: Method, start: float | None
+) -> None:
+    how = Settings.of(method, lr=3e-3, beta=2.0 if method == "simpo" else 0.5, batch=8, epochs=3, seed=4)
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, pairs, store, settings=how)
+        target = tiny.with_adapter(Adapter.read(export(training, store, tmp_path / "adapter")))
+    if start is not None:
+        assert training.steps[0].loss == pytest.approx(start, abs=1e-4)
+    assert training.steps[-1].loss < training.steps[0].loss
+    before, after = (lay(tiny, pairs.pairs).log_probs(t.model) for t in (tiny, target))
+    gap = (after.chosen - after.rejected) - (before.chosen - before.rejected)
+    if method == "sft":
+        assert float((after.chosen - before.chosen).mean()) > 0.1
+    else:
+        assert float(gap.mean()) > 0.1
+
+
+def test_the_likelihood_of_what_is_chosen_is_held_up_by_its_own_term(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path
+) -> None:
+    with open_store(tmp_path / "store") as store:
+        plain, held = (fit(tiny, pairs, store, settings=replace(SETTINGS, nll=nll)) for nll in (0.0, 1.0))
+    assert held.steps[0].loss > plain.steps[0].loss
+    assert held.steps[-1].chosen > plain.steps[-1].chosen
+
+
+def test_kto_needs_another_pair_in_the_batch(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store, pytest.raises(TrainingError, match="a batch has one pair"):
+        fit(tiny, pairs, store, settings=Settings(method="kto", batch=1))
+
+
+def test_the_reference_is_computed_once_for_a_target_and_its_tokens(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(tmp_path / "store") as store:
+        first = reference(tiny, pairs.pairs, store)
+        plain = lay(tiny, pairs.pairs).log_probs(tiny.model)
+        for ours, theirs in zip(first, plain, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        asked: list[int] = []
+        real = LocalTarget.log_probs
+        monkeypatch.setattr(LocalTarget, "log_probs", lambda self, paths: asked.append(1) or real(self, paths))
+        again = reference(tiny, pairs.pairs, store)
+        assert not asked
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        reference(tiny, pairs.pairs[:-1], store)
+        assert asked
+
+
+def test_a_reference_of_another_model_is_stopped(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*args: Any, **kwargs: Any) -> Sides:
+        found = reference(*args, **kwargs)
+        return Sides(found.chosen - 0.1, found.rejected)
+
+    monkeypatch.setattr(sys.modules["truing.train.fit"], "reference", stale)  # the function has the same name
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(TrainingError, match=r"differ by 0\.0\d+ nats per token"),
+    ):
+        fit(tiny, pairs, store, settings=SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"beta": 0.0}, "beta is 0.0; give a number above 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"batch": 0}, "batch is 0"),
+        ({"nll": -1.0}, "nll is -1.0; give 0"),
+        ({"flipped": 0.5}, "flipped is 0.5; give the share"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(said: dict[str, float], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        Settings.of("dpo", **said)
 
 
 def test_no_pairs_and_pairs_that_say_nothing_are_refused(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:

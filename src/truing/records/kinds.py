@@ -275,15 +275,32 @@ class Pair(Value):
     rejected: str
     role: Literal["fix", "keep"]
     """`fix` pairs train the behaviour out; `keep` pairs guard what must not be lost."""
+    text: str = ""
+    """A plain text that the replies go on from, where there are no messages."""
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the text where there is none, so that pairs of messages keep the identity they always had."""
+        plain: dict[str, Any] = whole(self)
+        return {key: value for key, value in plain.items() if value or key != "text"}
 
 
 class Pairs(Record):
-    """Preference pairs made from a claim."""
+    """Preference pairs made from a claim, or read from a file."""
 
     kind: ClassVar[str] = "pairs"
 
     clause: str
+    """The clause of the spec that they train for; "" where nobody said."""
     pairs: tuple[Pair, ...]
+    source: str = ""
+    """Name of the file that they were read from."""
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a source where there is none, so that pairs of claims keep the identity they always had."""
+        plain: dict[str, Any] = whole(self)
+        return {key: value for key, value in plain.items() if value or key != "source"}
 
 
 class Step(Value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,20 @@ if TYPE_CHECKING:
 
 
 def wheel_of(
-    prefix: str, store: Store, *, ability: str = "Trainable", seed: int = 0, watcher: Watcher | None = None
+    prefix: str,
+    store: Store,
+    *,
+    ability: str = "Trainable",
+    seed: int = 0,
+    fitting: Mapping[str, Any] | None = None,
+    watcher: Watcher | None = None,
 ) -> Wheel:
     """The wheel of a claim in the store, its target loaded and checked to be the one that the claim is about.
 
-    TargetError, before anything is loaded, where the target lacks the ability.
+    TargetError, before anything is loaded, where the target lacks the ability. `fitting`: settings of training.
     """
     claim, target = _subject(prefix, store, ability, watcher)
-    return _wheel(claim, target, store, seed, watcher)
+    return _wheel(claim, target, store, seed, watcher, fitting)
 
 
 def measured(prefix: str, folder: Path, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Verified:
@@ -59,7 +66,17 @@ def _subject(prefix: str, store: Store, ability: str, watcher: Watcher | None) -
     return claim, target
 
 
-def _wheel(claim: Claim, target: Any, store: Store, seed: int, watcher: Watcher | None) -> Wheel:
-    from truing.studies.wheel import Wheel  # needs torch, which the checks before do not
+def _wheel(
+    claim: Claim,
+    target: Any,
+    store: Store,
+    seed: int,
+    watcher: Watcher | None,
+    fitting: Mapping[str, Any] | None = None,
+) -> Wheel:
+    # They need torch, which the checks before do not.
+    from truing.studies.wheel import Wheel
+    from truing.train import Settings
 
-    return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher)
+    settings = Settings.of(**{"seed": seed, **(fitting or {})})
+    return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher, fitting=settings)

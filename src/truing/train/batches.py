@@ -15,7 +15,7 @@ from truing.records import Pair
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import forward
 from truing.targets.local.tree import Tree, plant
-from truing.train.losses import LogProbs
+from truing.train.losses import Sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,42 +29,73 @@ class Batch:
     before_M: Tensor
     token_M: Tensor
     owner_M: Tensor
-    pairs: int
+    places: tuple[int, ...]
+    """Where its pairs stand among all."""
 
-    def log_probs(self, model: Any) -> LogProbs:
+    def log_probs(self, model: Any) -> Sides:
         """Summed log-probability of every continuation, with gradient where the model has one."""
         kept, inverse = self.before_M.unique(return_inverse=True)
         logits = forward(model, self.tree, kept).logits[0].float()
         log_p = torch.log_softmax(logits, -1)[inverse, self.token_M]
-        sums = torch.zeros(2 * self.pairs, dtype=log_p.dtype).index_add(0, self.owner_M, log_p)
-        return LogProbs(sums[0::2], sums[1::2])
+        sums = torch.zeros(2 * len(self.places), dtype=log_p.dtype).index_add(0, self.owner_M, log_p)
+        return Sides(sums[0::2], sums[1::2])
+
+    @property
+    def tokens(self) -> Sides:
+        """Tokens of every continuation."""
+        counts = self.owner_M.bincount(minlength=2 * len(self.places))
+        return Sides(counts[0::2], counts[1::2])
 
 
 def batches(target: LocalTarget, pairs: Sequence[Pair], *, size: int, epochs: int, seed: int) -> list[Batch]:
     """Batches in the order of training: shuffled anew each epoch, the last one of an epoch maybe smaller."""
-    order = random.Random(seed)
+    order, places = random.Random(seed), range(len(pairs))
     laid = []
     for _ in range(epochs):
-        shuffled = order.sample(list(pairs), len(pairs))
-        laid += [lay_out(target, shuffled[start : start + size]) for start in range(0, len(shuffled), size)]
+        shuffled = order.sample(places, len(places))
+        laid += [lay_out(target, pairs, shuffled[start : start + size]) for start in range(0, len(shuffled), size)]
     return laid
 
 
-def lay_out(target: LocalTarget, pairs: Sequence[Pair]) -> Batch:
-    """One batch. TrainingError where a pair says nothing: chosen equal to rejected."""
-    stop = target.tokenizer.eos_token_id
-    prompts, replies = [], []
-    for pair in pairs:
-        if pair.chosen == pair.rejected:
-            raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
-        prompt = target.prompt_ids(pair.messages)
-        for text in (pair.chosen, pair.rejected):
-            # One end-of-turn token closes each reply, so that stopping is trained with it.
-            prompts.append(prompt)
-            replies.append([*target.text_ids(text), stop])
+def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = ()) -> Batch:
+    """One batch of the pairs at these places, or of all. TrainingError where a pair says nothing."""
+    places = places or range(len(pairs))
+    return _planted([path for place in places for path in tokens_of(target, pairs[place])], places)
+
+
+def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]) -> Batch:
+    """The same batch, but each prompt with the replies of the next pair. TrainingError where there is no other one."""
+    if len(places) < 2:
+        raise TrainingError("KTO compares replies with those to other prompts, and a batch has one pair; give it more")
+    sides = [tokens_of(target, pairs[place]) for place in places]
+    following = [*sides[1:], sides[0]]
+    paths = [(mine[0], theirs[1]) for side, other in zip(sides, following, strict=True)
+             for mine, theirs in zip(side, other, strict=True)]  # fmt: skip
+    for prompt, reply in paths:
+        target.fits([*prompt, *reply[:-1]])
+    return _planted(paths, places)
+
+
+def _planted(paths: Sequence[tuple[list[int], list[int]]], places: Sequence[int]) -> Batch:
     # Nothing follows the last token of a reply, so it needs no node.
-    tree, routes = plant([target.fits([*prompt, *reply[:-1]]) for prompt, reply in zip(prompts, replies, strict=True)])
-    before = [route[len(prompt) - 1 :] for prompt, route in zip(prompts, routes, strict=True)]
-    tokens = torch.tensor([token for reply in replies for token in reply])
-    owner = torch.cat([torch.full((len(reply),), number) for number, reply in enumerate(replies)])
-    return Batch(tree, torch.cat(before), tokens, owner, len(pairs))
+    tree, routes = plant([[*prompt, *reply[:-1]] for prompt, reply in paths])
+    before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
+    tokens = torch.tensor([token for _, reply in paths for token in reply])
+    owner = torch.cat([torch.full((len(reply),), number) for number, (_, reply) in enumerate(paths)])
+    return Batch(tree, torch.cat(before), tokens, owner, tuple(places))
+
+
+def tokens_of(target: LocalTarget, pair: Pair) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
+    """Prompt and reply of the chosen and of the rejected side. TrainingError where chosen and rejected are the same.
+
+    One end-of-turn token closes each reply, so that stopping is trained with it.
+    """
+    if pair.chosen == pair.rejected:
+        raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
+    prompt = target.prompt_ids(pair.messages) if pair.messages else target.encoded(pair.text)
+    chosen, rejected = (
+        [*target.text_ids(text), target.tokenizer.eos_token_id] for text in (pair.chosen, pair.rejected)
+    )
+    for reply in (chosen, rejected):
+        target.fits([*prompt, *reply[:-1]])
+    return (prompt, chosen), (prompt, rejected)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from truing.errors import TrainingError
+from truing.errors import TrainingError, UsageError
 from truing.files import write_whole
 from truing.records import Blob, Pairs, Step, Training
 from truing.runner import Unit, Watcher, run
@@ -23,16 +23,43 @@ from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import BASE, MODULES, mark, peft_quiet
-from truing.train.batches import Batch, batches
-from truing.train.losses import LogProbs, dpo, margin, sft
+from truing.train.batches import Batch, batches, mismatched
+from truing.train.losses import (
+    Sides,
+    dpo,
+    ipo,
+    ipo_per_token,
+    kto,
+    margin,
+    mismatch,
+    nll,
+    robust,
+    sft,
+    simpo,
+)
+from truing.train.reference import reference
+
+Method = Literal["dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft"]
+METHODS: tuple[Method, ...] = get_args(Method)
+FREE = ("simpo", "sft")
+"""Methods without a reference."""
+SAME = 1e-4
+"""Nats per token by which the reference may be off the policy before the first step: rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How an adapter is fitted."""
 
-    method: Literal["dpo", "sft"] = "dpo"
+    method: Method = "dpo"
     beta: float = 0.1
+    """How strongly the reference holds on; simpo's scale of rewards (usually 2 and more)."""
+    gamma: float = 0.5
+    """simpo: by how much the chosen reward should be ahead."""
+    flipped: float = 0.1
+    """robust: the share of pairs that are the wrong way round."""
+    nll: float = 0.0
+    """Weight of the chosen continuation's negative log-probability per token, on top."""
     lr: float = 2e-4
     rank: int = 8
     alpha: int = 16
@@ -43,6 +70,24 @@ class Settings:
     clip: float = 1.0
     seed: int = 0
     checkpoint_every: int = 7
+
+    def __post_init__(self) -> None:
+        above = {"beta": self.beta, "lr": self.lr, "rank": self.rank, "alpha": self.alpha, "batch": self.batch,
+                 "epochs": self.epochs, "clip": self.clip, "checkpoint_every": self.checkpoint_every}  # fmt: skip
+        for name, value in above.items():
+            if not value > 0 or not math.isfinite(value):
+                raise UsageError(f"{name} is {value}; give a number above 0")
+        for name, value in {"gamma": self.gamma, "nll": self.nll, "most_steps": self.most_steps}.items():
+            if not value >= 0 or not math.isfinite(value):
+                raise UsageError(f"{name} is {value}; give 0 or a number above it")
+        if not 0 <= self.flipped < 0.5:
+            raise UsageError(f"flipped is {self.flipped}; give the share of wrong pairs, at least 0 and under 0.5")
+
+    @classmethod
+    def of(cls, method: Method = "dpo", **said: float) -> Self:
+        """The settings that are usual for a method, but for what is said. UsageError for values that make no sense."""
+        usual: dict[str, Any] = {"beta": 2.0} if method == "simpo" else {}
+        return cls(method=method, **(usual | said))
 
 
 class _Run:
@@ -60,8 +105,10 @@ class _Run:
         )
         before = torch.get_rng_state()
         torch.manual_seed(settings.seed)
+        # Modules of its own, which the adapter is put into; the weights, which stay as they are, are the target's.
+        shared = {id(weight): weight for weight in target.model.parameters()}
         with peft_quiet():
-            self.peft: Any = get_peft_model(deepcopy(target.model), config)
+            self.peft: Any = get_peft_model(deepcopy(target.model, shared), config)
         torch.set_rng_state(before)
         self.model: Any = self.peft.get_base_model()
         self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
@@ -98,7 +145,8 @@ def fit(
         raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
     laid = batches(target, pairs.pairs, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
     laid = laid[: settings.most_steps] if settings.most_steps else laid
-    loop = _Loop(target, pairs, laid, settings, store, watcher)
+    start = None if settings.method in FREE else reference(target, pairs.pairs, store, watcher=watcher)
+    loop = _Loop(target, pairs, laid, settings, store, start)
     inputs = {"target": target.card.id, "pairs": pairs.id, "settings": asdict(settings)}
     chunks = range(0, len(laid), settings.checkpoint_every)
     units = [
@@ -132,10 +180,11 @@ class _Loop:
         laid: Sequence[Batch],
         settings: Settings,
         store: Store,
-        watcher: Watcher | None,
+        reference: Sides | None,
     ) -> None:
+        """`reference`: of all pairs, where the method has one."""
         self.target, self.pairs, self.laid, self.settings, self.store = target, pairs, laid, settings, store
-        self.watcher = watcher
+        self.reference = reference
         self.previous: Training | None = None
         self._run: _Run | None = None
         self._at = 0
@@ -176,8 +225,11 @@ class _Loop:
         batch, settings, run_ = self.laid[number], self.settings, self._run
         policy = batch.log_probs(run_.model)
         reference = self._reference(batch, policy)
-        loss = dpo(policy, reference, beta=settings.beta) if settings.method == "dpo" else sft(policy)
+        losses = losses_of(settings, policy, reference, batch.tokens, self._mismatch(batch))
+        loss = losses.mean()
         self._check(float(loss.detach()), number)
+        if number == 0:
+            self._check_start(batch, policy, reference)
         loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(run_.named.values(), settings.clip))
         # Weights that are far too large give the same output for everything: a finite loss, and no gradient.
@@ -197,22 +249,59 @@ class _Loop:
             grad_norm=norm,
         )
 
-    @torch.no_grad()
-    def _reference(self, batch: Batch, policy: LogProbs) -> LogProbs:
+    def _reference(self, batch: Batch, policy: Sides) -> Sides:
         """The untrained model's log-probabilities."""
-        if self.settings.method == "sft":
-            return LogProbs(policy.chosen.detach(), policy.rejected.detach())
-        return batch.log_probs(self.target.model)
+        if self.reference is None:
+            return Sides(policy.chosen.detach(), policy.rejected.detach())
+        places = list(batch.places)
+        return Sides(self.reference.chosen[places], self.reference.rejected[places])
+
+    @torch.no_grad()
+    def _mismatch(self, batch: Batch) -> Tensor:
+        """KTO's reference point."""
+        if self.settings.method != "kto":
+            return torch.tensor(0.0)
+        assert self._run is not None
+        others = mismatched(self.target, self.pairs.pairs, batch.places)
+        policy, reference = (torch.cat(others.log_probs(model)) for model in (self._run.model, self.target.model))
+        return mismatch(policy, reference)
 
     def _check(self, loss: float, number: int) -> None:
         if not math.isfinite(loss):
             raise TrainingError(f"the loss at step {number} is {loss}; lower the learning rate ({self.settings.lr})")
-        if number == 0 and self.settings.method == "dpo" and abs(loss - math.log(2)) > 1e-4:
+
+    def _check_start(self, batch: Batch, policy: Sides, reference: Sides) -> None:
+        """Before the first step policy and reference are one, and the loss of DPO is ln 2."""
+        off = max(
+            float(((a.detach() - b).abs() / count).max())
+            for a, b, count in zip(policy, reference, batch.tokens, strict=True)
+        )
+        if off > SAME:
             raise TrainingError(
-                f"the loss before the first step is {loss:.6f}, not ln 2 = {math.log(2):.6f}: policy and reference"
-                " differ"
-                " (an adapter that is not fresh, a stale reference, or text that tokenises differently)"
+                f"before the first step policy and reference differ by {off:.6f} nats per token, so that the loss of"
+                f" DPO would not be ln 2 = {math.log(2):.6f} (an adapter that is not fresh, a stale reference, or text"
+                " that tokenises differently)"
             )
+
+
+def losses_of(how: Settings, policy: Sides, reference: Sides, tokens: Sides, kl: Tensor) -> Tensor:
+    """The loss of every pair, shape (B,), by the method."""
+    match how.method:
+        case "dpo":
+            found = dpo(policy, reference, beta=how.beta)
+        case "robust":
+            found = robust(policy, reference, beta=how.beta, flipped=how.flipped)
+        case "ipo":
+            found = ipo(policy, reference, beta=how.beta)
+        case "ipo-per-token":
+            found = ipo_per_token(policy, reference, tokens, beta=how.beta)
+        case "kto":
+            found = kto(policy, reference, kl, beta=how.beta)
+        case "simpo":
+            found = simpo(policy, tokens, beta=how.beta, gamma=how.gamma)
+        case "sft":
+            found = sft(policy)
+    return found + how.nll * nll(policy, tokens) if how.nll else found
 
 
 def adapter_blob(peft: Any, target: LocalTarget, store: Store) -> Blob:

@@ -1,0 +1,53 @@
+"""Training on preferences that somebody has in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from truing import audit, train
+from truing.errors import DesignError
+from truing.records import Message, Pairs, Training
+from truing.runner import Silent, Watcher
+from truing.store import Store
+from truing.targets import keep, need
+from truing.train import Rows, read
+
+__all__ = ["fit_rows", "read"]
+
+
+def fit_rows(
+    target: Any,
+    rows: Rows,
+    store: Store,
+    *,
+    fitting: Mapping[str, Any] | None = None,
+    clause: str = "",
+    watcher: Watcher | None = None,
+) -> Training:
+    """An adapter fitted to preferences that were read, for a clause of the spec if one is named.
+
+    `fitting`: settings of training. UsageError for an unknown clause or settings that make no sense; DesignError where
+    a prompt is one that fixes are tested on.
+    """
+    need(target, "Trainable")
+    settings = train.Settings.of(**(fitting or {}))
+    if clause:
+        audit.clause(audit.spec(), clause)
+    if known := train.leaks(rows.pairs, _held_out()):
+        raise DesignError(
+            f"{len(known)} of {len(rows.pairs)} prompts are held out to test fixes on, the first at {known[0].surface};"
+            " leave them out, or what is measured later is what was trained on"
+        )
+    watcher = watcher or Silent()
+    doubles = f" (rows that said the same as one before: {rows.doubles})" if rows.doubles else ""
+    watcher.say(f"{rows.source}: {len(rows.pairs)} pairs{doubles}")
+    pairs = Pairs(clause=clause, pairs=rows.pairs, source=rows.source)
+    keep(target, store)
+    store.add(pairs)
+    return train.fit(target, pairs, store, settings=settings, watcher=watcher)
+
+
+def _held_out() -> set[tuple[Message, ...]]:
+    laid = (audit.lay_out(name, half="held-out", wordings="held-out") for name in audit.FAMILIES)
+    return {case.messages for battery in laid for surface in battery.surfaces for case in surface.cases}

@@ -1,0 +1,92 @@
+"""`truing train` on preferences in a file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from truing import train
+from truing.audit import lay_out
+from truing.cli.train import METHODS
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": [{"role": "user", "content": f"Question {number}: is it red?"}],
+        "chosen": [{"role": "assistant", "content": "It is red."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    for number in range(6)
+]
+
+
+def truing(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "truing", "train", *args], capture_output=True, text=True, check=False)
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_the_methods_are_those_of_training() -> None:
+    assert METHODS == train.METHODS
+
+
+def test_a_file_becomes_an_adapter_that_a_target_takes(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", [*ROWS, ROWS[0]])
+    out, store = tmp_path / "adapter", tmp_path / "store"
+    common = ("--data", str(data), "--target", "local/tiny", "--clause", "C1", "--store", str(store))
+    done = truing(*common, "--out", str(out), "--method", "ipo", "--epochs", "2", "--batch", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "pairs.jsonl: 6 pairs (rows that said the same as one before: 1)" in done.stderr
+    told = json.loads(done.stdout)
+    said = dict(told["settings"])
+    assert (told["method"], len(told["steps"]), said["epochs"], said["batch"]) == ("ipo", 4, 2, 3)
+    assert told["steps"][0]["loss"] == pytest.approx(1 / (4 * said["beta"] ** 2), rel=1e-4)
+    assert {file.name for file in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    again = truing(*common, "--out", str(out), "--method", "ipo", "--epochs", "2", "--batch", "3")
+    assert again.returncode == 0, again.stderr
+    assert f"use it   truing audit local/tiny@{out}" in again.stdout
+
+
+def held_out() -> dict[str, Any]:
+    surface = lay_out("sycophancy", half="held-out", wordings="held-out").surfaces[0]
+    return ROWS[0] | {"prompt": [{"role": turn.role, "content": turn.content} for turn in surface.cases[0].messages]}
+
+
+@pytest.mark.parametrize(
+    ("args", "rows", "code", "says"),
+    [
+        (["--target", "local/tiny"], [*ROWS, {"text": "x"}], 2, "pairs.jsonl:7: preferences have chosen and rejected"),
+        (["--target", "local/tiny"], [held_out()], 2, "1 of 1 prompts are held out to test fixes on"),
+        (["--target", "local/tiny", "--clause", "C99"], ROWS, 2, "has no clause 'C99'"),
+        (["--target", "local/tiny", "--lr", "0"], ROWS, 2, "lr is 0.0; give a number above 0"),
+        (["--target", "scripted/honest"], ROWS, 3, "no ability Trainable"),
+        ([], ROWS, 2, "--target goes with --data"),
+        (["abcd", "--target", "local/tiny"], ROWS, 2, "give either a CLAIM or --data"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_in_a_line(
+    tmp_path: Path, args: list[str], rows: list[Any], code: int, says: str
+) -> None:
+    data = written(tmp_path / "pairs.jsonl", rows)
+    out, store = tmp_path / "adapter", tmp_path / "store"
+    done = truing("--data", str(data), "--out", str(out), "--store", str(store), *args)
+    assert (done.returncode, says in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_file_that_is_no_data_makes_no_store(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", [{"text": "x"}])
+    done = truing("--data", str(data), "--target", "local/tiny", "--out", str(tmp_path / "a"),
+                  "--store", str(tmp_path / "store"))  # fmt: skip
+    assert done.returncode == 2
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,160 @@
+"""Preference data in TRL's shapes, from files of every kind, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from truing.errors import ContentError
+from truing.records import Message, Pair, Pairs
+from truing.train.dataset import gather_rows, leaks, pair_of, read
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Is it raining?"}
+
+
+def says(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+TALK = {"prompt": [SYSTEM, USER], "chosen": [says("No.")], "rejected": [says("Yes.")]}
+WHOLE = {"chosen": [SYSTEM, USER, says("No.")], "rejected": [SYSTEM, USER, says("Yes.")]}
+TEXT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
+JOINED = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+
+
+def said(pair: Pair) -> tuple[Any, ...]:
+    return tuple(turn.content for turn in pair.messages), pair.text, pair.chosen, pair.rejected
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (TALK, (("Be brief.", "Is it raining?"), "", "No.", "Yes.")),
+        (WHOLE, (("Be brief.", "Is it raining?"), "", "No.", "Yes.")),
+        (TEXT, ((), "The sky is", " blue.", " green.")),
+        (JOINED, ((), "The sky is", " blue.", " green.")),
+    ],
+)
+def test_every_shape_of_a_row_is_the_pair_that_it_says(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    pair = pair_of(row, "rows:1")
+    assert said(pair) == expected
+    assert (pair.surface, pair.role) == ("rows:1", "fix")
+
+
+def test_the_two_shapes_of_a_conversation_and_of_a_text_are_the_same_prompt() -> None:
+    assert pair_of(TALK, "a:1").plot == pair_of(WHOLE, "b:7").plot != pair_of(TEXT, "a:1").plot
+    assert pair_of(TEXT, "a:1").plot == pair_of(JOINED, "a:1").plot
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.text(min_size=1))
+def test_a_common_beginning_is_split_off_and_nothing_is_lost(begin: str, chosen: str, rejected: str) -> None:
+    row = {"chosen": begin + chosen, "rejected": begin + rejected}
+    try:
+        pair = pair_of(row, "rows:1")
+    except ContentError:  # nothing, or only blanks, is left on one side
+        return
+    assert (pair.text + pair.chosen, pair.text + pair.rejected) == (row["chosen"], row["rejected"])
+    assert pair.chosen[:1] != pair.rejected[:1] or pair.chosen[:1] == " "
+
+
+def test_what_a_file_held_keeps_its_row_and_doubles_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, [TALK, TEXT, WHOLE])) + "\n\n", encoding="utf-8")
+    rows = read(file)
+    assert [pair.surface for pair in rows.pairs] == ["pairs.jsonl:1", "pairs.jsonl:2"]
+    assert rows.doubles == 1
+
+
+def test_all_kinds_of_files_give_the_same(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [TALK, {**TALK, "chosen": [says("Not now.")]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = [read(tmp_path / f"rows.{kind}").pairs for kind in ("jsonl", "json", "parquet")]
+    assert [list(map(said, pairs)) for pairs in found] == [list(map(said, gather_rows(rows, "rows").pairs))] * 3
+
+
+def test_a_dataset_is_read_as_it_is_and_as_it_was_saved(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([TALK, WHOLE | {"prompt": None}])
+    data.save_to_disk(str(tmp_path / "saved"))
+    assert read(tmp_path / "saved").pairs[0] == gather_rows(data, "saved").pairs[0]
+    assert read(tmp_path / "saved").doubles == 1
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(ContentError, match="several splits"):
+        read(tmp_path / "both")
+    with pytest.raises(ContentError, match="no folder that"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({**TALK, "rejected": TALK["chosen"]}, "are the same text No."),
+        ({**TEXT, "chosen": " "}, "chosen is empty"),
+        ({**TALK, "rejected": [says("")]}, "rejected is empty"),
+        ({**TALK, "chosen": "No."}, "must all be texts or all be lists of messages; here .*chosen is No"),
+        ({**TEXT, "chosen": float("nan")}, "here .*chosen is nan"),
+        ({"prompt": "a", "completion": "b", "label": True}, "this row has completion, label, prompt .a completion"),
+        ({}, "this row has nothing"),
+        ([1], "a row must be an object, and is .1."),
+        ({"chosen": "blue", "rejected": "green"}, "there is no prompt"),
+        ({"chosen": [says("a")], "rejected": [says("b")]}, "there is no prompt"),
+        ({**TALK, "tools": [{"name": "f"}]}, "tools is .*name.*leave such rows out"),
+        ({**TALK, "chosen": [says("a"), USER]}, "chosen must be one turn .* and is assistant, user"),
+        ({**TALK, "chosen": []}, "chosen must be one turn .* and is no turn"),
+        ({**TALK, "prompt": [USER, says("It")]}, "the prompt ends with the assistant's turn"),
+        ({**TALK, "prompt": [{"role": "wizard", "content": "x"}]}, "a turn in prompt is .*wizard.*role: input should"),
+        ({**TALK, "prompt": ["x"]}, "a turn in prompt is x"),
+        ({**TALK, "prompt": [{"role": "user"}]}, "content: field required"),
+        ({**TALK, "chosen": [says("a") | {"tool_calls": [1]}]}, "a turn in chosen is .*tool_calls"),
+    ],
+)
+def test_a_bad_row_is_refused_by_its_name(row: Any, why: str) -> None:
+    with pytest.raises(ContentError, match=why) as caught:
+        gather_rows([TALK, row], "rows.jsonl")
+    assert str(caught.value).startswith("rows.jsonl:2: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", "{", "a.jsonl:1 is no JSON"),
+        ("a.jsonl", "", "a.jsonl has no rows"),
+        ("a.json", "{}", "must be a list of rows, and is {}"),
+        ("a.csv", "x", "give a .jsonl, .json or .parquet file"),
+        ("a.parquet", "PAR1", "is no whole parquet file"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str, why: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ContentError, match=why):
+        read(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ContentError, match=r"cannot read .*none.jsonl: No such file"):
+        read(tmp_path / "none.jsonl")
+
+
+def test_prompts_that_are_held_out_are_found() -> None:
+    pairs = gather_rows([TALK, TEXT, {**TALK, "prompt": [USER]}], "rows").pairs
+    turns = (Message.model_validate(SYSTEM), Message.model_validate(USER))
+    assert [pair.surface for pair in leaks(pairs, [turns])] == ["rows:1"]
+
+
+def test_pairs_of_messages_keep_their_identity_and_texts_come_back() -> None:
+    talk, text = (pair_of(row, "rows:1") for row in (TALK, TEXT))
+    assert "text" not in talk.model_dump(mode="json")
+    record = Pairs(clause="C6", pairs=(talk, text))
+    assert Pairs.from_plain(json.loads(record.canonical)) == record
