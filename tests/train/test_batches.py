@@ -17,7 +17,7 @@ from truing.audit import family, lay_out
 from truing.errors import TrainingError
 from truing.records import Message, Pair
 from truing.train import from_surfaces, gather, guards
-from truing.train.batches import batches
+from truing.train.batches import batches, tokens_of
 from truing.train.batches import lay_out as lay
 from truing.train.losses import Sides, dpo
 
@@ -89,6 +89,28 @@ def test_a_pair_that_says_nothing_is_refused(tiny: Any) -> None:
         TrainingError, match=r"surface 7: chosen and rejected are the same text 'It is\.'; drop the pair"
     ):
         lay(tiny, [*PAIRS, pair(7, "It is.", "It is.")])
+
+
+def plain(text: str, chosen: str, rejected: str = "No.") -> Pair:
+    return Pair(plot="p", surface="data:3", messages=(), text=text, chosen=chosen, rejected=rejected, role="fix")
+
+
+def test_a_plain_text_goes_on_with_its_replies(tiny: Any) -> None:
+    (prompt, chosen), (_, rejected) = tokens_of(tiny, plain("The sky is", " blue.", " green."))
+    end = tiny.tokenizer.eos_token_id
+    assert tiny.tokenizer.decode(prompt) == "The sky is"
+    assert (tiny.tokenizer.decode(chosen[:-1]), tiny.tokenizer.decode(rejected[:-1])) == (" blue.", " green.")
+    assert (chosen[-1], rejected[-1]) == (end, end)
+
+
+def test_a_reply_that_begins_within_a_token_is_refused(tiny: Any) -> None:
+    with pytest.raises(TrainingError, match=r"data:3: the prompt and 'ed\.' have other tokens together than apart"):
+        lay(tiny, [plain("It is r", "ed.")])
+
+
+def test_a_reply_ends_once(tiny: Any) -> None:
+    with pytest.raises(TrainingError, match="holds the mark that ends a turn"):
+        lay(tiny, [plain("It is", f" red.{tiny.tokenizer.eos_token} And so on.")])
 
 
 def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(tiny: Any) -> None:

@@ -21,6 +21,7 @@ from truing import open_store
 from truing.audit import family, lay_out
 from truing.errors import StoreError, TargetError, TrainingError, UsageError
 from truing.records import Message, Pair, Pairs, Record, Training
+from truing.runner import Silent
 from truing.store import Store
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
@@ -286,6 +287,30 @@ def test_the_likelihood_of_what_is_chosen_is_held_up_by_its_own_term(
         plain, held = (fit(tiny, pairs, store, settings=replace(SETTINGS, nll=nll)) for nll in (0.0, 1.0))
     assert held.steps[0].loss > plain.steps[0].loss
     assert held.steps[-1].chosen > plain.steps[-1].chosen
+
+
+class Hears(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.mark.parametrize(("most", "says"), [(-99.0, True), (99.0, False)])
+def test_it_is_said_where_what_is_chosen_became_less_likely(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float, says: bool
+) -> None:
+    module, hears = sys.modules["truing.train.fit"], Hears()  # the function has the same name
+    monkeypatch.setattr(module, "FALL", most)
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, pairs, store, settings=SETTINGS, watcher=hears)
+    assert training.steps[0].drift == pytest.approx(0, abs=1e-4)
+    drift = sum(step.drift or 0.0 for step in training.steps[-5:]) / 5
+    assert (f"less likely by {-drift:.1f} nats each" in " ".join(hears.said)) == says
+    without = [step.model_copy(update={"drift": None}) for step in training.steps]
+    assert module.fallen(without) == 0
+    assert "drift" not in without[0].model_dump(mode="json")
 
 
 def test_kto_needs_another_pair_in_the_batch(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:

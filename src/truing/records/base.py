@@ -8,7 +8,14 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from truing.errors import RecordError
 
@@ -38,6 +45,17 @@ class Value(BaseModel):
     """A frozen part of a record: it has no identity of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Sparse(Value):
+    """A value that gained fields: those are left out where they say nothing, so that it keeps the identity it had."""
+
+    later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = whole(self)
+        return {key: value for key, value in plain.items() if value not in ("", [], (), None) or key not in self.later}
 
 
 class Record(Value):

@@ -6,9 +6,7 @@ import json
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
-
-from truing.records.base import Id, Record, Value, digest_of
+from truing.records.base import Id, Record, Sparse, Value, digest_of
 from truing.records.values import Blob, Estimate, Named, Quantity
 
 Half = Literal["develop", "held-out"]
@@ -41,8 +39,10 @@ class ToolCall(Value):
     """As the asker named it; some templates and providers need one to match a result with its call."""
 
 
-class Message(Value):
+class Message(Sparse):
     """One turn of a conversation."""
+
+    later = frozenset({"calls", "call", "tool"})
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -52,12 +52,6 @@ class Message(Value):
     """The id of the call that a tool turn answers."""
     tool: str = ""
     """The name of the function that a tool turn answers."""
-
-    @model_serializer(mode="wrap")
-    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that say nothing, so that turns without tools keep the identity they always had."""
-        plain: dict[str, Any] = whole(self)
-        return {key: value for key, value in plain.items() if value or key in {"role", "content"}}
 
 
 class Clause(Value):
@@ -265,8 +259,10 @@ class Claim(Record):
     why: str
 
 
-class Pair(Value):
+class Pair(Sparse):
     """A prompt with a chosen and a rejected continuation."""
+
+    later = frozenset({"text"})
 
     plot: str
     surface: str
@@ -278,17 +274,12 @@ class Pair(Value):
     text: str = ""
     """A plain text that the replies go on from, where there are no messages."""
 
-    @model_serializer(mode="wrap")
-    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the text where there is none, so that pairs of messages keep the identity they always had."""
-        plain: dict[str, Any] = whole(self)
-        return {key: value for key, value in plain.items() if value or key != "text"}
 
-
-class Pairs(Record):
+class Pairs(Record, Sparse):
     """Preference pairs made from a claim, or read from a file."""
 
     kind: ClassVar[str] = "pairs"
+    later = frozenset({"source"})
 
     clause: str
     """The clause of the spec that they train for; "" where nobody said."""
@@ -296,15 +287,11 @@ class Pairs(Record):
     source: str = ""
     """Name of the file that they were read from."""
 
-    @model_serializer(mode="wrap")
-    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a source where there is none, so that pairs of claims keep the identity they always had."""
-        plain: dict[str, Any] = whole(self)
-        return {key: value for key, value in plain.items() if value or key != "source"}
 
-
-class Step(Value):
+class Step(Sparse):
     """One optimiser step."""
+
+    later = frozenset({"drift"})
 
     step: int
     loss: float
@@ -314,6 +301,8 @@ class Step(Value):
     """Mean log-probability of the chosen continuations, nats (summed over tokens)."""
     rejected: float
     grad_norm: float
+    drift: float | None = None
+    """Mean log-ratio of policy and reference of the chosen continuations, nats; below 0 they became less likely."""
 
 
 class Training(Record):

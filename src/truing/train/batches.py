@@ -15,6 +15,7 @@ from truing.records import Pair
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import forward
 from truing.targets.local.tree import Tree, plant
+from truing.text import short
 from truing.train.losses import Sides
 
 
@@ -86,16 +87,24 @@ def _planted(paths: Sequence[tuple[list[int], list[int]]], places: Sequence[int]
 
 
 def tokens_of(target: LocalTarget, pair: Pair) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
-    """Prompt and reply of the chosen and of the rejected side. TrainingError where chosen and rejected are the same.
+    """Prompt and reply of the chosen and of the rejected side. TrainingError where that is not what both texts are.
 
     One end-of-turn token closes each reply, so that stopping is trained with it.
     """
     if pair.chosen == pair.rejected:
         raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
-    prompt = target.prompt_ids(pair.messages) if pair.messages else target.encoded(pair.text)
-    chosen, rejected = (
-        [*target.text_ids(text), target.tokenizer.eos_token_id] for text in (pair.chosen, pair.rejected)
-    )
-    for reply in (chosen, rejected):
-        target.fits([*prompt, *reply[:-1]])
-    return (prompt, chosen), (prompt, rejected)
+    text = target.prompt_text(pair.messages) if pair.messages else pair.text
+    prompt, end = target.encoded(text), target.tokenizer.eos_token_id
+    replies = []
+    for reply in (pair.chosen, pair.rejected):
+        ids = target.text_ids(reply)
+        if target.encoded(text + reply) != [*prompt, *ids]:
+            raise TrainingError(
+                f"{pair.surface}: the prompt and {short(reply)!r} have other tokens together than apart, so that no"
+                " token begins the reply; move the blank between them to the reply's beginning"
+            )
+        if end in ids:
+            raise TrainingError(f"{pair.surface}: {short(reply)!r} holds the mark that ends a turn; leave it out")
+        replies.append([*ids, end])
+        target.fits([*prompt, *ids])
+    return (prompt, replies[0]), (prompt, replies[1])

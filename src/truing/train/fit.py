@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -43,6 +44,10 @@ Method = Literal["dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft"]
 METHODS: tuple[Method, ...] = get_args(Method)
 FREE = ("simpo", "sft")
 """Methods without a reference."""
+LAST = 5
+"""Steps at the end by which it is judged whether what was chosen became less likely."""
+FALL = 1.0
+"""Nats that a chosen reply may lose before it is said."""
 SAME = 1e-4
 """Nats per token by which the reference may be off the policy before the first step: rounding."""
 
@@ -167,7 +172,19 @@ def fit(
         done.append(record)
         if watcher:
             watcher.step(unit.item[1] - unit.item[0])
+    if watcher and (lost := fallen(done[-1].steps)):
+        watcher.say(
+            f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {LAST} steps):"
+            " both sides were pushed down; a term of their own (nll) holds them up"
+        )
     return done[-1]
+
+
+def fallen(steps: Sequence[Step]) -> float:
+    """Nats by which the chosen replies' mean log-probability fell at the end of training; 0 where it is too little."""
+    drifts = [step.drift for step in steps[-LAST:] if step.drift is not None]
+    lost = -fmean(drifts) if drifts else 0.0
+    return lost if lost > FALL else 0.0
 
 
 class _Loop:
@@ -247,6 +264,7 @@ class _Loop:
             chosen=float(policy.chosen.detach().mean()),
             rejected=float(policy.rejected.detach().mean()),
             grad_norm=norm,
+            drift=None if self.reference is None else float((policy.chosen.detach() - reference.chosen).mean()),
         )
 
     def _reference(self, batch: Batch, policy: Sides) -> Sides:
