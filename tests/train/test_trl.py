@@ -1,0 +1,82 @@
+"""Losses beside TRL's own, on the same log-probabilities."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+import torch
+
+from truing.train.losses import Sides, dpo, ipo_per_token, robust, simpo
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+BETA, FLIPPED = 0.3, 0.1
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": [{"role": "user", "content": f"Question {number}: is it red?"}],
+        "chosen": [{"role": "assistant", "content": "It is red." + " Yes." * number}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    for number in range(3)
+]
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo"])
+def test_a_loss_is_that_of_trl(wild: Any, tmp_path: Path, kind: str) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = DPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=len(ROWS), loss_type=[kind], beta=BETA,
+        label_smoothing=FLIPPED if kind == "robust" else 0.0, max_length=512, bf16=False, gradient_checkpointing=False,
+        use_cpu=True, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    policy = deepcopy(wild.model).requires_grad_(True)
+    made = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=made) * weight.abs().mean())
+    trainer = DPOTrainer(
+        model=policy, ref_model=deepcopy(wild.model), args=config, train_dataset=Dataset.from_list(ROWS),
+        processing_class=wild.tokenizer,
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    @torch.no_grad()
+    def sums(model: Any) -> Sides:
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double()
+        log_p = torch.log_softmax(logits, -1)[:, :-1].gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        return Sides(*(log_p * batch["completion_mask"][:, 1:]).sum(1).chunk(2))
+
+    theirs = float(trainer.compute_loss(trainer.model, batch))
+    policy_sums, reference = sums(trainer.model), sums(trainer.ref_model)
+    tokens = Sides(*batch["completion_mask"].sum(1).chunk(2))
+    ours = {
+        "sigmoid": dpo(policy_sums, reference, beta=BETA),
+        "robust": robust(policy_sums, reference, beta=BETA, flipped=FLIPPED),
+        "ipo": ipo_per_token(policy_sums, reference, tokens, beta=BETA),
+    }[kind]
+    assert float((policy_sums.chosen - reference.chosen).abs().max()) > 0.01
+    assert theirs == pytest.approx(float(ours.mean()), rel=1e-6)
+
+
+def test_simpo_is_that_of_trl() -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    made = torch.Generator().manual_seed(0)
+    sums = Sides(*(-30 * torch.rand(2, 50, generator=made, dtype=torch.double)))
+    tokens = Sides(*torch.randint(1, 40, (2, 50), generator=made))
+    asked = SimpleNamespace(
+        alpha=0.0, loss_type="simpo", simpo_gamma=0.5, beta=2.0, label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )  # fmt: skip
+    theirs, *_ = CPOTrainer.cpo_loss(asked, sums.chosen / tokens.chosen, sums.rejected / tokens.rejected)
+    torch.testing.assert_close(simpo(sums, tokens, beta=2.0, gamma=0.5), theirs, atol=1e-9, rtol=1e-9)
