@@ -2,7 +2,7 @@
 
     TruingError                 exit code 1
     ├── UsageError              2  wrong use: an unknown family, clause or option value
-    │   ├── ContentError        2  a content file or dataset is wrong: unknown key, unresolved placeholder, a row
+    │   ├── ContentError        2  a content file or a dataset is wrong: unknown key, duplicate surface, bad row
     │   └── DesignError         2  the design cannot answer the question: too few clusters, a leak between halves
     ├── TargetError             3  the target is unknown, unreachable, broken, or cannot do what is asked of it
     │   ├── CacheError          3  a cached model file is damaged

@@ -145,6 +145,13 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str,
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize(("data", "why"), [(b'{"a": "\xff"}', "no text in UTF-8"), (b"[" * 200_000, "is no JSON")])
+def test_bytes_that_are_no_text_and_nesting_without_end_are_refused(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(data)
+    with pytest.raises(ContentError, match=why):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_file_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ContentError, match=r"cannot read .*none.jsonl: No such file"):
         read(tmp_path / "none.jsonl")

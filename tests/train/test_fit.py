@@ -269,6 +269,7 @@ def test_every_method_starts_where_it_should_and_learns(
     with open_store(tmp_path / "store") as store:
         training = fit(tiny, pairs, store, settings=how)
         target = tiny.with_adapter(Adapter.read(export(training, store, tmp_path / "adapter")))
+    assert (training.steps[0].margin is None) == (start is None)  # without a reference none is measured
     if start is not None:
         assert training.steps[0].loss == pytest.approx(start, abs=1e-4)
     assert training.steps[-1].loss < training.steps[0].loss
@@ -314,8 +315,15 @@ def test_it_is_said_where_what_is_chosen_became_less_likely(
 
 
 def test_kto_needs_another_pair_in_the_batch(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
-    with open_store(tmp_path / "store") as store, pytest.raises(TrainingError, match="a batch has one pair"):
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(TrainingError, match="of 24 pairs in batches of 1 one is alone"),
+    ):
         fit(tiny, pairs, store, settings=Settings(method="kto", batch=1))
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(TrainingError, match="one is alone"):
+            fit(tiny, pairs, store, settings=Settings(method="kto", batch=23))  # the last batch, before the first step
+        assert store.ls() == []
 
 
 def test_the_reference_is_computed_once_for_a_target_and_its_tokens(

@@ -82,8 +82,9 @@ def command(
     body = training.plain()["body"] | {"id": training.id, "adapter": str(out)}
     first, last = training.steps[0], training.steps[-1]
     use = f"truing measure {claim} --after {out} --store {store_path}" if claim else f"truing audit {target}@{out}"
+    margin = "" if last.margin is None else f", margin {last.margin:+.3f}"
     lines = [
-        f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}, margin {last.margin:+.3f}",
+        f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}{margin}",
         f"adapter  {out}",
         f"use it   {use}",
     ]

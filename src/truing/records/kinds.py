@@ -295,8 +295,8 @@ class Step(Sparse):
 
     step: int
     loss: float
-    margin: float
-    """Mean over pairs of the implicit reward margin beta * (chosen - rejected log-ratio)."""
+    margin: float | None
+    """Mean over pairs of the implicit reward margin beta * (chosen - rejected log-ratio); None without a reference."""
     chosen: float
     """Mean log-probability of the chosen continuations, nats (summed over tokens)."""
     rejected: float

@@ -65,9 +65,7 @@ def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = 
 
 
 def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]) -> Batch:
-    """The same batch, but each prompt with the replies of the next pair. TrainingError where there is no other one."""
-    if len(places) < 2:
-        raise TrainingError("KTO compares replies with those to other prompts, and a batch has one pair; give it more")
+    """The same batch of two pairs or more, but each prompt with the replies of the next pair."""
     sides = [tokens_of(target, pairs[place]) for place in places]
     following = [*sides[1:], sides[0]]
     paths = [(mine[0], theirs[1]) for side, other in zip(sides, following, strict=True)

@@ -41,6 +41,10 @@ def read(path: Path) -> Rows:
         return gather_rows(_rows(path), path.name)
     except OSError as error:
         raise ContentError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ContentError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as such"
+        ) from error
 
 
 def gather_rows(rows: Iterable[Any], source: str) -> Rows:
@@ -153,7 +157,7 @@ def _rows(path: Path) -> Iterator[Any]:
 def _json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ContentError(f"{name} is no JSON: {error}") from error
 
 

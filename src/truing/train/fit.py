@@ -150,6 +150,11 @@ def fit(
         raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
     laid = batches(target, pairs.pairs, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
     laid = laid[: settings.most_steps] if settings.most_steps else laid
+    if settings.method == "kto" and any(len(batch.places) < 2 for batch in laid):  # before hours of training
+        raise TrainingError(
+            f"KTO compares replies with those to other prompts, and of {len(pairs.pairs)} pairs in batches of"
+            f" {settings.batch} one is alone; choose another batch size"
+        )
     start = None if settings.method in FREE else reference(target, pairs.pairs, store, watcher=watcher)
     loop = _Loop(target, pairs, laid, settings, store, start)
     inputs = {"target": target.card.id, "pairs": pairs.id, "settings": asdict(settings)}
@@ -260,7 +265,7 @@ class _Loop:
         return Step(
             step=number,
             loss=float(loss.detach()),
-            margin=float(gap.detach().mean()),
+            margin=None if self.reference is None else float(gap.detach().mean()),
             chosen=float(policy.chosen.detach().mean()),
             rejected=float(policy.rejected.detach().mean()),
             grad_norm=norm,
