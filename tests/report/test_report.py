@@ -224,6 +224,14 @@ def test_missing_records_are_named_not_passed_over(closure) -> None:
     assert Page(page(closure.loop, [])).classes("none")
 
 
+def test_a_margin_that_was_not_measured_is_not_drawn(closure) -> None:
+    training = closure.one(Training)
+    steps = tuple(step.model_copy(update={"margin": None}) for step in training.steps)
+    with_it, without = (Page(overview([one])) for one in (training, training.model_copy(update={"steps": steps})))
+    assert ("Reward margin" in with_it.text, "Reward margin" in without.text) == (True, False)
+    assert "Gradient norm" in without.text
+
+
 def test_a_training_without_steps_or_pairs(closure) -> None:
     training = closure.one(Training).model_copy(update={"steps": ()})
     seen = Page(overview([Training.model_validate(training.model_dump())]))

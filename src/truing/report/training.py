@@ -73,12 +73,15 @@ def _panels(training: Training) -> tuple[Panel, ...]:
         return Curve(name, tuple(getattr(step, field) for step in training.steps), style)
 
     rejected = curve("rejected", "rejected", "second")
-    return (
+    measured = all(step.margin is not None for step in training.steps)
+    every = (
         panel("Loss", "nats", curve("loss", "loss"), zero=True),
-        panel("Reward margin", "chosen over rejected, times beta", curve("margin", "margin"), zero=True),
+        panel("Reward margin", "chosen over rejected, times beta", curve("margin", "margin"), zero=True)
+        if measured else None,
         panel("Log-probability", "nats, summed over tokens", curve("chosen", "chosen"), rejected),
         panel("Gradient norm", "before clipping", curve("gradient norm", "grad_norm"), zero=True),
-    )
+    )  # fmt: skip
+    return tuple(one for one in every if one is not None)
 
 
 def _roles(pairs: Pairs) -> tuple[tuple[str, int, tuple[Pair, ...]], ...]:
