@@ -369,10 +369,11 @@ def test_less_memory_gives_smaller_blocks_and_fewer_rows_and_the_same_numbers(wi
     assert "400 tokens, 300 after sharing, in blocks of" in str(half)
     apart = [[first, *range(100)] for first in range(64)]
     many = plan_rows(costs, apart, more=50, budget=10**9)
-    few = plan_rows(costs, apart, more=50, budget=many.bytes // 3)
-    assert many.rows == 64
+    few = plan_rows(costs, apart, more=50, budget=many.bytes // 6)
+    assert (many.rows, many.block) == (64, 1024)
     assert 1 <= few.rows < 64
-    assert many.bytes // 4 < few.bytes <= many.bytes // 3
+    assert few.block < many.block
+    assert many.bytes // 8 < few.bytes <= many.bytes // 6
     # What they begin with is kept, and planned for, once.
     alike = plan_rows(costs, [[*range(100), last] for last in range(64)], more=50, budget=10**9)
     assert alike.shared == 164

@@ -81,8 +81,11 @@ def test_copies_follow_their_weights(shape: tuple[int, int], packed: bool) -> No
     before = layer(x)
     other = deepcopy(layer)
     torch.testing.assert_close(other(x), before)
-    other[0].weight.data += 1  # as adapters are merged, which no version counts
-    torch.testing.assert_close(other(x), before + shape[0], atol=1e-2, rtol=0)
+    for edited in (slice(None), 3, (slice(None), -1)):  # through `.data`, as adapters are merged: no version counts it
+        other[0].weight.data[edited] += 1
+        torch.testing.assert_close(other(x), nn.functional.linear(x, other[0].weight, other[0].bias), atol=1e-2, rtol=0)
+    other[0].weight.data = layer[0].weight.data.clone()
+    torch.testing.assert_close(other(x), before)
     layer[0].weight.add_(1)
     torch.testing.assert_close(layer(x), before + shape[0], atol=1e-2, rtol=0)
     if packed or shape == LONG:
@@ -91,6 +94,13 @@ def test_copies_follow_their_weights(shape: tuple[int, int], packed: bool) -> No
         del layer, other
         gc.collect()
         assert len(onednn._copies) <= held - 2
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (6, 6), (12, 18), (18, 12), (1, 9), (9, 1), (576, 1536)])
+def test_what_is_looked_at_again_is_of_every_row_and_every_column(shape: tuple[int, int]) -> None:
+    place = onednn._throughout(torch.arange(shape[0] * shape[1]).view(shape))
+    assert {int(x) // shape[1] for x in place} == set(range(shape[0]))
+    assert {int(x) % shape[1] for x in place} == set(range(shape[1]))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 100])

@@ -109,7 +109,7 @@ class Batch:
         """Bytes for the rows that are there and for these, and to compute what these begin with."""
         paths, more = sorted(writer.path for writer in new), max(writer.left for writer in [*self.live, *new])
         longest = max(map(len, paths))
-        passing = self._costs.block(block := self._block_for(longest), longest + block)
+        passing = self._costs.block(block := self._block_for(paths), longest + block)
         if (rows := self._rows) is None:
             return passing + rows_need(self._costs, paths, more)
         prefixes = sum(group.shared for group in rows.groups)
@@ -118,10 +118,10 @@ class Batch:
             self._costs, paths, more, live=len(rows), prefixes=prefixes, tail=rows.used, seen=seen
         )
 
-    def _block_for(self, longest: int) -> int:
+    def _block_for(self, paths: Sequence[Sequence[int]]) -> int:
         if self._budget is None:
             return self._block
-        return block_beside_rows(self._costs, longest, self._budget, self._block)
+        return block_beside_rows(self._costs, paths, self._budget, self._block)
 
     def _alike(self, new: list[Writer]) -> tuple[list[Writer], Known]:
         """Of those that may join, some that begin like a group that is there, or all that begin like none.
@@ -146,7 +146,7 @@ class Batch:
         """Compute what the new rows begin with, but for what is known; they, and the logits after each."""
         new = sorted(new, key=lambda writer: writer.path)
         paths = [writer.path for writer in new]
-        block = self._block_for(max(map(len, paths)))
+        block = self._block_for(paths)
         logits_BV, rows = begin(self._model, paths, block=block, say=self._say, known=known)
         place = 0
         if self._rows is None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import psutil
 import torch
 
 from truing.errors import TargetError, UsageError
+from truing.targets.local.attention import PART
 from truing.targets.local.rows import common, grouped
 
-BLOCK = 512
+BLOCK = 1024
 """Nodes in a pass. Attention computes, and masks, every pair of nodes of a block; products of fewer rows are slower."""
 SHARE = 0.5
 """Of the memory that is free: what is planned for where nothing was said."""
@@ -39,6 +41,10 @@ class Costs:
     """For what is computed at one token of a pass on the way through a block, scores aside."""
     pair: int
     """For the attention of one token of a pass to one token that it sees."""
+    mask: int
+    """For whether one token of a block sees another."""
+    together: float
+    """Tokens of a block that are attended to at once."""
     out: int
     """For what comes out of the head at one token."""
 
@@ -54,8 +60,9 @@ class Costs:
             kept=2 * config.num_hidden_layers * groups * head * size,
             # The stream, its norm, what attention and MLP add, queries, keys, values; gate, up and their product.
             passing=size * (6 * config.hidden_size + 2 * (heads + 2 * groups) * head + 4 * inner),
-            # Scores, their mask, their softmax.
-            pair=size * (2 * heads + 2),
+            pair=size * 2 * heads,  # scores, their softmax
+            mask=2 + 3 * size,  # booleans, their opposites; numbers, before and after, and some of them once more
+            together=PART if model.device.type == "cpu" else inf,
             out=3 * 4 * config.vocab_size,
         )
 
@@ -68,7 +75,8 @@ class Costs:
 
     def block(self, nodes: int, held: int) -> int:
         """For a pass over so many nodes that see so many."""
-        return 2 * held * self.kept + nodes * (self.passing + held * self.pair)
+        scores = int(min(nodes, self.together)) * held * self.pair
+        return 2 * held * self.kept + nodes * (self.passing + held * self.mask) + scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +143,8 @@ def plan_scores(costs: Costs, *, tokens: int, shared: int, longest: int, budget:
 
 def plan_rows(costs: Costs, paths: Sequence[Sequence[int]], *, more: int, budget: int) -> Plan:
     """As many rows as fit after these sorted prompts, each with all that it may write, beside one block of a prompt."""
-    tokens, longest = sum(map(len, paths)), max(map(len, paths))
-    shared = tokens - sum(common(a, b) for a, b in pairwise(paths))
-    block = block_beside_rows(costs, longest, budget)
+    tokens, shared, longest = sum(map(len, paths)), _after_sharing(paths), max(map(len, paths))
+    block = block_beside_rows(costs, paths, budget)
 
     def needed(count: int) -> int:
         return costs.block(block, longest + block) + rows_need(costs, paths[:count], more)
@@ -147,11 +154,17 @@ def plan_rows(costs: Costs, paths: Sequence[Sequence[int]], *, more: int, budget
     return Plan(tokens, shared, block, most, needed(most))
 
 
-def block_beside_rows(costs: Costs, longest: int, budget: int, most: int = BLOCK) -> int:
-    """Nodes in a pass over prompts, so that it takes no more than half of what there is; one at least."""
-    sizes = _halves(min(most, longest))
+def block_beside_rows(costs: Costs, paths: Sequence[Sequence[int]], budget: int, most: int = BLOCK) -> int:
+    """Nodes in a pass over sorted prompts, so that it takes no more than half of what there is; one at least."""
+    longest = max(map(len, paths))
+    sizes = _halves(min(most, _after_sharing(paths)))
     fitting = bisect_right(sizes, budget // 2, key=lambda nodes: costs.block(nodes, longest + nodes))
     return sizes[max(0, fitting - 1)]
+
+
+def _after_sharing(paths: Sequence[Sequence[int]]) -> int:
+    """Tokens of sorted prompts, what neighbours begin with alike counted once."""
+    return sum(map(len, paths)) - sum(common(a, b) for a, b in pairwise(paths))
 
 
 def rows_need(

@@ -6,6 +6,8 @@ On CPUs where that BLAS does not use the widest vectors, oneDNN is a fifth to a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -21,7 +23,19 @@ ROWS = 64
 """Rows that copies are laid out for; kernels of four rows and more take the same layout."""
 
 _copies: Any = WeakTensorKeyDictionary()
-"""Weights -> what they were when they were copied, and the copies, one of each part of the inputs."""
+"""Weights -> their copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Weights as oneDNN takes them, one copy for each part of the inputs, and what they were when they were copied."""
+
+    parts: list[Tensor]
+    known: tuple[int, int, bool]
+    """Version, place in memory, and whether the copies are packed."""
+    some: Tensor
+    """A view of weights from every row and every column: edits through `.data`, which no version counts, reach them."""
+    sum: float
 
 
 class Linear(nn.Linear):
@@ -34,49 +48,61 @@ class Linear(nn.Linear):
         """The product x @ weight.T, plus the bias if there is one."""
         if self.weight.requires_grad or x.dtype is not torch.float32 or x.device.type != "cpu":
             return super().forward(x)
+        parts = _copied(self.weight, self.packed) if self.packed or self.in_features > LONGEST else [self.weight]
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Frozen.apply(x, self.weight, self.bias, self.packed)
-        return _product(x, self.weight, self.bias, self.packed)
+            return _Frozen.apply(x, self.weight, self.bias, parts)
+        return _product(x, parts, self.bias)
 
 
 class _Frozen(torch.autograd.Function):
     """A gradient for the input alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: list[Tensor]) -> Tensor:
         ctx.save_for_backward(weight)
-        return _product(x, weight, bias, packed)
+        return _product(x, parts, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        return _product(grads[0], weight.t(), None, False), None, None, None
+        return _product(grads[0], _halves(weight.t()), None), None, None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: bool) -> Tensor:
-    inputs = x.shape[-1]
-    if inputs <= LONGEST:
-        return _multiplied(x, _parts(weight, packed)[0] if packed else weight, bias)
-    first, second = _parts(weight, packed)
-    middle = inputs // 2
-    return _multiplied(x[..., :middle], first, bias).add_(_multiplied(x[..., middle:], second, None))
+def _product(x: Tensor, parts: list[Tensor], bias: Tensor | None) -> Tensor:
+    if len(parts) == 1:
+        return _multiplied(x, parts[0], bias)
+    middle = x.shape[-1] // 2
+    return _multiplied(x[..., :middle], parts[0], bias).add_(_multiplied(x[..., middle:], parts[1], None))
 
 
 def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _parts(weight: Tensor, packed: bool) -> list[Tensor]:
-    """Copies of the weights, or of both halves of them where sums are long; oneDNN wants each in one piece."""
-    # Adapters are merged through `.data`, which no version counts; but they change every weight.
-    now = (weight._version, float(weight[0, 0]), packed)
-    known = _copies.get(weight)
-    if known is None or known[0] != now:
-        middle = weight.shape[1] // 2
+def _halves(weight: Tensor) -> list[Tensor]:
+    """The weights, or where sums over their inputs are long the two parts of them."""
+    middle = weight.shape[1] // 2
+    return [weight] if weight.shape[1] <= LONGEST else [weight[:, :middle], weight[:, middle:]]
+
+
+def _copied(weight: Tensor, packed: bool) -> list[Tensor]:
+    """Copies of the weights, or of both halves of them; oneDNN wants each in one piece."""
+    now = (weight._version, weight.data_ptr(), packed)
+    held: Copies | None = _copies.get(weight)
+    if held is None or held.known != now or held.sum != float(held.some.sum()):
         whole = weight.detach()
-        parts = [whole] if weight.shape[1] <= LONGEST else [whole[:, :middle], whole[:, middle:]]
-        known = _copies[weight] = (now, [_packed(part) if packed else part.contiguous() for part in parts])
-    return known[1]
+        parts = [_packed(part) if packed else part.contiguous() for part in _halves(whole)]
+        some = _throughout(whole)
+        held = _copies[weight] = Copies(parts, now, some, float(some.sum()))
+    return held.parts
+
+
+def _throughout(weight: Tensor) -> Tensor:
+    """Some of the weights, at least one of every row and of every column."""
+    step = min(weight.shape)
+    while gcd(step, weight.shape[1]) > 1:
+        step -= 1
+    return weight.view(-1)[::step]
 
 
 def _packed(weight: Tensor) -> Tensor:
@@ -94,6 +120,7 @@ def speed_up(model: nn.Module, room: int = 0) -> None:
         module for module in model.modules()
         if type(module) is nn.Linear and module.in_features <= 2 * LONGEST and module.weight.numel() >= SMALLEST
         and not module.weight.is_inference()  # which no version counts, either
+        and module.weight.is_contiguous()
     ]  # fmt: skip
     needed = sum(4 * module.weight.numel() for module in found)
     for module in found:
