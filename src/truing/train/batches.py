@@ -13,9 +13,10 @@ from torch import Tensor
 from truing.errors import TrainingError
 from truing.records import Pair
 from truing.targets.local import LocalTarget
-from truing.targets.local.inside import forward
+from truing.targets.local.inside import forward, hidden
 from truing.targets.local.tree import Tree, plant
 from truing.text import short
+from truing.train.head import log_probs, plain_head
 from truing.train.losses import Sides
 
 
@@ -35,11 +36,18 @@ class Batch:
 
     def log_probs(self, model: Any) -> Sides:
         """Summed log-probability of every continuation, with gradient where the model has one."""
+        log_p = self._log_p(model)
+        sums = torch.zeros(2 * len(self.places), dtype=log_p.dtype).index_add(0, self.owner_M, log_p.cpu())
+        return Sides(sums[0::2], sums[1::2])
+
+    def _log_p(self, model: Any) -> Tensor:
+        """Of every token, shape (M,)."""
+        if (head := plain_head(model)) is not None:
+            at_M = self.before_M.to(model.device)
+            return log_probs(hidden(model, self.tree)[at_M], head, self.token_M.to(model.device))
         kept, inverse = self.before_M.unique(return_inverse=True)
         logits = forward(model, self.tree, kept).logits[0].float()
-        log_p = torch.log_softmax(logits, -1)[inverse, self.token_M]
-        sums = torch.zeros(2 * len(self.places), dtype=log_p.dtype).index_add(0, self.owner_M, log_p)
-        return Sides(sums[0::2], sums[1::2])
+        return logits.log_softmax(-1)[inverse, self.token_M]
 
     @property
     def tokens(self) -> Sides:

@@ -163,21 +163,39 @@ def forward(
 
     The output head is applied at the kept nodes alone.
     """
+    with _passing(model, tree, rows, start, stop, eager="output_attentions" in more) as given:
+        return model(
+            **given,
+            logits_to_keep=keep_M.to(model.device) - start,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **more,
+        )
+
+
+def hidden(model: Any, tree: Tree) -> Tensor:
+    """What one pass over a tree leaves to the output head, at all nodes; shape (T, D)."""
+    with _passing(model, tree) as given:
+        found: Tensor = model.base_model(**given, use_cache=False).last_hidden_state[0]
+    return found
+
+
+@contextmanager
+def _passing(
+    model: Any, tree: Tree, rows: int = 1, start: int = 0, stop: int | None = None, *, eager: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Around a pass over nodes of a tree: what the model is to be given."""
     device = model.device
     # Additive, because eager attention adds its mask where fused attention would also take booleans.
     sees = tree.sees(start, stop)
     blocked = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
     # Attention with visible patterns is the architecture's own.
-    with alone(model), nullcontext() if "output_attentions" in more else branches(model, tree, sees, blocked, start):
-        return model(
-            input_ids=tree.ids_N[start:stop].to(device).expand(rows, -1),
-            attention_mask=blocked.to(device)[None, None].expand(rows, 1, -1, -1),
-            position_ids=tree.depth_N[start:stop].to(device).expand(rows, -1),
-            logits_to_keep=keep_M.to(device) - start,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **more,
-        )
+    with alone(model), nullcontext() if eager else branches(model, tree, sees, blocked, start):
+        yield {
+            "input_ids": tree.ids_N[start:stop].to(device).expand(rows, -1),
+            "attention_mask": blocked.to(device)[None, None].expand(rows, 1, -1, -1),
+            "position_ids": tree.depth_N[start:stop].to(device).expand(rows, -1),
+        }
 
 
 def branches(model: Any, tree: Tree, sees_TK: Tensor, mask_TK: Tensor, start: int) -> Any:
