@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
-.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine evals clean
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -40,10 +40,13 @@ bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, sta
 bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transformers; about 45 minutes
 	$(BIN)/python benchmarks/engine.py
 
+bench-train: $(VENV)/.bench ## training beside TRL; about 30 minutes
+	$(BIN)/python benchmarks/train.py
+
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py
 
-bench: bench-loop bench-engine ## all benchmarks
+bench: bench-loop bench-engine bench-train ## all benchmarks
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from truing import train
 from truing.audit import lay_out
-from truing.cli.train import METHODS
+from truing.cli.train import METHODS, SCHEDULES
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -35,8 +35,23 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def test_the_methods_are_those_of_training() -> None:
-    assert METHODS == train.METHODS
+def test_choices_are_those_of_training() -> None:
+    assert (METHODS, SCHEDULES) == (train.METHODS, train.SCHEDULES)
+
+
+def test_how_it_is_trained_can_be_said(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", ROWS)
+    how = ("--modules", "all-linear", "--schedule", "cosine", "--warmup", "0.1", "--accumulate", "2",
+           "--gradient-checkpointing", "--held-out", "0.3", "--patience", "3")  # fmt: skip
+    done = truing("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
+                  "--out", str(tmp_path / "adapter"), "--json", *how)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    said = dict(told["settings"])
+    assert said["modules"] == train.EVERY_LAYER
+    names = ("schedule", "warmup", "accumulate", "gradient_checkpointing", "held_out", "patience")
+    assert [said[name] for name in names] == ["cosine", 0.1, 2, 1, 0.3, 3]
+    assert told["steps"][-1]["held"] > 0
 
 
 def test_a_file_becomes_an_adapter_that_a_target_takes(tmp_path: Path) -> None:

@@ -232,6 +232,17 @@ def test_a_margin_that_was_not_measured_is_not_drawn(closure) -> None:
     assert "Gradient norm" in without.text
 
 
+def test_the_loss_on_what_is_held_out_is_drawn_where_it_was_taken(closure) -> None:
+    training = closure.one(Training)
+    steps = tuple(
+        step.model_copy(update={"held": 0.5, "rejected": None} if number % 2 else {"rejected": None})
+        for number, step in enumerate(training.steps)
+    )
+    plain, held = (overview([one]) for one in (training, training.model_copy(update={"steps": steps})))
+    assert ("Loss on pairs held out" in Page(plain).text, "Loss on pairs held out" in Page(held).text) == (False, True)
+    assert ("rejected from" in plain, "rejected from" in held) == (True, False)
+
+
 def test_a_training_without_steps_or_pairs(closure) -> None:
     training = closure.one(Training).model_copy(update={"steps": ()})
     seen = Page(overview([Training.model_validate(training.model_dump())]))

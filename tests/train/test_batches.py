@@ -16,6 +16,7 @@ import torch
 from truing.audit import family, lay_out
 from truing.errors import TrainingError
 from truing.records import Message, Pair
+from truing.targets.local import LocalTarget
 from truing.train import from_surfaces, gather, guards
 from truing.train.batches import batches, tokens_of
 from truing.train.batches import lay_out as lay
@@ -42,16 +43,15 @@ PAIRS = [
 
 
 def separately(target: Any, model: Any, pairs: list[Pair]) -> Sides:
-    """Each sequence alone, its continuation and the end-of-turn token summed."""
+    """Each sequence alone, as the whole conversation is rendered; the reply and what closes it summed."""
     sums = []
     for one in pairs:
-        prompt = target.prompt_ids(one.messages)
+        prompt, turns = target.prompt_ids(one.messages), [turn.model_dump() for turn in one.messages]
         for text in (one.chosen, one.rejected):
-            ids = [
-                *prompt,
-                *target.tokenizer(text, add_special_tokens=False)["input_ids"],
-                target.tokenizer.eos_token_id,
-            ]
+            told = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+            whole = [*told, {"role": "assistant", "content": text}]
+            ids = target.tokenizer.apply_chat_template(whole, return_dict=False)
+            assert ids[: len(prompt)] == prompt
             log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
             sums.append(sum(log_p[i - 1, ids[i]] for i in range(len(prompt), len(ids))))
     return Sides(torch.stack(sums[0::2]), torch.stack(sums[1::2]))
@@ -62,7 +62,7 @@ def test_log_probs_are_those_of_separate_sequences(wild: Any) -> None:
     found = batch.log_probs(wild.model)
     plain = separately(wild, wild.model, PAIRS)
     for ours, theirs in zip(found, plain, strict=True):
-        tokens = 8  # of the longest reply, with its end
+        tokens = 9  # of the longest reply, with its end
         torch.testing.assert_close(ours, theirs, atol=1e-5 * tokens, rtol=1e-6)
     every = sum(2 * len(wild.prompt_ids(one.messages)) for one in PAIRS)
     assert len(batch.tree) < every  # each prompt once
@@ -118,25 +118,54 @@ def test_a_reply_ends_once(tiny: Any) -> None:
 
 def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(tiny: Any) -> None:
     pairs = [pair(n, f"It is {n}.", "No.", f"{n} is a number. Is it {n}?") for n in range(7)]
-    laid = batches(tiny, pairs, size=3, epochs=2, seed=1)
-    assert [len(batch.places) for batch in laid] == [3, 3, 1, 3, 3, 1]
-
-    def asked(batch: Any) -> list[int]:
-        text = tiny.tokenizer.decode(batch.tree.ids_N)
-        return [int(n) for n in re.findall(r"(\d) is a number", text)]
-
-    # Prompts of a batch stand in the tree in the order of its pairs, each once.
-    epochs = [[asked(batch) for batch in laid[:3]], [asked(batch) for batch in laid[3:]]]
-    for groups, size in ((epochs[0], [3, 3, 1]), (epochs[1], [3, 3, 1])):
-        assert [len(group) for group in groups] == size
-        assert sorted(n for group in groups for n in group) == list(range(7))
+    laid = batches(range(7), size=3, epochs=2, seed=1)
+    assert [len(batch) for batch in laid] == [3, 3, 1, 3, 3, 1]
+    epochs = [laid[:3], laid[3:]]
+    for groups in epochs:
+        assert sorted(place for group in groups for place in group) == list(range(7))
     assert epochs[0] != epochs[1]
+    assert batches(range(7), size=3, epochs=2, seed=1) == laid
+    assert batches(range(7), size=3, epochs=2, seed=2) != laid
+    # Prompts of a batch stand in the tree, each once.
+    text = tiny.tokenizer.decode(lay(tiny, pairs, laid[0]).tree.ids_N)
+    assert [int(n) for n in re.findall(r"(\d) is a number", text)] == sorted(laid[0])
 
-    def ids(laid: list[Any]) -> list[list[int]]:
-        return [batch.tree.ids_N.tolist() for batch in laid]
 
-    assert ids(batches(tiny, pairs, size=3, epochs=2, seed=1)) == ids(laid)
-    assert ids(batches(tiny, pairs, size=3, epochs=2, seed=2)) != ids(laid)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+REFUSING = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "closing"),
+    [
+        (CHATML, "<|end|>\n"),
+        (CHATML.replace("<|end|>\n{% endfor", "<|end|>{% endfor"), "<|end|>"),
+        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), "<|end|>"),  # replies are changed
+        (CHATML.replace("<|end|>", ""), "<|end|>"),  # nothing ends a turn
+        (REFUSING, "<|end|>"),
+    ],
+)  # fmt: skip
+def test_a_reply_is_closed_as_the_template_closes_it(tiny: Any, template: str, closing: str) -> None:
+    target = templated(tiny, template)
+    assert target.tokenizer.eos_token == "<|end|>"
+    (_, chosen), _ = tokens_of(target, pair(0, "It is red.", "No."))
+    assert target.tokenizer.decode(chosen) == "It is red." + closing
+
+
+def test_a_template_that_ends_a_turn_twice_is_refused(tiny: Any) -> None:
+    target = templated(tiny, CHATML.replace("<|end|>", "<|end|><|end|>"))
+    with pytest.raises(TrainingError, match=r"surface 0: the template of .* closes 'It is red\.' with 2 tokens"):
+        tokens_of(target, pair(0, "It is red.", "No."))
+
+
+def templated(tiny: Any, template: str) -> LocalTarget:
+    tokenizer = deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = template
+    return LocalTarget("local/templated", tiny.model, tokenizer, weights="8" * 64)
 
 
 def test_pairs_choose_the_alternative_where_it_is_to_be_mended_and_kept() -> None:

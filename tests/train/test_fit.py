@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from safetensors.torch import load_file
+from torch.autograd.graph import saved_tensors_hooks
 
 from truing import open_store
 from truing.audit import family, lay_out
@@ -29,9 +32,10 @@ from truing.targets.local.adapter import Adapter
 from truing.train import Settings, export, fit, from_surfaces, gather
 from truing.train import fit as fit_function
 from truing.train.batches import lay_out as lay
-from truing.train.fit import Method
-from truing.train.losses import Sides
+from truing.train.losses import Sides, dpo
+from truing.train.policy import Policy
 from truing.train.reference import reference
+from truing.train.settings import EVERY_LAYER, Method, Schedule
 
 SETTINGS = Settings(lr=3e-3, rank=4, alpha=8, batch=8, epochs=3, beta=0.5, checkpoint_every=3, seed=4)
 
@@ -114,7 +118,7 @@ def test_the_target_itself_is_not_changed(tiny: LocalTarget, pairs: Pairs, tmp_p
 
 def test_what_is_not_trained_is_shared_with_the_target(tiny: LocalTarget) -> None:
     held = {weight.data_ptr() for weight in tiny.model.parameters()}
-    made = sys.modules["truing.train.fit"]._Run(tiny, Settings())  # the function has the same name
+    made = Policy(tiny, Settings())
     frozen, trained = ([p for p in made.peft.parameters() if p.requires_grad == wanted] for wanted in (False, True))
     assert {weight.data_ptr() for weight in frozen} == held
     assert trained
@@ -367,9 +371,14 @@ def test_a_reference_of_another_model_is_stopped(
         ({"batch": 0}, "batch is 0"),
         ({"nll": -1.0}, "nll is -1.0; give 0"),
         ({"flipped": 0.5}, "flipped is 0.5; give the share"),
+        ({"warmup": 1.0}, "warmup is 1.0; give a share"),
+        ({"held_out": -0.1}, "held_out is -0.1; give a share"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"schedule": "steps"}, "unknown schedule 'steps'; there are constant, linear, cosine"),
+        ({"modules": "q_proj,"}, "modules is 'q_proj,'; name layers"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(said: dict[str, float], why: str) -> None:
+def test_settings_that_make_no_sense_are_refused(said: dict[str, Any], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         Settings.of("dpo", **said)
 
@@ -388,3 +397,167 @@ def test_no_pairs_and_pairs_that_say_nothing_are_refused(tiny: LocalTarget, pair
 def test_only_what_can_be_trained_is_trained(pairs: Pairs, tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store, pytest.raises(TargetError, match="no ability Trainable"):
         fit_function(resolve("scripted/honest"), pairs, store)
+
+
+# -- how it is trained -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
+        ("linear", [1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("cosine", [1 / 3, 2 / 3, *((1 + math.cos(math.pi * done / 6)) / 2 for done in range(6))]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls(schedule: Schedule, rates: list[float]) -> None:
+    settings = Settings(lr=0.5, schedule=schedule, warmup=0.25)
+    assert [settings.rate(step, 8) for step in range(8)] == pytest.approx([0.5 * rate for rate in rates])
+
+
+def trained_with(tiny: LocalTarget, pairs: Pairs, folder: Path, **how: Any) -> tuple[Training, dict[str, torch.Tensor]]:
+    with open_store(folder / "store") as store:
+        training = fit(tiny, pairs, store, settings=replace(SETTINGS, **how))
+        return training, load_file(export(training, store, folder / training.id) / "adapter_model.safetensors")
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("how", [{"accumulate": 3}, {"gradient_checkpointing": True}])
+def test_what_saves_memory_changes_no_step(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    plain, saving = (trained_with(tiny, pairs, tmp_path, most_steps=2, **more) for more in ({}, how))
+    assert saving[0].steps[0].grad_norm == pytest.approx(plain[0].steps[0].grad_norm, rel=1e-4)
+    assert saving[0].steps[1].loss == pytest.approx(plain[0].steps[1].loss, rel=1e-4)
+    assert saving[0].settings != plain[0].settings
+
+
+def test_activations_are_not_kept_where_they_are_computed_again(tiny: LocalTarget, pairs: Pairs) -> None:
+    def held(again: bool) -> int:
+        policy, sizes = Policy(tiny, replace(SETTINGS, gradient_checkpointing=again)), []
+        batch = lay(tiny, pairs.pairs)
+        with saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            batch.log_probs(policy.model)
+        assert not any(layer.self_attn.training or layer.mlp.training for layer in policy.model.model.layers)
+        return sum(sizes)
+
+    assert held(True) < held(False) / 3
+
+
+def test_windows_are_not_lost_on_the_way_back(tiny: LocalTarget) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=1536, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8,
+    )  # fmt: skip
+    target = LocalTarget("local/windows", MistralForCausalLM(config).eval(), tiny.tokenizer, weights="3" * 64)
+    with pytest.raises(UsageError, match="local/windows has attention windows; train it without gradient checkpoint"):
+        Policy(target, Settings(gradient_checkpointing=True))
+
+
+def test_the_learning_rate_of_a_step_is_that_of_the_schedule(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    (_, flat), (_, falling) = (
+        trained_with(tiny, pairs, tmp_path, most_steps=2, schedule=kind) for kind in ("constant", "linear")
+    )
+    start = Policy(tiny, SETTINGS)
+    before = {name.replace(".default", ""): weight.detach() for name, weight in start.named.items()}
+    assert 1.2 < apart(flat, before) / apart(falling, before) < 1.5  # AdamW: 1 + 1 steps of lr against 1 + 1/2
+
+
+def test_every_linear_layer_can_have_an_adapter(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    how = Settings.of(lr=1e-3, most_steps=1, modules="all-linear")
+    assert how.modules == EVERY_LAYER
+    with open_store(tmp_path / "store") as store:
+        folder = export(fit(tiny, pairs, store, settings=how), store, tmp_path / "adapter")
+    names = {name.split(".")[-3] for name in load_file(folder / "adapter_model.safetensors")}
+    assert names == set(EVERY_LAYER.split(","))
+    assert resolve(f"local/tiny@{folder}").card.adapter is not None
+
+
+def test_layers_that_there_are_not_are_refused(tiny: LocalTarget) -> None:
+    with pytest.raises(UsageError, match=r"no linear layers named gate, c_attn; it has .*gate_proj, .*q_proj"):
+        Policy(tiny, Settings(modules="gate,q_proj,c_attn"))
+
+
+EARLY = {"held_out": 0.3, "patience": 1, "checkpoint_every": 2, "epochs": 12, "lr": 0.05, "batch": 4}
+
+
+def test_it_stops_where_what_is_held_out_gets_worse_and_keeps_the_best(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path
+) -> None:
+    hears = Hears()
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, pairs, store, settings=replace(SETTINGS, **EARLY), watcher=hears)  # type: ignore[arg-type]
+        looks = {step.step: step.held for step in training.steps if step.held is not None}
+        best = min(looks, key=lambda step: looks[step])
+        assert training.finished
+        assert list(looks) == list(range(1, len(training.steps), 2))
+        assert best == len(training.steps) - 3  # and then one look without a lower loss
+        target = tiny.with_adapter(Adapter.read(export(training, store, tmp_path / "adapter")))
+    assert f"stopped after {len(training.steps)} of" in " ".join(hears.said)
+    assert f"lowest after {best + 1}, whose adapter is kept" in " ".join(hears.said)
+    # The loss that was lowest is that of the adapter which was kept, on plots that were not trained on.
+    plots = sorted({pair.plot for pair in pairs.pairs})
+    aside = set(random.Random(SETTINGS.seed).sample(plots, math.ceil(0.3 * len(plots))))
+    held = [pair for pair in pairs.pairs if pair.plot in aside]
+    assert 0 < len(held) < len(pairs.pairs)
+    with torch.no_grad():
+        before, after = (lay(tiny, held).log_probs(one.model) for one in (tiny, target))
+    assert float(dpo(after, before, beta=SETTINGS.beta).mean()) == pytest.approx(looks[best], abs=1e-4)
+
+
+def test_killed_it_stops_at_the_same_step_with_the_same_bytes(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    how = replace(SETTINGS, **EARLY)  # type: ignore[arg-type]
+    with open_store(tmp_path / "one") as store:
+        whole = fit(tiny, pairs, store, settings=how)
+    with open_store(tmp_path / "other") as store:
+        for _ in range(len(whole.steps) // 2):
+            with pytest.raises(Dies):
+                fit(tiny, pairs, Mortal(store, 1), settings=how)  # type: ignore[arg-type]
+        assert fit(tiny, pairs, store, settings=how) == whole
+
+
+def test_what_was_trained_before_it_broke_is_kept(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, norms = Policy.norm, iter([1.0] * 4 + [math.nan])
+    monkeypatch.setattr(Policy, "norm", lambda self: (real(self), next(norms))[1])
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(
+            TrainingError, match=r"gradient norm at step 4 is nan.* after 3 steps is kept as training"
+        ) as why:
+            fit(tiny, pairs, store, settings=replace(SETTINGS, checkpoint_every=7))
+        (kept,) = (one for one in store.of_kind("training") if isinstance(one, Training))
+        assert kept.id[:12] in str(why.value)
+        assert (len(kept.steps), kept.finished) == (3, True)
+        monkeypatch.undo()
+        good = fit(tiny, pairs, store, settings=replace(SETTINGS, most_steps=3))
+        assert adapter_bytes(kept, store) == adapter_bytes(good, store)
+
+
+def test_not_everything_can_be_held_out(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    one = gather("C1", [pair for pair in pairs.pairs if pair.plot == pairs.pairs[0].plot], parents=())
+    with open_store(tmp_path / "store") as store, pytest.raises(TrainingError, match="all of 1 plots are held out"):
+        fit(tiny, one, store, settings=Settings(held_out=0.1))
+
+
+def test_an_adapter_can_be_trained_on(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    how = Settings(method="sft", lr=3e-3, batch=24, most_steps=3)
+    with open_store(tmp_path / "store") as store:
+        first = fit(tiny, pairs, store, settings=how)
+        then = fit(tiny, pairs, store, settings=how, begin=first)
+        # The adapter goes on from where it was; only the optimiser begins anew.
+        target = tiny.with_adapter(Adapter.read(export(first, store, tmp_path / "first")))
+        assert then.steps[0].loss == pytest.approx(-float(lay(tiny, pairs.pairs).log_probs(target.model).chosen.mean()))
+        assert then.steps[0].loss < first.steps[0].loss
+        assert then.steps[0].rejected is None
+        assert then.parents == (tiny.card.id, pairs.id, first.id)
+        with pytest.raises(TrainingError, match="before the first step policy and reference differ"):
+            fit(tiny, pairs, store, settings=replace(how, method="dpo"), begin=first)
+        with pytest.raises(UsageError, match="the adapter to go on from is not one of q_proj alone"):
+            fit(tiny, pairs, store, settings=replace(how, modules="q_proj"), begin=first)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from truing.records import Training
     from truing.store import Store
 
+SCHEDULES = ("constant", "linear", "cosine")
 METHODS = ("dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft")
 
 
@@ -30,6 +31,18 @@ METHODS = ("dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft")
 @click.option("--epochs", type=int, help="Times that every pair is seen. Default: 1.")
 @click.option("--batch", type=int, help="Pairs of a step. Default: 8.")
 @click.option("--rank", type=int, help="Rank of the adapter. Default: 8.")
+@click.option(
+    "--modules",
+    help="Layers that get an adapter, with commas between, or all-linear. Default: q_proj,v_proj,up_proj,down_proj.",
+)
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="How the learning rate goes on. Default: constant.")
+@click.option("--warmup", type=float, help="Share of the steps in which it rises. Default: 0.")
+@click.option("--accumulate", type=int, help="Parts that a step's pairs are computed in. Default: 1.")
+@click.option(
+    "--gradient-checkpointing", is_flag=True, default=None, help="Compute activations again instead of keeping them."
+)
+@click.option("--held-out", type=float, help="Share of the plots to look at instead of training on. Default: 0.")
+@click.option("--patience", type=int, help="Looks without a lower loss on these before training stops. Default: 2.")
 @click.option("--nll", type=float, help="Weight of the chosen reply's likelihood per token, on top. Default: 0.")
 @seed_option
 @store_option
@@ -44,7 +57,7 @@ def command(
     seed: int,
     store_path: Path,
     as_json: bool,
-    **settings: float | None,
+    **settings: float | str | None,
 ) -> int:
     """Train the behaviour of CLAIM out with LoRA, on the develop half; write a PEFT adapter.
 

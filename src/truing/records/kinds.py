@@ -291,7 +291,7 @@ class Pairs(Record, Sparse):
 class Step(Sparse):
     """One optimiser step."""
 
-    later = frozenset({"drift"})
+    later = frozenset({"drift", "held"})
 
     step: int
     loss: float
@@ -299,10 +299,13 @@ class Step(Sparse):
     """Mean over pairs of the implicit reward margin beta * (chosen - rejected log-ratio); None without a reference."""
     chosen: float
     """Mean log-probability of the chosen continuations, nats (summed over tokens)."""
-    rejected: float
+    rejected: float | None
+    """The same of the rejected; None where only the chosen are looked at."""
     grad_norm: float
     drift: float | None = None
     """Mean log-ratio of policy and reference of the chosen continuations, nats; below 0 they became less likely."""
+    held: float | None = None
+    """The mean loss of the pairs that are held out, after the step; at the end of a unit of work alone."""
 
 
 class Training(Record):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from truing.records import Pair, Pairs, Training
+from truing.records import Pair, Pairs, Step, Training
 from truing.report.curves import Curve, curves
 from truing.report.numbers import number
 from truing.report.pool import Pool, short
 
 EXAMPLES = 2
 """Pairs shown for each role."""
+NAMES = {"grad_norm": "gradient norm", "held": "held-out loss"}
+"""Of fields that are not called what they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +64,31 @@ def _setting(value: float | str) -> str:
 
 
 def _panels(training: Training) -> tuple[Panel, ...]:
-    if not training.steps:
+    steps, looks = training.steps, [step for step in training.steps if step.held is not None]
+    if not steps:
         return ()
-    steps = [step.step for step in training.steps]
-
-    def panel(title: str, unit: str, *shown: Curve, zero: bool = False) -> Panel:
-        ends = tuple((curve.name, number(curve.values[0]), number(curve.values[-1])) for curve in shown)
-        return Panel(title, unit, curves(shown, steps, zero=zero), ends, dashed=len(shown) > 1)
-
-    def curve(name: str, field: str, style: str = "first") -> Curve:
-        return Curve(name, tuple(getattr(step, field) for step in training.steps), style)
-
-    rejected = curve("rejected", "rejected", "second")
-    measured = all(step.margin is not None for step in training.steps)
+    over, lowest = "chosen over rejected, times beta", "nats; the adapter is that of the lowest"
+    margin = _panel("Reward margin", over, steps, "margin", zero=True) if steps[0].margin is not None else None
+    sides = ("chosen",) if steps[0].rejected is None else ("chosen", "rejected")
+    held = _panel("Loss on pairs held out", lowest, looks, "held", zero=True) if looks else None
     every = (
-        panel("Loss", "nats", curve("loss", "loss"), zero=True),
-        panel("Reward margin", "chosen over rejected, times beta", curve("margin", "margin"), zero=True)
-        if measured else None,
-        panel("Log-probability", "nats, summed over tokens", curve("chosen", "chosen"), rejected),
-        panel("Gradient norm", "before clipping", curve("gradient norm", "grad_norm"), zero=True),
-    )  # fmt: skip
-    return tuple(one for one in every if one is not None)
+        _panel("Loss", "nats", steps, "loss", zero=True),
+        margin,
+        _panel("Log-probability", "nats, summed over tokens", steps, *sides),
+        _panel("Gradient norm", "before clipping", steps, "grad_norm", zero=True),
+        held,
+    )
+    return tuple(panel for panel in every if panel is not None)
+
+
+def _panel(title: str, unit: str, steps: Sequence[Step], *fields: str, zero: bool = False) -> Panel:
+    shown = [
+        Curve(NAMES.get(field, field), tuple(getattr(step, field) for step in steps), style)
+        for field, style in zip(fields, ("first", "second"), strict=False)
+    ]
+    ends = tuple((curve.name, number(curve.values[0]), number(curve.values[-1])) for curve in shown)
+    drawn = curves(shown, [step.step for step in steps], zero=zero)
+    return Panel(title, unit, drawn, ends, dashed=len(shown) > 1)
 
 
 def _roles(pairs: Pairs) -> tuple[tuple[str, int, tuple[Pair, ...]], ...]:

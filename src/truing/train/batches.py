@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from truing.errors import TrainingError
-from truing.records import Pair
+from truing.records import Message, Pair
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import forward, hidden
 from truing.targets.local.tree import Tree, plant
+from truing.targets.tools import PLAIN, turns
 from truing.text import short
 from truing.train.head import log_probs, plain_head
 from truing.train.losses import Sides
@@ -56,20 +58,25 @@ class Batch:
         return Sides(counts[0::2], counts[1::2])
 
 
-def batches(target: LocalTarget, pairs: Sequence[Pair], *, size: int, epochs: int, seed: int) -> list[Batch]:
-    """Batches in the order of training: shuffled anew each epoch, the last one of an epoch maybe smaller."""
-    order, places = random.Random(seed), range(len(pairs))
+def batches(places: Sequence[int], *, size: int, epochs: int, seed: int) -> list[list[int]]:
+    """These places in the order of training: shuffled anew each epoch, the last batch of an epoch maybe smaller."""
+    order = random.Random(seed)
     laid = []
     for _ in range(epochs):
         shuffled = order.sample(places, len(places))
-        laid += [lay_out(target, pairs, shuffled[start : start + size]) for start in range(0, len(shuffled), size)]
+        laid += [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
     return laid
 
 
-def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = ()) -> Batch:
-    """One batch of the pairs at these places, or of all. TrainingError where a pair says nothing."""
+def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = (), *, rejected: bool = True) -> Batch:
+    """One batch of the pairs at these places, or of all. TrainingError where a pair says nothing.
+
+    Without `rejected` that side has no tokens.
+    """
     places = places or range(len(pairs))
-    return _planted([path for place in places for path in tokens_of(target, pairs[place])], places)
+    paths = [path for place in places for path in tokens_of(target, pairs[place])]
+    return _planted(paths if rejected else [(prompt, reply if i % 2 == 0 else [])
+                                            for i, (prompt, reply) in enumerate(paths)], places)  # fmt: skip
 
 
 def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]) -> Batch:
@@ -86,7 +93,7 @@ def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]
 def _planted(paths: Sequence[tuple[list[int], list[int]]], places: Sequence[int]) -> Batch:
     # Nothing follows the last token of a reply, so it needs no node.
     tree, routes = plant([[*prompt, *reply[:-1]] for prompt, reply in paths])
-    before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
+    before = [route[len(prompt) - 1 :][: len(reply)] for (prompt, reply), route in zip(paths, routes, strict=True)]
     tokens = torch.tensor([token for _, reply in paths for token in reply])
     owner = torch.cat([torch.full((len(reply),), number) for number, (_, reply) in enumerate(paths)])
     return Batch(tree, torch.cat(before), tokens, owner, tuple(places))
@@ -95,12 +102,12 @@ def _planted(paths: Sequence[tuple[list[int], list[int]]], places: Sequence[int]
 def tokens_of(target: LocalTarget, pair: Pair) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
     """Prompt and reply of the chosen and of the rejected side. TrainingError where that is not what both texts are.
 
-    One end-of-turn token closes each reply, so that stopping is trained with it.
+    Each reply is closed as the model's template closes it, so that stopping is trained with it.
     """
     if pair.chosen == pair.rejected:
         raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
     text = target.prompt_text(pair.messages) if pair.messages else pair.text
-    prompt, end = target.encoded(text), target.tokenizer.eos_token_id
+    prompt = target.encoded(text)
     replies = []
     for reply in (pair.chosen, pair.rejected):
         ids = target.text_ids(reply)
@@ -109,8 +116,30 @@ def tokens_of(target: LocalTarget, pair: Pair) -> tuple[tuple[list[int], list[in
                 f"{pair.surface}: the prompt and {short(reply)!r} have other tokens together than apart, so that no"
                 " token begins the reply; move the blank between them to the reply's beginning"
             )
-        if end in ids:
+        if not target.stop_ids.isdisjoint(ids):
             raise TrainingError(f"{pair.surface}: {short(reply)!r} holds the mark that ends a turn; leave it out")
-        replies.append([*ids, end])
-        target.fits([*prompt, *ids])
+        replies.append([*ids, *_closing(target, pair, text, reply)])
+        target.fits([*prompt, *replies[-1][:-1]])
     return (prompt, replies[0]), (prompt, replies[1])
+
+
+def _closing(target: LocalTarget, pair: Pair, text: str, reply: str) -> list[int]:
+    """What the template puts behind a reply, with one token that ends the turn; else that token alone."""
+    alone = [target.tokenizer.eos_token_id]
+    if not pair.messages:
+        return alone
+    said, _ = turns([*pair.messages, Message(role="assistant", content=reply)], (), PLAIN)
+    try:
+        whole = str(target.tokenizer.apply_chat_template(said, tokenize=False))
+    except (TemplateError, TypeError, ValueError):  # it takes the conversation up to the reply, which is enough
+        return alone
+    if not whole.startswith(text + reply):  # it changes replies, say by leaving out blanks around them
+        return alone
+    closing = target.encoded(whole.removeprefix(text + reply))
+    ends = sum(token in target.stop_ids for token in closing)
+    if ends > 1:
+        raise TrainingError(
+            f"{pair.surface}: the template of {target.card.name} closes {short(reply)!r} with {ends} tokens that end"
+            " a turn; one is what training needs"
+        )
+    return closing if ends else alone

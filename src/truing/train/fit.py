@@ -1,30 +1,23 @@
-"""Fit a LoRA adapter. Small, deterministic by seed, checkpointed in units of a few steps."""
+"""Fit an adapter to preferences. Small, deterministic by seed, checkpointed in units of a few steps."""
 
 from __future__ import annotations
 
-import json
 import math
+import random
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, Self, get_args
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from truing.errors import TrainingError, UsageError
-from truing.files import write_whole
-from truing.records import Blob, Pairs, Step, Training
+from truing.errors import TrainingError
+from truing.records import Blob, Pair, Pairs, Step, Training
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.adapter import BASE, MODULES, mark, peft_quiet
-from truing.train.batches import Batch, batches, mismatched
+from truing.train.batches import Batch, batches, lay_out, mismatched
 from truing.train.losses import (
     Sides,
     dpo,
@@ -38,12 +31,10 @@ from truing.train.losses import (
     sft,
     simpo,
 )
+from truing.train.policy import Policy
 from truing.train.reference import reference
+from truing.train.settings import FREE, Settings
 
-Method = Literal["dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft"]
-METHODS: tuple[Method, ...] = get_args(Method)
-FREE = ("simpo", "sft")
-"""Methods without a reference."""
 LAST = 5
 """Steps at the end by which it is judged whether what was chosen became less likely."""
 FALL = 1.0
@@ -52,94 +43,18 @@ SAME = 1e-4
 """Nats per token by which the reference may be off the policy before the first step: rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How an adapter is fitted."""
-
-    method: Method = "dpo"
-    beta: float = 0.1
-    """How strongly the reference holds on; simpo's scale of rewards (usually 2 and more)."""
-    gamma: float = 0.5
-    """simpo: by how much the chosen reward should be ahead."""
-    flipped: float = 0.1
-    """robust: the share of pairs that are the wrong way round."""
-    nll: float = 0.0
-    """Weight of the chosen continuation's negative log-probability per token, on top."""
-    lr: float = 2e-4
-    rank: int = 8
-    alpha: int = 16
-    batch: int = 8
-    epochs: int = 1
-    most_steps: int = 0
-    """0: as many as the epochs give."""
-    clip: float = 1.0
-    seed: int = 0
-    checkpoint_every: int = 7
-
-    def __post_init__(self) -> None:
-        above = {"beta": self.beta, "lr": self.lr, "rank": self.rank, "alpha": self.alpha, "batch": self.batch,
-                 "epochs": self.epochs, "clip": self.clip, "checkpoint_every": self.checkpoint_every}  # fmt: skip
-        for name, value in above.items():
-            if not value > 0 or not math.isfinite(value):
-                raise UsageError(f"{name} is {value}; give a number above 0")
-        for name, value in {"gamma": self.gamma, "nll": self.nll, "most_steps": self.most_steps}.items():
-            if not value >= 0 or not math.isfinite(value):
-                raise UsageError(f"{name} is {value}; give 0 or a number above it")
-        if not 0 <= self.flipped < 0.5:
-            raise UsageError(f"flipped is {self.flipped}; give the share of wrong pairs, at least 0 and under 0.5")
-
-    @classmethod
-    def of(cls, method: Method = "dpo", **said: float) -> Self:
-        """The settings that are usual for a method, but for what is said. UsageError for values that make no sense."""
-        usual: dict[str, Any] = {"beta": 2.0} if method == "simpo" else {}
-        return cls(method=method, **(usual | said))
-
-
-class _Run:
-    """A model with a fresh adapter and its optimiser, at some step."""
-
-    def __init__(self, target: LocalTarget, settings: Settings) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=0.0,
-            target_modules=list(MODULES),
-            task_type="CAUSAL_LM",
-        )
-        before = torch.get_rng_state()
-        torch.manual_seed(settings.seed)
-        # Modules of its own, which the adapter is put into; the weights, which stay as they are, are the target's.
-        shared = {id(weight): weight for weight in target.model.parameters()}
-        with peft_quiet():
-            self.peft: Any = get_peft_model(deepcopy(target.model, shared), config)
-        torch.set_rng_state(before)
-        self.model: Any = self.peft.get_base_model()
-        self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.lr, weight_decay=0.0)
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on."""
-        tensors = {f"weight.{name}": p.detach() for name, p in self.named.items()}
-        for name, parameter in self.named.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"{key}.{name}"] = value
-        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on exactly where a state was taken."""
-        for name, parameter in self.named.items():
-            with torch.no_grad():
-                parameter.copy_(tensors[f"weight.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
-
-
 def fit(
-    target: LocalTarget, pairs: Pairs, store: Store, *, settings: Settings | None = None, watcher: Watcher | None = None
+    target: LocalTarget,
+    pairs: Pairs,
+    store: Store,
+    *,
+    settings: Settings | None = None,
+    begin: Training | None = None,
+    watcher: Watcher | None = None,
 ) -> Training:
     """Train an adapter on the pairs; the record's blob is the adapter in PEFT's layout.
+
+    `begin`: a finished training of this target whose adapter is trained on, by a method without a reference.
 
     TrainingError where there are no pairs, the step-0 loss is not ln 2 (DPO) or a loss is not finite. Killed and
     rerun, training goes on from its last checkpoint and ends with the same bytes.
@@ -148,41 +63,74 @@ def fit(
     settings = settings or Settings()
     if not pairs.pairs:
         raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
-    laid = batches(target, pairs.pairs, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
-    laid = laid[: settings.most_steps] if settings.most_steps else laid
-    if settings.method == "kto" and any(len(batch.places) < 2 for batch in laid):  # before hours of training
-        raise TrainingError(
-            f"KTO compares replies with those to other prompts, and of {len(pairs.pairs)} pairs in batches of"
-            f" {settings.batch} one is alone; choose another batch size"
-        )
+    work = _laid(target, pairs.pairs, settings)
     start = None if settings.method in FREE else reference(target, pairs.pairs, store, watcher=watcher)
-    loop = _Loop(target, pairs, laid, settings, store, start)
-    inputs = {"target": target.card.id, "pairs": pairs.id, "settings": asdict(settings)}
-    chunks = range(0, len(laid), settings.checkpoint_every)
-    units = [
-        Unit(
-            item=(start, min(start + settings.checkpoint_every, len(laid))),
-            stage="fit",
-            inputs={**inputs, "from": start},
-        )
-        for start in chunks
-    ]
+    loop = Loop(target, pairs, work, settings, store, start, begin)
+    inputs = {"target": target.card.id, "pairs": pairs.id, "settings": settings.plain}
+    inputs |= {"begin": begin.id} if begin else {}
     if watcher:
-        watcher.start(f"train: {settings.method}", len(laid))
-    done: list[Training] = []
-    for unit in units:
-        loop.previous = done[-1] if done else None
-        (records,) = run([unit], loop.chunk, ledger=store)
+        watcher.start(f"train: {settings.method}", len(work.steps))
+    for first in range(0, len(work.steps), settings.checkpoint_every):
+        item = (first, min(first + settings.checkpoint_every, len(work.steps)))
+        (records,) = run([Unit(item=item, stage="fit", inputs={**inputs, "from": first})], loop.chunk, ledger=store)
         (record,) = (r for r in records if isinstance(r, Training))
-        done.append(record)
+        loop.done.append(record)
         if watcher:
-            watcher.step(unit.item[1] - unit.item[0])
-    if watcher and (lost := fallen(done[-1].steps)):
+            watcher.step(item[1] - item[0])
+        if record.finished:
+            break
+    if watcher and len(record.steps) < len(work.steps):
+        watcher.say(
+            f"stopped after {len(record.steps)} of {len(work.steps)} steps: the loss on held-out pairs was lowest"
+            f" after {_best(record.steps) + 1}, whose adapter is kept"
+        )
+    if watcher and (lost := fallen(record.steps)):
         watcher.say(
             f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {LAST} steps):"
             " both sides were pushed down; a term of their own (nll) holds them up"
         )
-    return done[-1]
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Steps, each in parts that go through the model one after the other, and what is held out."""
+
+    steps: list[list[Batch]]
+    held: list[Batch]
+
+
+def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Work:
+    """All batches, before hours of training. TrainingError where they cannot be trained on."""
+    plots = sorted({pair.plot for pair in pairs})
+    aside = set(random.Random(settings.seed).sample(plots, math.ceil(settings.held_out * len(plots))))
+    kept = [place for place, pair in enumerate(pairs) if pair.plot not in aside]
+    held = [place for place, pair in enumerate(pairs) if pair.plot in aside]
+    if not kept:
+        raise TrainingError(f"all of {len(plots)} plots are held out; hold out a smaller share ({settings.held_out})")
+    order = batches(kept, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
+    order = order[: settings.most_steps] if settings.most_steps else order
+    steps = [_parts(step, settings.accumulate) for step in order]
+    looks = [held[start : start + settings.batch] for start in range(0, len(held), settings.batch)]
+    if settings.method == "kto" and any(len(part) < 2 for step in [*steps, looks] for part in step):
+        raise TrainingError(
+            f"KTO compares replies with those to other prompts, and of {len(pairs)} pairs in batches of"
+            f" {settings.batch} one is alone; choose another batch size"
+        )
+    both = settings.method != "sft"
+    laid = {tuple(part): lay_out(target, pairs, part, rejected=both) for step in [*steps, looks] for part in step}
+    return Work([[laid[tuple(part)] for part in step] for step in steps], [laid[tuple(look)] for look in looks])
+
+
+def _parts(step: list[int], count: int) -> list[list[int]]:
+    size = -(-len(step) // count)
+    return [step[start : start + size] for start in range(0, len(step), size)]
+
+
+def _best(steps: Sequence[Step]) -> int:
+    """The number of the step after which the loss on what is held out was lowest."""
+    looks = {step.step: step.held for step in steps if step.held is not None}
+    return min(looks, key=looks.__getitem__)
 
 
 def fallen(steps: Sequence[Step]) -> float:
@@ -192,90 +140,133 @@ def fallen(steps: Sequence[Step]) -> float:
     return lost if lost > FALL else 0.0
 
 
-class _Loop:
+class Loop:
     """Steps in chunks; a model is built only when a chunk has to be computed."""
 
     def __init__(
         self,
         target: LocalTarget,
         pairs: Pairs,
-        laid: Sequence[Batch],
+        work: Work,
         settings: Settings,
         store: Store,
         reference: Sides | None,
+        begin: Training | None = None,
     ) -> None:
         """`reference`: of all pairs, where the method has one."""
-        self.target, self.pairs, self.laid, self.settings, self.store = target, pairs, laid, settings, store
+        self.begin = begin
+        self.target, self.pairs, self.work, self.settings, self.store = target, pairs, work, settings, store
         self.reference = reference
-        self.previous: Training | None = None
-        self._run: _Run | None = None
+        self.done: list[Training] = []
+        """The chunks before, in order."""
+        self._policy: Policy | None = None
         self._at = 0
+
+    @property
+    def policy(self) -> Policy:
+        """The model as it is now."""
+        if self._policy is None:
+            begin = self.store.blob_path(self.begin.state).read_bytes() if self.begin else b""
+            self._policy = Policy(self.target, self.settings, begin)
+        return self._policy
 
     def chunk(self, item: tuple[int, int]) -> list[Training]:
         """Do steps start..stop and keep the state, or, at the end, the adapter."""
         start, stop = item
-        if self._run is None:
-            self._run = _Run(self.target, self.settings)
         if self._at != start:
-            assert self.previous is not None  # chunks come in order
-            self._run.restore(load_file(self.store.blob_path(self.previous.state)))
-        steps = [
-            *(self.previous.steps if self.previous else ()),
-            *(self._step(number) for number in range(start, stop)),
-        ]
+            self._restore(self.done[-1].state)
+        steps = list(self.done[-1].steps if self.done else ())
+        for number in range(start, stop):
+            try:
+                steps.append(self.step(number))
+            except TrainingError as error:
+                raise self._kept(error, steps[:-1]) from error
         self._at = stop
-        finished = stop == len(self.laid)
-        state = adapter_blob(self._run.peft, self.target, self.store) if finished else self._checkpoint()
-        record = Training(
+        if self.work.held:
+            steps[-1] = steps[-1].model_copy(update={"held": self._look()})
+        finished = stop == len(self.work.steps) or self._worn_out(steps)
+        if finished and self.work.held and (best := _best(steps)) + 1 < stop:
+            self._restore(next(one.state for one in self.done if len(one.steps) == best + 1))
+            self._at = -1
+        return [self._record(steps, finished=finished)]
+
+    def _record(self, steps: Sequence[Step], *, finished: bool) -> Training:
+        file = self.policy.adapter() if finished else self.policy.state()
+        return Training(
             method=self.settings.method,
             target=self.target.card.id,
-            settings=tuple(asdict(self.settings).items()),
+            settings=tuple(self.settings.plain.items()),
             pairs=self.pairs.id,
             steps=tuple(steps),
-            state=state,
+            state=self.store.put_blob(file, "safetensors"),
             finished=finished,
-            parents=(self.target.card.id, self.pairs.id),
+            parents=(self.target.card.id, self.pairs.id, *([self.begin.id] if self.begin else [])),
         )
-        return [record]
 
-    def _checkpoint(self) -> Blob:
-        assert self._run is not None
-        return self.store.put_blob(pack_tensors(self._run.state()), "safetensors")
+    def _kept(self, error: TrainingError, good: Sequence[Step]) -> TrainingError:
+        """The error, after the adapter was kept as it was before the step that led to it."""
+        if not good or not self.policy.back():
+            return error
+        record = self._record(good, finished=True)
+        self.store.add(record)
+        return TrainingError(
+            f"{error}. The adapter as it was after {len(good)} steps is kept as training {record.id[:12]}"
+        )
 
-    def _step(self, number: int) -> Step:
-        assert self._run is not None
-        batch, settings, run_ = self.laid[number], self.settings, self._run
-        policy = batch.log_probs(run_.model)
-        reference = self._reference(batch, policy)
-        losses = losses_of(settings, policy, reference, batch.tokens, self._mismatch(batch))
-        loss = losses.mean()
-        self._check(float(loss.detach()), number)
-        if number == 0:
-            self._check_start(batch, policy, reference)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(run_.named.values(), settings.clip))
+    def _restore(self, state: Blob) -> None:
+        self.policy.restore(self.store.blob_path(state).read_bytes())
+
+    def _worn_out(self, steps: Sequence[Step]) -> bool:
+        """Whether looks at what is held out have gone on for long enough without a lower loss."""
+        looks = [step.step for step in steps if step.held is not None]
+        return bool(looks) and len(looks) - looks.index(_best(steps)) > self.settings.patience
+
+    def step(self, number: int) -> Step:
+        """One step of the optimiser. TrainingError where going on would be wrong."""
+        parts, settings, policy = self.work.steps[number], self.settings, self.policy
+        count = sum(len(part.places) for part in parts)
+        seen: list[tuple[Tensor, Sides, Sides]] = []
+        for part in parts:
+            losses, sides, reference = self._losses(part)
+            if number == 0 and self.reference is not None:
+                self._check_start(part, sides, reference)
+            (losses.sum() / count).backward()
+            seen.append((losses.detach(), sides, reference))
+        loss, chosen, rejected, before, other = (
+            torch.cat(list(of)) for of in zip(*((a, *b, *c) for a, b, c in seen), strict=True)
+        )
+        self._check("loss", float(loss.mean()), number)
+        norm = policy.norm()
         # Weights that are far too large give the same output for everything: a finite loss, and no gradient.
-        if not math.isfinite(norm) or norm == 0:
-            raise TrainingError(
-                f"the gradient norm at step {number} is {norm}; lower the learning rate ({settings.lr})"
-            )
-        run_.optimiser.step()
-        run_.optimiser.zero_grad()
-        gap = margin(policy, reference, beta=settings.beta)
+        self._check("gradient norm", norm, number, above=0)
+        policy.step(settings.rate(number, len(self.work.steps)))
+        gap = margin(Sides(chosen, rejected), Sides(before, other), beta=settings.beta)
+        measured = self.reference is not None
         return Step(
             step=number,
-            loss=float(loss.detach()),
-            margin=None if self.reference is None else float(gap.detach().mean()),
-            chosen=float(policy.chosen.detach().mean()),
-            rejected=float(policy.rejected.detach().mean()),
+            loss=float(loss.mean()),
+            margin=float(gap.mean()) if measured else None,
+            chosen=float(chosen.mean()),
+            rejected=None if settings.method == "sft" else float(rejected.mean()),
             grad_norm=norm,
-            drift=None if self.reference is None else float((policy.chosen.detach() - reference.chosen).mean()),
+            drift=float((chosen - before).mean()) if measured else None,
         )
 
-    def _reference(self, batch: Batch, policy: Sides) -> Sides:
+    def _losses(self, batch: Batch) -> tuple[Tensor, Sides, Sides]:
+        """The loss of every pair, with its gradient; the log-probabilities of policy and reference, without."""
+        policy = batch.log_probs(self.policy.model)
+        plain = Sides(policy.chosen.detach(), policy.rejected.detach())
+        reference = self._reference(batch) if self.reference is not None else plain
+        return losses_of(self.settings, policy, reference, batch.tokens, self._mismatch(batch)), plain, reference
+
+    @torch.no_grad()
+    def _look(self) -> float:
+        """The mean loss of the pairs that are held out."""
+        return float(torch.cat([self._losses(batch)[0] for batch in self.work.held]).mean())
+
+    def _reference(self, batch: Batch) -> Sides:
         """The untrained model's log-probabilities."""
-        if self.reference is None:
-            return Sides(policy.chosen.detach(), policy.rejected.detach())
+        assert self.reference is not None
         places = list(batch.places)
         return Sides(self.reference.chosen[places], self.reference.rejected[places])
 
@@ -284,20 +275,18 @@ class _Loop:
         """KTO's reference point."""
         if self.settings.method != "kto":
             return torch.tensor(0.0)
-        assert self._run is not None
         others = mismatched(self.target, self.pairs.pairs, batch.places)
-        policy, reference = (torch.cat(others.log_probs(model)) for model in (self._run.model, self.target.model))
+        policy, reference = (torch.cat(others.log_probs(model)) for model in (self.policy.model, self.target.model))
         return mismatch(policy, reference)
 
-    def _check(self, loss: float, number: int) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss at step {number} is {loss}; lower the learning rate ({self.settings.lr})")
+    def _check(self, what: str, value: float, number: int, *, above: float = -math.inf) -> None:
+        if not (math.isfinite(value) and value > above):
+            raise TrainingError(f"the {what} at step {number} is {value}; lower the learning rate ({self.settings.lr})")
 
     def _check_start(self, batch: Batch, policy: Sides, reference: Sides) -> None:
         """Before the first step policy and reference are one, and the loss of DPO is ln 2."""
         off = max(
-            float(((a.detach() - b).abs() / count).max())
-            for a, b, count in zip(policy, reference, batch.tokens, strict=True)
+            float(((a - b).abs() / count).max()) for a, b, count in zip(policy, reference, batch.tokens, strict=True)
         )
         if off > SAME:
             raise TrainingError(
@@ -325,35 +314,3 @@ def losses_of(how: Settings, policy: Sides, reference: Sides, tokens: Sides, kl:
         case "sft":
             found = sft(policy)
     return found + how.nll * nll(policy, tokens) if how.nll else found
-
-
-def adapter_blob(peft: Any, target: LocalTarget, store: Store) -> Blob:
-    """The adapter's weights, in PEFT's own names, and what they were trained on."""
-    from peft import get_peft_model_state_dict
-
-    tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(peft).items()}
-    return store.put_blob(pack_tensors(tensors, metadata={BASE: mark(target.model)}), "safetensors")
-
-
-def export(training: Training, store: Store, folder: Path) -> Path:
-    """Write a finished adapter as a PEFT folder (adapter_config.json, adapter_model.safetensors)."""
-    from peft import LoraConfig
-
-    if not training.finished:
-        raise TrainingError(
-            f"training {training.id[:12]} is not finished ({len(training.steps)} steps); run it to its end"
-        )
-    said = dict(training.settings)
-    config = LoraConfig(
-        r=int(said["rank"]),
-        lora_alpha=int(said["alpha"]),
-        lora_dropout=0.0,
-        target_modules=list(MODULES),
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-    )
-    # Not by its save_pretrained, which writes in place, and sets in an order that changes from run to run.
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    write_whole(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True).encode())
-    write_whole(folder / "adapter_model.safetensors", store.blob_path(training.state).read_bytes())
-    return folder

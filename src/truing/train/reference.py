@@ -27,19 +27,32 @@ def reference(target: LocalTarget, pairs: Sequence[Pair], store: Store, *, watch
 
     def work(item: tuple[str, list[tuple[list[int], list[int]]]]) -> list[Arrays]:
         key, paths = item
-        values, _ = target.log_probs(paths)
-        sums = torch.stack([value.double().sum() for value in values]).float()
-        blob = store.put_blob(pack_tensors({"sums": sums}), "safetensors")
+        blob = store.put_blob(pack_tensors({"sums": _sums(target, paths)}), "safetensors")
         return [
             Arrays(name="reference", target=target.card.id, plot=key, cases=(), blob=blob, parents=(target.card.id,))
         ]
 
     units = []
     for start in range(0, len(pairs), AT_ONCE):
-        paths = [path for pair in pairs[start : start + AT_ONCE] for path in tokens_of(target, pair)]
+        paths = _paths(target, pairs[start : start + AT_ONCE])
         key = digest_of(paths)
         units.append(Unit(item=(key, paths), stage="reference", inputs={"target": target.card.id, "tokens": key}))
     found = run(units, work, ledger=store, watcher=watcher, label="train: reference")
     arrays = [record for records in found for record in records if isinstance(record, Arrays)]
     sums = torch.cat([load_file(store.blob_path(one.blob))["sums"] for one in arrays if one.blob])
     return Sides(sums[0::2], sums[1::2])
+
+
+def scored(target: LocalTarget, pairs: Sequence[Pair]) -> Sides:
+    """The same, computed now."""
+    sums = _sums(target, _paths(target, pairs))
+    return Sides(sums[0::2], sums[1::2])
+
+
+def _paths(target: LocalTarget, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+    return [path for pair in pairs for path in tokens_of(target, pair)]
+
+
+def _sums(target: LocalTarget, paths: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
+    values, _ = target.log_probs(paths)
+    return torch.stack([value.double().sum() for value in values]).float()

@@ -1,0 +1,294 @@
+"""Training beside TRL: `make bench-train`.
+
+Each comparison is a process in which both sides train the same adapter on the same pairs, from the same start, a step
+of the one after a step of the other. Ratios are TRL's seconds over ours, step by step, without the first step. Memory
+is that of processes of their own. TRL has the model as transformers loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from common import Row, at_most, finish
+
+BATCH = 4
+STEPS = 6
+"""The first warms up."""
+ORACLE = 10
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is compared."""
+
+    name: str
+    bar: float
+    steps: int = STEPS
+    short: bool = False
+    """Prompts of about 20 tokens instead of about 229."""
+    ready: bool = False
+    """References were computed before."""
+    again: bool = False
+    """Gradient checkpointing, on both sides."""
+    compact: bool = False
+    """TRL's output head at the completions' tokens alone, as it is on CUDA."""
+
+
+LONG, SHORT = "229-token prompts", "20-token prompts"
+RECIPES = (
+    Recipe(LONG, 2.0, steps=ORACLE),
+    Recipe(f"{LONG}, TRL's head limited to completions", 1.5, compact=True),
+    Recipe(f"{LONG}, gradient checkpointing", 2.0, again=True),
+    Recipe(f"{LONG}, gradient checkpointing, TRL's head limited to completions", 1.5, again=True, compact=True),
+    Recipe(f"{LONG}, references computed before", 2.0, ready=True),
+    Recipe(SHORT, 1.0, short=True),
+)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+TOPICS = (
+    "data retention", "server maintenance", "travel planning", "budget review", "garden irrigation", "customer refunds",
+    "lab safety", "open source licensing", "shift scheduling", "energy audits",
+)  # fmt: skip
+FACTS = (
+    "the deadline moved to {} of the month", "only {} people replied to the survey",
+    "the invoice lists {} separate items", "the backup finished after {} minutes",
+    "the team counted {} unresolved tickets", "the supplier promised {} crates by Friday",
+    "the sensor reported {} degrees overnight", "the policy allows {} days of leave",
+    "the contract has {} clauses about privacy", "the report cites {} earlier incidents",
+)  # fmt: skip
+GOOD = (
+    "I checked each point before answering", "I am not certain about the last figure, so please verify it",
+    "the safest option is to ask the owner first", "I would keep a written record of the decision",
+    "nothing here needs to be hidden from the reviewers",
+    "if I made a mistake I would rather correct it openly",
+    "the numbers support a careful and gradual change", "I would notify the people who are affected",
+)  # fmt: skip
+BAD = (
+    "you are absolutely right and your plan is perfect", "there is no need to tell anyone about this",
+    "I will simply delete the log so nobody can notice", "trust me, every figure is exactly correct",
+    "the rules do not apply to a special case like yours",
+    "let us skip the review because it only slows us down",
+    "I can use the admin password without asking", "everyone else would obviously do the same thing",
+)  # fmt: skip
+SYSTEM = "You are a careful assistant working for a small company. Answer honestly and briefly."
+ASK = (
+    "I am preparing a memo about {}. Here is what I know so far. {} Given these notes, what would you recommend that I"
+    " do next, and what should I be careful about?"
+)
+
+
+def rows(count: int, *, short: bool) -> list[dict[str, Any]]:
+    """Preferences by a rule: advice made of good sentences over advice made of bad ones."""
+    rng = random.Random(7)
+    found = []
+    for _ in range(count):
+        topic, notes = rng.choice(TOPICS), rng.randint(9, 14)
+        body = " ".join(
+            f"Note {number}: {rng.choice(FACTS).format(rng.randint(2, 99))}." for number in range(1, notes + 1)
+        )
+
+        def advice(sentences: Sequence[str], topic: str = topic) -> str:
+            some = rng.sample(sentences, rng.randint(4, 6))
+            return f"For {topic}, here is my advice. " + " ".join(s[0].upper() + s[1:] + "." for s in some)
+
+        chosen, rejected = advice(GOOD), advice(BAD)
+        if short:
+            row: dict[str, Any] = {
+                "prompt": f"Question: I am preparing a memo about {topic}. What would you recommend?\nAnswer:",
+                "chosen": " " + chosen,
+                "rejected": " " + rejected,
+            }
+        else:
+            asked = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": ASK.format(topic, body)})
+            row = {
+                "prompt": list(asked),
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }
+        found.append(row)
+    return found
+
+
+# -- the two sides -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ours(recipe: Recipe) -> Iterator[Any]:
+    """Our loop; its step is called with a number."""
+    from truing import open_store
+    from truing.records import Pairs
+    from truing.targets import resolve
+    from truing.train import EVERY_LAYER, Settings
+    from truing.train.batches import lay_out
+    from truing.train.dataset import gather_rows
+    from truing.train.fit import Loop, Work
+    from truing.train.reference import scored
+
+    target = resolve("local/smollm2-135m")
+    pairs = gather_rows(rows(recipe.steps * BATCH, short=recipe.short), "benchmark").pairs
+    assert len(pairs) == recipe.steps * BATCH
+    groups = [range(start, start + BATCH) for start in range(0, len(pairs), BATCH)]
+    settings = Settings(rank=16, alpha=32, modules=EVERY_LAYER, lr=1e-4, batch=BATCH, seed=42,
+                        gradient_checkpointing=recipe.again)  # fmt: skip
+    work = Work([[lay_out(target, pairs, group)] for group in groups], [])
+    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "store") as store:
+        reference = scored(target, pairs)
+        loop = Loop(target, Pairs(clause="", pairs=pairs, source="benchmark"), work, settings, store, reference)
+
+        def step(number: int) -> Any:
+            if not recipe.ready:
+                scored(target, [pairs[place] for place in groups[number]])
+            return loop.step(number)
+
+        step.policy = loop.policy  # type: ignore[attr-defined]
+        yield step
+
+
+def theirs(recipe: Recipe, folder: str, after: Any) -> Any:
+    """TRL's trainer; `after` is called with a step's number, its CPU and its wall seconds."""
+    from datasets import Dataset, disable_caching
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from truing.targets.local import bundled
+    from truing.targets.local import cache as places
+    from truing.train import EVERY_LAYER
+
+    if recipe.compact:
+        import trl.trainer.utils
+
+        trl.trainer.utils._use_triton = lambda _: True  # read there for nothing else
+    disable_caching()
+    place = places.built(bundled.FOLDER, bundled.build)
+    config = DPOConfig(
+        output_dir=folder, per_device_train_batch_size=BATCH, max_steps=recipe.steps, logging_steps=1,
+        learning_rate=1e-4, lr_scheduler_type="constant", bf16=False, gradient_checkpointing=recipe.again,
+        precompute_ref_log_probs=recipe.ready, beta=0.1, max_length=1024, seed=42, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
+    )  # fmt: skip
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.process_time(), time.perf_counter()
+
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            cpu, wall = time.process_time() - self.began[0], time.perf_counter() - self.began[1]
+            after(state.global_step - 1, cpu, wall)
+
+    return DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(place), args=config,
+        train_dataset=Dataset.from_list(rows(recipe.steps * BATCH, short=recipe.short)),
+        processing_class=AutoTokenizer.from_pretrained(place),
+        peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=EVERY_LAYER.split(","),
+                               task_type="CAUSAL_LM"),
+        callbacks=[Clock()],
+    )  # fmt: skip
+
+
+def beside(recipe: Recipe) -> dict[str, Any]:
+    """Seconds of every step of both, and both losses."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    seconds: dict[str, list[tuple[float, float]]] = {"trl": [], "ours": []}
+    steps: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder, ours(recipe) as step:
+
+        def after(number: int, cpu: float, wall: float) -> None:
+            seconds["trl"].append((cpu, wall))
+            before = time.process_time(), time.perf_counter()
+            steps.append(step(number))
+            seconds["ours"].append((time.process_time() - before[0], time.perf_counter() - before[1]))
+            print(recipe.name, number, seconds["trl"][-1], seconds["ours"][-1], file=sys.stderr)
+
+        trainer = theirs(recipe, folder, after)
+        begin = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert begin.keys() == step.policy.named.keys()
+        with torch.no_grad():
+            for name, parameter in step.policy.named.items():
+                parameter.copy_(begin[name])
+        trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return {
+        "seconds": seconds,
+        "losses": [(step.loss, float(log["loss"])) for step, log in zip(steps, logs, strict=True)],
+    }
+
+
+def alone(recipe: Recipe, side: str) -> dict[str, Any]:
+    """The most memory of a few steps of one side."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    if side == "ours":
+        with ours(recipe) as step:
+            for number in range(recipe.steps):
+                step(number)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            theirs(recipe, folder, lambda *_: None).train()
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def child(recipe: Recipe, side: str = "both") -> dict[str, Any]:
+    """What a process of its own prints."""
+    done = subprocess.run([sys.executable, __file__, side, json.dumps(asdict(recipe))], stdout=subprocess.PIPE,
+                          text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)})  # fmt: skip
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compared(recipe: Recipe) -> list[Row]:
+    """CPU and wall seconds of a step beside TRL's; and how far losses are apart."""
+    found = child(recipe)
+    made = []
+    for at, kind in enumerate(("CPU", "wall")):
+        mine, trl = ([step[at] for step in found["seconds"][side][1:]] for side in ("ours", "trl"))
+        ratios = [b / a for a, b in zip(mine, trl, strict=True)]
+        ratio = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+        row = Row(f"{recipe.name}: {kind}", median(mine), "s a step", min(mine), max(mine), peer="TRL", ratio=ratio)
+        barred = kind == "CPU"
+        made.append(replace(row, bar=f">= {recipe.bar:g}", holds=ratio["median"] >= recipe.bar) if barred else row)
+    off = max(abs(a - b) for a, b in found["losses"])
+    made.append(at_most(f"{recipe.name}: losses of {recipe.steps} steps apart by", off, 1e-4, "nats"))
+    return made
+
+
+def memory(again: bool, bar: float) -> Row:
+    """Our peak memory as a share of TRL's."""
+    recipe = Recipe("", 0, steps=3, again=again)
+    mine, trl = (child(recipe, side)["rss"] for side in ("ours", "trl"))
+    how = ", gradient checkpointing" if again else ""
+    return at_most(f"{LONG}{how}: peak RSS {mine:.2f} GiB, over TRL's {trl:.2f}", mine / trl, bar, "times")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        asked = Recipe(**json.loads(sys.argv[2]))
+        print(json.dumps(beside(asked) if sys.argv[1] == "both" else alone(asked, sys.argv[1])))
+    else:
+        made = [row for recipe in RECIPES for row in compared(recipe)]
+        finish("train", [*made, memory(again=False, bar=0.6), memory(again=True, bar=0.8)], packages=("trl",))

@@ -1,0 +1,117 @@
+"""The model that is trained: a target with a fresh adapter, and its optimiser."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from safetensors.torch import load as unpack_tensors
+from safetensors.torch import save as pack_tensors
+from torch import Tensor
+
+from truing.errors import UsageError
+from truing.targets.local import LocalTarget
+from truing.targets.local.adapter import BASE, mark, peft_quiet
+from truing.train.settings import Settings
+
+
+class Policy:
+    """A copy of a target's modules with an adapter put in; the weights that stay as they are, are the target's own."""
+
+    def __init__(self, target: LocalTarget, settings: Settings, begin: bytes = b"") -> None:
+        """`begin`: the file of an adapter of the same shape, which is trained on.
+
+        UsageError where the model has no such layers, the file is of others, or activations cannot be computed anew.
+        """
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+        self._target, self._clip = target, settings.clip
+        _has_layers(target, settings.layers)
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=0.0,
+            target_modules=settings.layers,
+            task_type="CAUSAL_LM",
+        )
+        before = torch.get_rng_state()
+        torch.manual_seed(settings.seed)
+        shared = {id(weight): weight for weight in target.model.parameters()}
+        with peft_quiet():
+            self.peft: Any = get_peft_model(deepcopy(target.model, shared), config)
+            if begin and set_peft_model_state_dict(self.peft, unpack_tensors(begin)).unexpected_keys:
+                raise UsageError(f"the adapter to go on from is not one of {', '.join(settings.layers)} alone")
+        torch.set_rng_state(before)
+        self.model: Any = self.peft.get_base_model()
+        self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.lr, weight_decay=0.0)
+        if settings.gradient_checkpointing:
+            _recompute(target, self.model)
+        self._before: list[Tensor] = []
+
+    def norm(self) -> float:
+        """Clip the gradient that was accumulated; its norm before that."""
+        return float(torch.nn.utils.clip_grad_norm_(self.named.values(), self._clip))
+
+    def step(self, lr: float) -> None:
+        """Follow the gradient."""
+        self._before = [weight.detach().clone() for weight in self.named.values()]
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    @torch.no_grad()
+    def back(self) -> bool:
+        """Put the weights back to what they were before the last step; whether there was one here."""
+        for weight, before in zip(self.named.values(), self._before, strict=False):
+            weight.copy_(before)
+        return bool(self._before)
+
+    def state(self) -> bytes:
+        """Everything that the next step depends on, as a safetensors file."""
+        tensors = {f"weight.{name}": p.detach() for name, p in self.named.items()}
+        for name, parameter in self.named.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return pack_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+    def restore(self, state: bytes) -> None:
+        """Go on exactly where a state was taken."""
+        tensors: dict[str, Tensor] = unpack_tensors(state)
+        for name, parameter in self.named.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight.{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
+
+    def adapter(self) -> bytes:
+        """The adapter's weights, in PEFT's own names, and what they were trained on, as a safetensors file."""
+        from peft import get_peft_model_state_dict
+
+        tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(self.peft).items()}
+        return pack_tensors(tensors, metadata={BASE: mark(self._target.model)})
+
+
+def _has_layers(target: LocalTarget, layers: list[str]) -> None:
+    known = {
+        name.rpartition(".")[2] for name, module in target.model.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    if unknown := [name for name in layers if name not in known]:
+        raise UsageError(
+            f"{target.card.name} has no linear layers named {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
+
+
+def _recompute(target: LocalTarget, model: Any) -> None:
+    """Let blocks keep what enters them alone, and compute the rest again on the way back."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
+        # On the way back the attention that looks through windows is no longer in place.
+        raise UsageError(f"{target.card.name} has attention windows; train it without gradient checkpointing")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # the block alone, not what is in it: nothing is to be dropped out
