@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 from dataclasses import asdict
 from importlib import import_module
@@ -71,3 +73,38 @@ def test_a_work_without_a_bar_is_run_fewer_times(modules: Any, monkeypatch: pyte
     found = engine.in_turn("work", {"ours": lambda: 1, "peer": lambda: 2}, {"beside": lambda: 3}).runs
     assert {name: len(run) for name, run in found.items()} == {"ours": 5, "peer": 5, "beside": 3}
     assert found["beside"][0].result == 3
+
+
+def test_preferences_to_train_on_are_those_of_the_rule(modules: Any) -> None:
+    train = modules("train")
+    rows = train.rows(256, short=False)
+    said = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    assert said == "8d114f2edd17d1530f3b12a3aca449440eadaa63c71a22a8e771b66aa8754b5a"  # those of the oracle's losses
+    for row in train.rows(9, short=True):
+        assert row["chosen"].startswith(" For ")
+        assert row["prompt"] + row["chosen"] != row["prompt"] + row["rejected"]
+
+
+def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = modules("train")
+    said = {
+        "both": {
+            "seconds": {"trl": [(9, 9), (4, 3), (6, 5)], "ours": [(9, 9), (2, 1), (2, 1)]},
+            "losses": [(0.7, 0.6998)],
+        },
+        "ours": {"rss": 1.0},
+        "trl": {"rss": 4.0},
+    }
+    monkeypatch.setattr(train, "child", lambda recipe, side="both": said[side])
+    rows = [*train.compared(train.Recipe("work", 3.0)), train.memory(again=False, bar=0.2)]
+    assert [row.holds for row in rows] == [False, None, False, False]
+    assert rows[0].ratio == {"median": 2.5, "min": 2, "max": 3}  # without the first step
+    table = modules("train_page").table(
+        {
+            "rows": [asdict(row) for row in rows],
+            "versions": {"trl": "1"},
+            "machine": {"cores": 2, "processor": "a chip"},
+        }
+    )
+    assert "| work | 2.0 | 2.50 [2.00, 3.00] | >= 3 | 4.00 [3.00, 5.00] | 2.0e-04 nats |" in table
+    assert "peak RSS 1.00 GiB, over TRL's 4.00 | 0.25 | <= 0.2 |" in table
