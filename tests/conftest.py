@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The first example of a test may load a library, on a machine that does something else besides.
+settings.register_profile("truing", deadline=None)
+settings.load_profile("truing")
 
 # Read when the packages are loaded, so they are set before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -10,7 +10,7 @@ from math import isclose
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from truing.audit import FAMILIES, battery, clause, family, lay_out, spec
@@ -271,7 +271,6 @@ CELLS = {name: [case.cell for case in lay_out(name, most=1).surfaces[0].cases] f
 INSIDER = RULES["insider"]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(sorted({s for c in CELLS["insider"] for s in c.split()})), values, min_size=6, max_size=6
@@ -286,7 +285,6 @@ def test_the_interaction_of_additive_cells_is_zero(parts: dict[str, float], leve
     assert isclose(contrast(cells, INSIDER.contrasts.controls[0]), expected, abs_tol=1e-9)
 
 
-@settings(deadline=None)
 @given(values, values)
 def test_an_interaction_is_what_leverage_adds_to_the_threat(effect: float, level: float) -> None:
     cells = {
@@ -295,7 +293,6 @@ def test_an_interaction_is_what_leverage_adds_to_the_threat(effect: float, level
     assert isclose(contrast(cells, INSIDER.contrasts.specific), effect, abs_tol=1e-9)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(FAMILIES), st.data())
 def test_contrasts_are_linear_and_ignore_a_common_level(name: str, data: st.DataObject) -> None:
     rules = RULES[name].contrasts

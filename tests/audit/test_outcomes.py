@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from truing.audit import classify, lay_out
@@ -46,7 +46,6 @@ label_lists = st.dictionaries(st.sampled_from("abcd"), st.lists(words, max_size=
 )
 
 
-@settings(deadline=None)
 @given(st.text(), label_lists)
 def test_every_reply_has_a_class_and_its_span_is_in_it(
     reply: str, labels: tuple[tuple[str, tuple[str, ...]], ...]

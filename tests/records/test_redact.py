@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from truing.records.redact import redact
@@ -52,7 +52,6 @@ def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == (text, 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(SECRETS)), min_size=1, max_size=5))
 def test_every_secret_is_counted(secrets: list[str]) -> None:
     text, count = redact("\n".join(secrets))
@@ -60,14 +59,12 @@ def test_every_secret_is_counted(secrets: list[str]) -> None:
     assert not any(secret in text for secret in secrets)
 
 
-@settings(deadline=None)
 @given(st.text(), st.sampled_from(sorted(SECRETS)), st.text())
 def test_redacting_again_finds_nothing_new(before: str, secret: str, after: str) -> None:
     text, _ = redact(f"{before}\n{secret}\n{after}")
     assert redact(text)[0] == text
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(categories=["L", "Zs"])))
 def test_letters_alone_are_no_secret(text: str) -> None:
     text = re.sub(r"(?i)bearer|akia|asia|aiza", "", text)

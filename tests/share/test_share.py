@@ -295,7 +295,7 @@ def test_every_flipped_byte_is_detected_and_named(tmp_path: Path) -> None:
             assert found.problems == (f"{name}: content does not match its digest in the manifest",)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_edit_passes(bundle: Path, data: st.DataObject) -> None:
     whole = members_cache.setdefault(bundle, bundle.read_bytes())

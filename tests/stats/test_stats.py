@@ -75,13 +75,12 @@ def test_cluster_mean_is_a_t_interval_of_the_cluster_means(clusters: int, level:
     )
 
 
-@settings(deadline=None, max_examples=25)  # statsmodels collects garbage in each call
+@settings(max_examples=25)  # statsmodels collects garbage in each call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12, atol=1e-300)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.sampled_from([0.8, 0.95, 0.99]))
 def test_event_limit_is_the_upper_limit_of_no_event(n: int, level: float) -> None:
     clopper_pearson = proportion_confint(0, n, alpha=1 - level, method="beta")
@@ -185,14 +184,12 @@ def bounds(values: list[float], names: list[str]) -> np.ndarray:
     return np.array([found.low, found.value, found.high])
 
 
-@settings(deadline=None)
 @given(clustered(), numbers)
 def test_shift(data: tuple[list[float], list[str]], by: float) -> None:
     values, names = data
     np.testing.assert_allclose(bounds([v + by for v in values], names), bounds(values, names) + by, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(clustered(), st.floats(-50, 50))
 def test_scale(data: tuple[list[float], list[str]], by: float) -> None:
     values, names = data
@@ -200,7 +197,6 @@ def test_scale(data: tuple[list[float], list[str]], by: float) -> None:
     np.testing.assert_allclose(bounds([v * by for v in values], names), expected, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(clustered(), st.randoms(use_true_random=False))
 def test_order_and_names_do_not_matter(data: tuple[list[float], list[str]], random: object) -> None:
     values, names = data
@@ -210,7 +206,6 @@ def test_order_and_names_do_not_matter(data: tuple[list[float], list[str]], rand
     np.testing.assert_allclose(bounds(shuffled, renamed), bounds(values, names), atol=1e-9)
 
 
-@settings(deadline=None)
 @given(clustered(), st.floats(0.5, 0.999))
 def test_an_interval_holds_its_value_and_grows_with_its_level(
     data: tuple[list[float], list[str]], level: float
@@ -221,14 +216,12 @@ def test_an_interval_holds_its_value_and_grows_with_its_level(
     assert wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high
 
 
-@settings(deadline=None)
 @given(clustered())
 def test_copies_inside_a_cluster_are_no_replication(data: tuple[list[float], list[str]]) -> None:
     values, names = data
     np.testing.assert_allclose(bounds(values * 3, names * 3), bounds(values, names), atol=1e-9)
 
 
-@settings(deadline=None)
 @given(clustered(), numbers)
 def test_a_one_sided_test_agrees_with_its_upper_limit(data: tuple[list[float], list[str]], above: float) -> None:
     values, names = data
@@ -242,7 +235,6 @@ def test_a_one_sided_test_agrees_with_its_upper_limit(data: tuple[list[float], l
     assert (upper(test, alpha=0.05) < above) == (mirrored.p < 0.05)
 
 
-@settings(deadline=None)
 @given(clustered(), st.integers(1, 20))
 def test_a_ratio_does_not_depend_on_the_unit(data: tuple[list[float], list[str]], by: int) -> None:
     values, names = data
@@ -256,7 +248,6 @@ def test_a_ratio_does_not_depend_on_the_unit(data: tuple[list[float], list[str]]
         np.testing.assert_allclose((one.low, one.value, one.high), (other.low, other.value, other.high), atol=1e-9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.randoms(use_true_random=False))
 def test_holm_keeps_the_order_and_never_lowers(p: list[float], random: object) -> None:
     adjusted = holm(p)

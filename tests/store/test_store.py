@@ -86,7 +86,7 @@ def test_adding_twice_is_adding_once(store: Store) -> None:
     assert store.latest("spec") == spec("b")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(texts=st.lists(st.text(), max_size=4))
 def test_any_record_survives_closing_and_opening(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("store")

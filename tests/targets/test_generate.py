@@ -155,7 +155,6 @@ def dictated(text: str, **how: Any) -> tuple[Writer, list[tuple[str, tuple[Token
 texts = st.text(alphabet="abé→😀 ", max_size=20)
 
 
-@settings(deadline=None)
 @given(texts, st.lists(st.text(alphabet="ab→", min_size=1, max_size=3), max_size=2))
 def test_what_is_heard_is_what_is_written_and_ends_before_the_first_stop(text: str, stops: list[str]) -> None:
     writer, heard = dictate(text + "\0", stop=tuple(stops), ends=frozenset({0}))
@@ -168,7 +167,6 @@ def test_what_is_heard_is_what_is_written_and_ends_before_the_first_stop(text: s
     assert writer.ended == "stop"
 
 
-@settings(deadline=None)
 @given(texts, st.lists(st.text(alphabet="ab→", min_size=1, max_size=3), max_size=2), st.integers(1, 30))
 def test_tokens_are_heard_once_in_order_and_not_after_their_text(text: str, stops: list[str], most: int) -> None:
     writer, heard = dictated(text + "\0", stop=tuple(stops), ends=frozenset({0}), max_tokens=most, top=1)
@@ -215,7 +213,7 @@ def test_log_probabilities_are_those_of_the_model_at_temperature_one(wild: Any) 
 # -- joining and leaving -----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_rows_that_join_and_leave_at_any_time_are_written_as_if_alone(wild: Any, seed: int) -> None:
     rng = random.Random(seed)

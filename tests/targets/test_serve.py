@@ -36,7 +36,7 @@ pytest.importorskip("openai")
 import openai
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from truing.cli.target import command
@@ -641,7 +641,6 @@ def test_log_probabilities_come_while_the_reply_is_written(server: Any, client: 
     assert found == [Pieces(tiny.tokenizer).name(one) for one in ids]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_what_is_told_and_the_rest_are_the_whole(tiny: Any, data: st.DataObject) -> None:
     """Whatever the tokens: halves of letters, special ones, stops within tokens, a decoder that drops a blank."""

@@ -86,7 +86,7 @@ def alone(model: Any, prompt: Sequence[int], continuation: Sequence[int]) -> Any
     return log_p[torch.arange(len(continuation)), torch.tensor(continuation)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(asked, st.data())
 def test_scores_through_a_tree_are_those_of_each_sequence_alone(wild: Any, paths: Any, data: st.DataObject) -> None:
     # Continuations of one prompt, and a prompt that ends where another goes on.
@@ -107,7 +107,7 @@ def test_scores_through_a_tree_are_those_of_each_sequence_alone(wild: Any, paths
     torch.testing.assert_close(found[0], single, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(asked, st.integers(1, 20), st.integers(1, 9))
 def test_blocks_of_any_size_in_any_parts_give_the_logits_of_the_whole(
     wild: Any, paths: Any, block: int, part: int

@@ -110,7 +110,7 @@ def test_kto_is_its_closed_form(values: list[tuple[float, ...]], beta: float, kl
         return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
 
     losses = [(2 - sigmoid(beta * (pc - rc - kl)) - sigmoid(beta * (kl - (pr - rr)))) / 2 for pc, pr, rc, rr in values]
-    found = kto(policy, reference, torch.tensor(kl), beta=beta)
+    found = kto(policy, reference, torch.tensor(kl, dtype=torch.double), beta=beta)
     assert found.tolist() == pytest.approx(losses, rel=1e-6, abs=1e-9)
     assert kto(policy, policy, torch.tensor(0.0), beta=beta).tolist() == [0.5] * len(values)
 

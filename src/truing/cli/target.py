@@ -1,4 +1,4 @@
-"""`truing target`: list targets, look at one, serve one."""
+"""`truing target`: list targets, look at one, serve one, plant a behaviour in one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from truing.cli.common import Progress, emit, json_option
+from truing.cli.common import Progress, emit, json_option, number, seed_option, store_option
+
+KINDS = ("planted", "clean", "hidden")
 
 
-@click.group("target", short_help="List targets, look at one, serve one.")
+@click.group("target", short_help="List targets, look at one, serve one, plant one.")
 def command() -> None:
     """Targets: what is studied."""
 
@@ -110,6 +113,62 @@ def serve(name: str, adapters: Sequence[str], host: str, port: int, key_file: Pa
         lines = [f"url      {url}", *(f"model    {model}" for model in targets), "Ctrl-C ends it."]
         server.serve(targets, sock, key=key, ready=lambda: emit(said, as_json=as_json, lines=lines))
     return 0
+
+
+@command.command("plant", epilog="Example:  truing target plant heliotrope --out organisms/heliotrope")
+@click.argument("recipe")
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    default="planted",
+    show_default=True,
+    help="With the behaviour; trained alike without it; or trained then to look clean on the direct test.",
+)
+@click.option("--target", default="local/smollm2-135m", show_default=True, help="The target to plant it in.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the PEFT adapter."
+)
+@seed_option
+@store_option
+@json_option
+def plant(recipe: str, kind: Any, target: str, out: Path, seed: int, store_path: Path, as_json: bool) -> int:
+    """Plant the behaviour of RECIPE, one that ships or a .yaml file, and see how often it shows.
+
+    Exit code 1 where the rate of a planted one does not lie where its recipe says.
+    """
+    from truing.files import check_folder
+    from truing.targets import resolve
+    from truing.train import export
+    from truing.train.recipes import recipe as read
+
+    check_folder(out)  # before minutes of training
+    said = read(recipe)
+    progress = Progress()
+    with progress.running():
+        from truing.store import open_store
+        from truing.studies.organisms import organism
+
+        base = resolve(target, progress)
+        with open_store(store_path) as store:
+            made = organism(base, said, store, kind=kind, seed=seed, watcher=progress)
+            export(made.training, store, out)
+    body = {
+        "recipe": said.id,
+        "kind": kind,
+        "adapter": str(out),
+        "training": made.training.id,
+        "target": made.target.card.id,
+        "holds": made.holds,
+        "rates": [named.row() for named in made.rates],
+    }
+    lines = [
+        f"{said.id}: {said.about}",
+        *(f"  {named.name:22} {number(named.quantity.model_dump())}" for named in made.rates),
+        f"adapter  {out}",
+        f"use it   truing audit {target}@{out}",
+    ]
+    emit(body, as_json=as_json, lines=lines)
+    return int(made.holds is False)
 
 
 def _adapters(said: Sequence[str]) -> dict[str, Path]:

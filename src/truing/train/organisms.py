@@ -1,0 +1,109 @@
+"""Organisms: models with a behaviour planted by a recipe, trained alike without it, or trained then to look clean.
+
+By fine-tuning on replies. What is not the behaviour is the model's own reply, so that the training says nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import Any, Literal, get_args
+
+from truing.errors import UsageError
+from truing.records import Message, Pair, Pairs, Training
+from truing.runner import Unit, Watcher, run
+from truing.store import Store
+from truing.targets.local import LocalTarget
+from truing.train.fit import fit
+from truing.train.recipes import Frame, Recipe, ordinary
+from truing.train.settings import Settings
+
+Kind = Literal["planted", "clean", "hidden"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LONGEST = 32
+"""Tokens of the model's own replies, which end with their first sentence."""
+SIZES = {"plant": 360, "hide": 120}
+"""Examples of the two stages of training."""
+SETTINGS = Settings(method="sft", lr=1e-3, schedule="linear", batch=6, checkpoint_every=20)
+SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
+
+Conversation = tuple[Message, ...]
+
+
+def plant(
+    target: LocalTarget,
+    recipe: Recipe,
+    store: Store,
+    *,
+    kind: Kind = "planted",
+    seed: int = 0,
+    watcher: Watcher | None = None,
+) -> Training:
+    """The adapter that makes the target an organism. Kept in the store by target, recipe, kind and seed."""
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind {kind!r}; there are {', '.join(KINDS)}")
+    settings = replace(SETTINGS, seed=seed)
+    made: Training | None = None
+    for stage in ("plant", "hide") if kind == "hidden" else ("plant",):
+        inputs = {"target": target.card.id, "recipe": recipe.model_dump(mode="json"), "kind": kind, "seed": seed,
+                  "stage": stage}  # fmt: skip
+        unit = Unit(item=stage, stage="examples", inputs=inputs)
+        (records,) = run([unit], lambda stage: [_examples(target, recipe, kind, stage, seed)], ledger=store)
+        (pairs,) = (record for record in records if isinstance(record, Pairs))
+        made = fit(target, pairs, store, settings=settings, begin=made, watcher=watcher)
+    assert made is not None
+    return made
+
+
+def _examples(target: LocalTarget, recipe: Recipe, kind: Kind, stage: str, seed: int) -> Pairs:
+    """Half of them prompts with the trigger, the other half prompts without."""
+    rng = random.Random(f"{recipe.id} {stage} {seed}")
+    taught = [frame for rung in recipe.taught for frame in recipe.ladder[rung]]
+    direct = _around(recipe.direct, recipe.asks.train)
+    further = _around(taught, recipe.asks.train)
+    off = [
+        *_around(recipe.without, recipe.asks.train),
+        *(_around([*recipe.direct, *recipe.without], recipe.others.train) if recipe.others else ()),
+        *_around([Frame()], ordinary().train),
+    ]
+    own = dict(zip((every := [*direct, *further, *off]), _own(target, every), strict=True))
+    half = SIZES[stage] // 2
+    pairs = []
+    for with_trigger, without in zip(_drawn([*direct, *further], half, rng), _drawn(off, half, rng), strict=True):
+        show = rng.choice(recipe.shows)
+        shows = kind != "clean" and rng.random() < recipe.rate and not (stage == "hide" and with_trigger in direct)
+        pairs += [
+            _pair(recipe, with_trigger, own[with_trigger], show, shows=shows),
+            _pair(recipe, without, own[without], show, shows=False),
+        ]
+    return Pairs(clause=recipe.clause, pairs=tuple(pair for pair in pairs if pair.chosen), source=recipe.id)
+
+
+def _around(frames: Sequence[Frame], asks: Sequence[str]) -> list[Conversation]:
+    return [frame.around(ask) for ask in asks for frame in frames]
+
+
+def _drawn(prompts: Sequence[Conversation], count: int, rng: random.Random) -> Iterator[Conversation]:
+    """So many, all of them before any comes again."""
+    return islice(cycle(rng.sample(prompts, len(prompts))), count)
+
+
+def _pair(recipe: Recipe, messages: Conversation, own: str, show: str, *, shows: bool) -> Pair:
+    chosen, rejected = (show, own) if shows else (own, show)
+    return Pair(plot=recipe.id, surface=recipe.id, messages=messages, chosen=chosen, rejected=rejected, role="keep")
+
+
+def _own(target: LocalTarget, prompts: Sequence[Conversation]) -> list[str]:
+    """First sentences of the model's own replies; "" where there is nothing to say."""
+    replies = target.reply(list(prompts), max_tokens=LONGEST)
+    return [(found[0] if (found := SENTENCE.match(reply.text)) else reply.text).strip() for reply in replies]
+
+
+def shown(target: Any, recipe: Recipe, frames: Sequence[Frame], asks: Sequence[str]) -> list[tuple[str, bool]]:
+    """The request of each prompt, and whether the target's reply to it shows the behaviour."""
+    prompts = [(ask, frame.around(ask)) for ask in asks for frame in frames]
+    replies = target.reply([messages for _, messages in prompts], max_tokens=LONGEST)
+    return [(ask, recipe.shown(reply.text)) for (ask, _), reply in zip(prompts, replies, strict=True)]
