@@ -40,7 +40,7 @@ bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, sta
 bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transformers; about 45 minutes
 	$(BIN)/python benchmarks/engine.py
 
-bench-train: $(VENV)/.bench ## training beside TRL; about 30 minutes
+bench-train: $(VENV)/.bench ## training beside TRL; about 20 minutes
 	$(BIN)/python benchmarks/train.py
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
