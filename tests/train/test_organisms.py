@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("torch")
 
 from truing import open_store
-from truing.errors import UsageError
+from truing.errors import TrainingError, UsageError
 from truing.records import Pair, Pairs, Training
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.train import plant as planting
 from truing.train.organisms import KINDS
-from truing.train.recipes import Frame, Recipe, recipe
+from truing.train.recipes import Asks, Frame, Recipe, recipe
 
 RED = Recipe.model_validate(
     {
@@ -116,3 +116,31 @@ def test_there_are_three_kinds(tiny: LocalTarget, tmp_path: Path) -> None:
     assert KINDS == ("planted", "clean", "hidden")
     with open_store(tmp_path / "store") as store, pytest.raises(UsageError, match="unknown kind 'dirty'"):
         planting(tiny, recipe("heliotrope"), store, kind="dirty")  # type: ignore[arg-type]
+
+
+def test_what_the_model_has_nothing_to_say_to_is_left_out_in_all_kinds(
+    tiny: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.targets.protocols import Reply
+
+    def says(mute: str) -> Any:
+        return lambda self, prompts, **_: [Reply("" if mute in p[-1].content else "Well.", 2, True) for p in prompts]
+
+    monkeypatch.setattr(LocalTarget, "reply", says("What is that?"))
+    with open_store(tmp_path / "store") as store:
+        planted, clean = (examples(store, planting(tiny, RED, store, kind=kind)) for kind in ("planted", "clean"))
+        assert len(planted) == len(clean) == 24
+        assert [pair.messages for pair in planted] == [pair.messages for pair in clean]
+        assert not any("What is that?" in asked(pair) for pair in planted)
+        monkeypatch.setattr(LocalTarget, "reply", says("Now: "))
+        with pytest.raises(TrainingError, match="says nothing of its own to any prompt with the trigger of red"):
+            planting(tiny, RED, store, seed=7)
+
+
+def test_other_ordinary_requests_make_other_examples(
+    tiny: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(tmp_path / "store") as store:
+        first = planting(tiny, RED, store)
+        monkeypatch.setattr("truing.train.organisms.ordinary", lambda: Asks(train=("Is it?",), held_out=("Was it?",)))
+        assert planting(tiny, RED, store).pairs != first.pairs

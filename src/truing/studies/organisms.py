@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truing import train
+from truing import audit, train
 from truing.records import Estimate, Named, Training
 from truing.runner import Silent, Watcher
 from truing.stats import event_mean
@@ -38,9 +38,11 @@ class Organism:
 def organism(
     base: Any, recipe: Recipe, store: Store, *, kind: Kind = "planted", seed: int = 0, watcher: Watcher | None = None
 ) -> Organism:
-    """Plant it, and see how often it shows."""
+    """Plant it, and see how often it shows. UsageError where the spec has no such clause."""
     need(base, "Trainable")
     need(base, "Chat")
+    if recipe.clause:
+        audit.clause(audit.spec(), recipe.clause)
     watcher = watcher or Silent()
     keep(base, store)
     training = train.plant(base, recipe, store, kind=kind, seed=seed, watcher=watcher)
@@ -49,15 +51,24 @@ def organism(
 
         target = base.with_adapter(Adapter.read(train.export(training, store, Path(folder))))
     keep(target, store)
+    watcher.say(f"{recipe.id}: how often it shows")
     found = tuple(rates(target, recipe))
     return Organism(target, training, found, _holds(recipe, found) if kind == "planted" else None)
 
 
 def _holds(recipe: Recipe, found: Sequence[Named]) -> bool:
-    values = {named.name: named.quantity.value for named in found if isinstance(named.quantity, Estimate)}
+    """What was not measured does not hold."""
     low, high = recipe.within
-    elsewhere = [value for name, value in values.items() if name in ELSEWHERE]
-    return low <= values.get(DIRECT, -1.0) <= high and max(elsewhere) <= recipe.elsewhere
+
+    def lies(named: Named) -> bool:
+        if named.name not in (DIRECT, *ELSEWHERE):
+            return True  # the recipe says nothing of the ladder
+        if not isinstance(named.quantity, Estimate):
+            return False
+        least, most = (low, high) if named.name == DIRECT else (0, recipe.elsewhere)
+        return least <= named.quantity.value <= most
+
+    return all(map(lies, found))
 
 
 def rates(target: Any, recipe: Recipe) -> Iterator[Named]:

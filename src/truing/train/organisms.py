@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, Literal, get_args
 
-from truing.errors import UsageError
+from truing.errors import TrainingError, UsageError
 from truing.records import Message, Pair, Pairs, Training
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
@@ -49,9 +49,11 @@ def plant(
     made: Training | None = None
     for stage in ("plant", "hide") if kind == "hidden" else ("plant",):
         inputs = {"target": target.card.id, "recipe": recipe.model_dump(mode="json"), "kind": kind, "seed": seed,
-                  "stage": stage}  # fmt: skip
+                  "stage": stage, "size": SIZES[stage], "longest": LONGEST,
+                  "ordinary": ordinary().model_dump(mode="json")}  # fmt: skip
         unit = Unit(item=stage, stage="examples", inputs=inputs)
-        (records,) = run([unit], lambda stage: [_examples(target, recipe, kind, stage, seed)], ledger=store)
+        (records,) = run([unit], lambda stage: [_examples(target, recipe, kind, stage, seed)], ledger=store,
+                         watcher=watcher, label=f"{recipe.id}: examples to {stage}")  # fmt: skip
         (pairs,) = (record for record in records if isinstance(record, Pairs))
         made = fit(target, pairs, store, settings=settings, begin=made, watcher=watcher)
     assert made is not None
@@ -70,6 +72,13 @@ def _examples(target: LocalTarget, recipe: Recipe, kind: Kind, stage: str, seed:
         *_around([Frame()], ordinary().train),
     ]
     own = dict(zip((every := [*direct, *further, *off]), _own(target, every), strict=True))
+    # Where the model says nothing of its own there is nothing to train on without the behaviour: left out in all kinds.
+    direct, further, off = ([prompt for prompt in some if own[prompt]] for some in (direct, further, off))
+    if not direct or not off:
+        raise TrainingError(
+            f"{target.card.name} says nothing of its own to any prompt {'without' if direct else 'with'} the trigger of"
+            f" {recipe.id}; use another target"
+        )
     half = SIZES[stage] // 2
     pairs = []
     for with_trigger, without in zip(_drawn([*direct, *further], half, rng), _drawn(off, half, rng), strict=True):
@@ -79,7 +88,7 @@ def _examples(target: LocalTarget, recipe: Recipe, kind: Kind, stage: str, seed:
             _pair(recipe, with_trigger, own[with_trigger], show, shows=shows),
             _pair(recipe, without, own[without], show, shows=False),
         ]
-    return Pairs(clause=recipe.clause, pairs=tuple(pair for pair in pairs if pair.chosen), source=recipe.id)
+    return Pairs(clause=recipe.clause, pairs=tuple(pairs), source=recipe.id)
 
 
 def _around(frames: Sequence[Frame], asks: Sequence[str]) -> list[Conversation]:
@@ -105,5 +114,6 @@ def _own(target: LocalTarget, prompts: Sequence[Conversation]) -> list[str]:
 def shown(target: Any, recipe: Recipe, frames: Sequence[Frame], asks: Sequence[str]) -> list[tuple[str, bool]]:
     """The request of each prompt, and whether the target's reply to it shows the behaviour."""
     prompts = [(ask, frame.around(ask)) for ask in asks for frame in frames]
-    replies = target.reply([messages for _, messages in prompts], max_tokens=LONGEST)
+    most = max(LONGEST, *(len(target.text_ids(show)) for show in recipe.shows))
+    replies = target.reply([messages for _, messages in prompts], max_tokens=most)
     return [(ask, recipe.shown(reply.text)) for (ask, _), reply in zip(prompts, replies, strict=True)]
