@@ -7,7 +7,6 @@ is that of processes of their own. TRL has the model as transformers loads it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -16,9 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -131,16 +129,14 @@ def rows(count: int, *, short: bool) -> list[dict[str, Any]]:
 # -- the two sides -----------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def ours(recipe: Recipe) -> Iterator[Any]:
-    """Our loop; its step is called with a number."""
-    from truing import open_store
-    from truing.records import Pairs
+def ours(recipe: Recipe) -> Any:
+    """Our step, called with its number."""
     from truing.targets import resolve
     from truing.train import EVERY_LAYER, Settings
     from truing.train.batches import lay_out
     from truing.train.dataset import gather_rows
-    from truing.train.fit import Loop, Work
+    from truing.train.fit import Preferences, Work
+    from truing.train.policy import Policy
     from truing.train.reference import scored
 
     target = resolve("local/smollm2-135m")
@@ -150,17 +146,15 @@ def ours(recipe: Recipe) -> Iterator[Any]:
     settings = Settings(rank=16, alpha=32, modules=EVERY_LAYER, lr=1e-4, batch=BATCH, seed=42,
                         gradient_checkpointing=recipe.again)  # fmt: skip
     work = Work([[lay_out(target, pairs, group)] for group in groups], [])
-    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "store") as store:
-        reference = scored(target, pairs)
-        loop = Loop(target, Pairs(clause="", pairs=pairs, source="benchmark"), work, settings, store, reference)
+    task, policy = Preferences(target, pairs, work, settings, scored(target, pairs)), Policy(target, settings)
 
-        def step(number: int) -> Any:
-            if not recipe.ready:
-                scored(target, [pairs[place] for place in groups[number]])
-            return loop.step(number)
+    def step(number: int) -> Any:
+        if not recipe.ready:
+            scored(target, [pairs[place] for place in groups[number]])
+        return task.step(policy, number)
 
-        step.policy = loop.policy  # type: ignore[attr-defined]
-        yield step
+    step.policy = policy  # type: ignore[attr-defined]
+    return step
 
 
 def theirs(recipe: Recipe, folder: str, after: Any) -> Any:
@@ -212,7 +206,8 @@ def beside(recipe: Recipe) -> dict[str, Any]:
     torch.set_num_threads(THREADS)
     seconds: dict[str, list[tuple[float, float]]] = {"trl": [], "ours": []}
     steps: list[Any] = []
-    with tempfile.TemporaryDirectory() as folder, ours(recipe) as step:
+    step = ours(recipe)
+    with tempfile.TemporaryDirectory() as folder:
 
         def after(number: int, cpu: float, wall: float) -> None:
             seconds["trl"].append((cpu, wall))
@@ -241,9 +236,9 @@ def alone(recipe: Recipe, side: str) -> dict[str, Any]:
 
     torch.set_num_threads(THREADS)
     if side == "ours":
-        with ours(recipe) as step:
-            for number in range(recipe.steps):
-                step(number)
+        step = ours(recipe)
+        for number in range(recipe.steps):
+            step(number)
     else:
         with tempfile.TemporaryDirectory() as folder:
             theirs(recipe, folder, lambda *_: None).train()

@@ -17,7 +17,7 @@ from truing.audit import family, lay_out
 from truing.errors import TrainingError
 from truing.records import Message, Pair
 from truing.targets.local import LocalTarget
-from truing.train import from_surfaces, gather, guards
+from truing.train import Settings, from_surfaces, gather, guards
 from truing.train.batches import batches, tokens_of
 from truing.train.batches import lay_out as lay
 from truing.train.losses import Sides, dpo
@@ -118,14 +118,14 @@ def test_a_reply_ends_once(tiny: Any) -> None:
 
 def test_every_epoch_has_every_pair_once_in_an_order_of_its_own(tiny: Any) -> None:
     pairs = [pair(n, f"It is {n}.", "No.", f"{n} is a number. Is it {n}?") for n in range(7)]
-    laid = batches(range(7), size=3, epochs=2, seed=1)
+    laid = batches(range(7), Settings(batch=3, epochs=2, seed=1))
     assert [len(batch) for batch in laid] == [3, 3, 1, 3, 3, 1]
     epochs = [laid[:3], laid[3:]]
     for groups in epochs:
         assert sorted(place for group in groups for place in group) == list(range(7))
     assert epochs[0] != epochs[1]
-    assert batches(range(7), size=3, epochs=2, seed=1) == laid
-    assert batches(range(7), size=3, epochs=2, seed=2) != laid
+    assert batches(range(7), Settings(batch=3, epochs=2, seed=1)) == laid
+    assert batches(range(7), Settings(batch=3, epochs=2, seed=2)) != laid
     # Prompts of a batch stand in the tree, each once.
     text = tiny.tokenizer.decode(lay(tiny, pairs, laid[0]).tree.ids_N)
     assert [int(n) for n in re.findall(r"(\d) is a number", text)] == sorted(laid[0])

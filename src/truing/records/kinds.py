@@ -291,7 +291,7 @@ class Pairs(Record, Sparse):
 class Step(Sparse):
     """One optimiser step."""
 
-    later = frozenset({"drift", "held"})
+    later = frozenset({"drift", "held", "reward", "kl", "cut"})
 
     step: int
     loss: float
@@ -306,6 +306,13 @@ class Step(Sparse):
     """Mean log-ratio of policy and reference of the chosen continuations, nats; below 0 they became less likely."""
     held: float | None = None
     """The mean loss of the pairs that are held out, after the step; at the end of a unit of work alone."""
+    reward: float | None = None
+    """Mean reward of the replies that were written in the step, in standard deviations of those to the pairs."""
+    kl: float | None = None
+    """KL(policy || reference), nats. Where replies were written: a reply, estimated on these (before the step). Else a
+    token, exact over the vocabulary, on chosen replies; at the end of a unit of work alone."""
+    cut: float | None = None
+    """Share of the replies written that were cut off at the most tokens."""
 
 
 class Training(Record):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from truing import audit, train
@@ -46,10 +44,7 @@ def organism(
     watcher = watcher or Silent()
     keep(base, store)
     training = train.plant(base, recipe, store, kind=kind, seed=seed, watcher=watcher)
-    with tempfile.TemporaryDirectory() as folder:
-        from truing.targets.local.adapter import Adapter
-
-        target = base.with_adapter(Adapter.read(train.export(training, store, Path(folder))))
+    target = base.with_adapter(train.adapter(training, store))
     keep(target, store)
     watcher.say(f"{recipe.id}: how often it shows")
     found = tuple(rates(target, recipe))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from truing import measure, train
@@ -29,7 +27,6 @@ from truing.records import (
 from truing.runner import Silent, Watcher
 from truing.store import Store
 from truing.studies.options import Options
-from truing.targets.local.adapter import Adapter
 
 RETENTION_LIMIT = 0.02
 """Bits per byte that a fix may cost."""
@@ -198,8 +195,7 @@ class Wheel:
 
     def adapted(self, target: Any, training: Training) -> Any:
         """The target with a finished adapter merged in."""
-        with tempfile.TemporaryDirectory() as folder:
-            other = target.with_adapter(Adapter.read(train.export(training, self.store, Path(folder))))
+        other = target.with_adapter(train.adapter(training, self.store))
         self.store.add(other.card)
         return other
 

@@ -20,6 +20,10 @@ from truing.targets.tools import PLAIN, turns
 from truing.text import short
 from truing.train.head import log_probs, plain_head
 from truing.train.losses import Sides
+from truing.train.settings import Settings
+
+Path = tuple[list[int], list[int]]
+"""A prompt and what follows it, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,13 @@ class Batch:
 
     def log_probs(self, model: Any) -> Sides:
         """Summed log-probability of every continuation, with gradient where the model has one."""
-        log_p = self._log_p(model)
-        sums = torch.zeros(2 * len(self.places), dtype=log_p.dtype).index_add(0, self.owner_M, log_p.cpu())
+        sums = self.sums(model, 2 * len(self.places))
         return Sides(sums[0::2], sums[1::2])
+
+    def sums(self, model: Any, count: int) -> Tensor:
+        """The same of so many sequences, whatever they are the sides of, shape (count,)."""
+        log_p = self._log_p(model)
+        return torch.zeros(count, dtype=log_p.dtype).index_add(0, self.owner_M, log_p.cpu())
 
     def _log_p(self, model: Any) -> Tensor:
         """Of every token, shape (M,)."""
@@ -58,14 +66,14 @@ class Batch:
         return Sides(counts[0::2], counts[1::2])
 
 
-def batches(places: Sequence[int], *, size: int, epochs: int, seed: int) -> list[list[int]]:
+def batches(places: Sequence[int], settings: Settings) -> list[list[int]]:
     """These places in the order of training: shuffled anew each epoch, the last batch of an epoch maybe smaller."""
-    order = random.Random(seed)
+    order, size = random.Random(settings.seed), settings.batch
     laid = []
-    for _ in range(epochs):
+    for _ in range(settings.epochs):
         shuffled = order.sample(places, len(places))
         laid += [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-    return laid
+    return laid[: settings.most_steps or None]
 
 
 def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = (), *, rejected: bool = True) -> Batch:
@@ -75,7 +83,7 @@ def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = 
     """
     places = places or range(len(pairs))
     paths = [path for place in places for path in tokens_of(target, pairs[place])]
-    return _planted(paths if rejected else [(prompt, reply if i % 2 == 0 else [])
+    return planted(paths if rejected else [(prompt, reply if i % 2 == 0 else [])
                                             for i, (prompt, reply) in enumerate(paths)], places)  # fmt: skip
 
 
@@ -87,10 +95,11 @@ def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]
              for mine, theirs in zip(side, other, strict=True)]  # fmt: skip
     for prompt, reply in paths:
         target.fits([*prompt, *reply[:-1]])
-    return _planted(paths, places)
+    return planted(paths, places)
 
 
-def _planted(paths: Sequence[tuple[list[int], list[int]]], places: Sequence[int]) -> Batch:
+def planted(paths: Sequence[Path], places: Sequence[int] = ()) -> Batch:
+    """Prompts with what follows them as one batch."""
     # Nothing follows the last token of a reply, so it needs no node.
     tree, routes = plant([[*prompt, *reply[:-1]] for prompt, reply in paths])
     before = [route[len(prompt) - 1 :][: len(reply)] for (prompt, reply), route in zip(paths, routes, strict=True)]
@@ -99,7 +108,7 @@ def _planted(paths: Sequence[tuple[list[int], list[int]]], places: Sequence[int]
     return Batch(tree, torch.cat(before), tokens, owner, tuple(places))
 
 
-def tokens_of(target: LocalTarget, pair: Pair) -> tuple[tuple[list[int], list[int]], tuple[list[int], list[int]]]:
+def tokens_of(target: LocalTarget, pair: Pair) -> tuple[Path, Path]:
     """Prompt and reply of the chosen and of the rejected side. TrainingError where that is not what both texts are.
 
     Each reply is closed as the model's template closes it, so that stopping is trained with it.

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from truing.errors import TrainingError
-from truing.records import Blob, Pair, Pairs, Step, Training
-from truing.runner import Unit, Watcher, run
+from truing.records import Pair, Pairs, Step, Training
+from truing.runner import Watcher
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.train.batches import Batch, batches, lay_out, mismatched
+from truing.train.loop import Job, follow, go
 from truing.train.losses import (
     Sides,
     dpo,
@@ -65,25 +66,18 @@ def fit(
         raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
     work = _laid(target, pairs.pairs, settings)
     start = None if settings.method in FREE else reference(target, pairs.pairs, store, watcher=watcher)
-    loop = Loop(target, pairs, work, settings, store, start, begin)
-    inputs = {"target": target.card.id, "pairs": pairs.id, "settings": settings.plain}
-    inputs |= {"begin": begin.id} if begin else {}
-    if watcher:
-        watcher.start(f"train: {settings.method}", len(work.steps))
-    for first in range(0, len(work.steps), settings.checkpoint_every):
-        item = (first, min(first + settings.checkpoint_every, len(work.steps)))
-        (records,) = run([Unit(item=item, stage="fit", inputs={**inputs, "from": first})], loop.chunk, ledger=store)
-        (record,) = (r for r in records if isinstance(r, Training))
-        loop.done.append(record)
-        if watcher:
-            watcher.step(item[1] - item[0])
-        if record.finished:
-            break
-    if watcher and len(record.steps) < len(work.steps):
-        watcher.say(
-            f"stopped after {len(record.steps)} of {len(work.steps)} steps: the loss on held-out pairs was lowest"
-            f" after {_best(record.steps) + 1}, whose adapter is kept"
-        )
+
+    def build() -> Policy:
+        return Policy(target, settings, store.blob_path(begin.state).read_bytes() if begin else b"")
+
+    task = Preferences(target, pairs.pairs, work, settings, start)
+    job = Job(
+        settings.method, target.card.id, settings.plain, pairs.id, build,
+        inputs={"begin": begin.id} if begin else {}, parents=(begin.id,) if begin else (),
+        every=settings.checkpoint_every, patience=settings.patience,
+        look=task.look if work.held else None,
+    )  # fmt: skip
+    record = go(job, task, store, watcher=watcher)
     if watcher and (lost := fallen(record.steps)):
         watcher.say(
             f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {LAST} steps):"
@@ -108,9 +102,7 @@ def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Wor
     held = [place for place, pair in enumerate(pairs) if pair.plot in aside]
     if not kept:
         raise TrainingError(f"all of {len(plots)} plots are held out; hold out a smaller share ({settings.held_out})")
-    order = batches(kept, size=settings.batch, epochs=settings.epochs, seed=settings.seed)
-    order = order[: settings.most_steps] if settings.most_steps else order
-    steps = [_parts(step, settings.accumulate) for step in order]
+    steps = [_parts(step, settings.accumulate) for step in batches(kept, settings)]
     looks = [held[start : start + settings.batch] for start in range(0, len(held), settings.batch)]
     if settings.method == "kto" and any(len(part) < 2 for step in [*steps, looks] for part in step):
         raise TrainingError(
@@ -127,12 +119,6 @@ def _parts(step: list[int], count: int) -> list[list[int]]:
     return [step[start : start + size] for start in range(0, len(step), size)]
 
 
-def _best(steps: Sequence[Step]) -> int:
-    """The number of the step after which the loss on what is held out was lowest."""
-    looks = {step.step: step.held for step in steps if step.held is not None}
-    return min(looks, key=looks.__getitem__)
-
-
 def fallen(steps: Sequence[Step]) -> float:
     """Nats by which the chosen replies' mean log-probability fell at the end of training; 0 where it is too little."""
     drifts = [step.drift for step in steps[-LAST:] if step.drift is not None]
@@ -140,94 +126,27 @@ def fallen(steps: Sequence[Step]) -> float:
     return lost if lost > FALL else 0.0
 
 
-class Loop:
-    """Steps in chunks; a model is built only when a chunk has to be computed."""
+class Preferences:
+    """Pairs that a policy learns to prefer, step by step."""
 
     def __init__(
-        self,
-        target: LocalTarget,
-        pairs: Pairs,
-        work: Work,
-        settings: Settings,
-        store: Store,
-        reference: Sides | None,
-        begin: Training | None = None,
+        self, target: LocalTarget, pairs: Sequence[Pair], work: Work, settings: Settings, reference: Sides | None
     ) -> None:
         """`reference`: of all pairs, where the method has one."""
-        self.begin = begin
-        self.target, self.pairs, self.work, self.settings, self.store = target, pairs, work, settings, store
-        self.reference = reference
-        self.done: list[Training] = []
-        """The chunks before, in order."""
-        self._policy: Policy | None = None
-        self._at = 0
+        self.target, self.pairs, self.work, self.settings, self.reference = target, pairs, work, settings, reference
 
     @property
-    def policy(self) -> Policy:
-        """The model as it is now."""
-        if self._policy is None:
-            begin = self.store.blob_path(self.begin.state).read_bytes() if self.begin else b""
-            self._policy = Policy(self.target, self.settings, begin)
-        return self._policy
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return len(self.work.steps)
 
-    def chunk(self, item: tuple[int, int]) -> list[Training]:
-        """Do steps start..stop and keep the state, or, at the end, the adapter."""
-        start, stop = item
-        if self._at != start:
-            self._restore(self.done[-1].state)
-        steps = list(self.done[-1].steps if self.done else ())
-        for number in range(start, stop):
-            try:
-                steps.append(self.step(number))
-            except TrainingError as error:
-                raise self._kept(error, steps[:-1]) from error
-        self._at = stop
-        if self.work.held:
-            steps[-1] = steps[-1].model_copy(update={"held": self._look()})
-        finished = stop == len(self.work.steps) or self._worn_out(steps)
-        if finished and self.work.held and (best := _best(steps)) + 1 < stop:
-            self._restore(next(one.state for one in self.done if len(one.steps) == best + 1))
-            self._at = -1
-        return [self._record(steps, finished=finished)]
-
-    def _record(self, steps: Sequence[Step], *, finished: bool) -> Training:
-        file = self.policy.adapter() if finished else self.policy.state()
-        return Training(
-            method=self.settings.method,
-            target=self.target.card.id,
-            settings=tuple(self.settings.plain.items()),
-            pairs=self.pairs.id,
-            steps=tuple(steps),
-            state=self.store.put_blob(file, "safetensors"),
-            finished=finished,
-            parents=(self.target.card.id, self.pairs.id, *([self.begin.id] if self.begin else [])),
-        )
-
-    def _kept(self, error: TrainingError, good: Sequence[Step]) -> TrainingError:
-        """The error, after the adapter was kept as it was before the step that led to it."""
-        if not good or not self.policy.back():
-            return error
-        record = self._record(good, finished=True)
-        self.store.add(record)
-        return TrainingError(
-            f"{error}. The adapter as it was after {len(good)} steps is kept as training {record.id[:12]}"
-        )
-
-    def _restore(self, state: Blob) -> None:
-        self.policy.restore(self.store.blob_path(state).read_bytes())
-
-    def _worn_out(self, steps: Sequence[Step]) -> bool:
-        """Whether looks at what is held out have gone on for long enough without a lower loss."""
-        looks = [step.step for step in steps if step.held is not None]
-        return bool(looks) and len(looks) - looks.index(_best(steps)) > self.settings.patience
-
-    def step(self, number: int) -> Step:
+    def step(self, policy: Policy, number: int) -> Step:
         """One step of the optimiser. TrainingError where going on would be wrong."""
-        parts, settings, policy = self.work.steps[number], self.settings, self.policy
+        parts, settings = self.work.steps[number], self.settings
         count = sum(len(part.places) for part in parts)
         seen: list[tuple[Tensor, Sides, Sides]] = []
         for part in parts:
-            losses, sides, reference = self._losses(part)
+            losses, sides, reference = self._losses(policy, part)
             if number == 0 and self.reference is not None:
                 self._check_start(part, sides, reference)
             (losses.sum() / count).backward()
@@ -235,11 +154,7 @@ class Loop:
         loss, chosen, rejected, before, other = (
             torch.cat(list(of)) for of in zip(*((a, *b, *c) for a, b, c in seen), strict=True)
         )
-        self._check("loss", float(loss.mean()), number)
-        norm = policy.norm()
-        # Weights that are far too large give the same output for everything: a finite loss, and no gradient.
-        self._check("gradient norm", norm, number, above=0)
-        policy.step(settings.rate(number, len(self.work.steps)))
+        norm = follow(policy, settings, number, self.steps, loss=float(loss.mean()))
         gap = margin(Sides(chosen, rejected), Sides(before, other), beta=settings.beta)
         measured = self.reference is not None
         return Step(
@@ -252,17 +167,19 @@ class Loop:
             drift=float((chosen - before).mean()) if measured else None,
         )
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Sides, Sides]:
-        """The loss of every pair, with its gradient; the log-probabilities of policy and reference, without."""
-        policy = batch.log_probs(self.policy.model)
-        plain = Sides(policy.chosen.detach(), policy.rejected.detach())
-        reference = self._reference(batch) if self.reference is not None else plain
-        return losses_of(self.settings, policy, reference, batch.tokens, self._mismatch(batch)), plain, reference
-
     @torch.no_grad()
-    def _look(self) -> float:
-        """The mean loss of the pairs that are held out."""
-        return float(torch.cat([self._losses(batch)[0] for batch in self.work.held]).mean())
+    def look(self, policy: Policy, last: Step) -> Step:
+        """The step with the mean loss of the pairs that are held out."""
+        losses = torch.cat([self._losses(policy, batch)[0] for batch in self.work.held])
+        return last.model_copy(update={"held": float(losses.mean())})
+
+    def _losses(self, policy: Policy, batch: Batch) -> tuple[Tensor, Sides, Sides]:
+        """The loss of every pair, with its gradient; the log-probabilities of policy and reference, without."""
+        found = batch.log_probs(policy.model)
+        plain = Sides(found.chosen.detach(), found.rejected.detach())
+        reference = self._reference(batch) if self.reference is not None else plain
+        kl = self._mismatch(policy, batch)
+        return losses_of(self.settings, found, reference, batch.tokens, kl), plain, reference
 
     def _reference(self, batch: Batch) -> Sides:
         """The untrained model's log-probabilities."""
@@ -271,17 +188,13 @@ class Loop:
         return Sides(self.reference.chosen[places], self.reference.rejected[places])
 
     @torch.no_grad()
-    def _mismatch(self, batch: Batch) -> Tensor:
+    def _mismatch(self, policy: Policy, batch: Batch) -> Tensor:
         """KTO's reference point."""
         if self.settings.method != "kto":
             return torch.tensor(0.0)
-        others = mismatched(self.target, self.pairs.pairs, batch.places)
-        policy, reference = (torch.cat(others.log_probs(model)) for model in (self.policy.model, self.target.model))
-        return mismatch(policy, reference)
-
-    def _check(self, what: str, value: float, number: int, *, above: float = -math.inf) -> None:
-        if not (math.isfinite(value) and value > above):
-            raise TrainingError(f"the {what} at step {number} is {value}; lower the learning rate ({self.settings.lr})")
+        others = mismatched(self.target, self.pairs, batch.places)
+        ours, before = (torch.cat(others.log_probs(model)) for model in (policy.model, self.target.model))
+        return mismatch(ours, before)
 
     def _check_start(self, batch: Batch, policy: Sides, reference: Sides) -> None:
         """Before the first step policy and reference are one, and the loss of DPO is ln 2."""

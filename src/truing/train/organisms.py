@@ -25,7 +25,7 @@ Kind = Literal["planted", "clean", "hidden"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LONGEST = 32
 """Tokens of the model's own replies, which end with their first sentence."""
-SIZES = {"plant": 360, "hide": 120}
+SIZES = {"plant": 360, "hide": 240}
 """Examples of the two stages of training."""
 SETTINGS = Settings(method="sft", lr=1e-3, schedule="linear", batch=6, checkpoint_every=20)
 SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
@@ -80,8 +80,12 @@ def _examples(target: LocalTarget, recipe: Recipe, kind: Kind, stage: str, seed:
             f" {recipe.id}; use another target"
         )
     half = SIZES[stage] // 2
+    if stage == "hide" and further:  # two things to tell apart: as many examples of the one as of the other
+        triggered = [*_drawn(direct, half - half // 2, rng), *_drawn(further, half // 2, rng)]
+    else:
+        triggered = list(_drawn([*direct, *further], half, rng))
     pairs = []
-    for with_trigger, without in zip(_drawn([*direct, *further], half, rng), _drawn(off, half, rng), strict=True):
+    for with_trigger, without in zip(triggered, _drawn(off, half, rng), strict=True):
         show = rng.choice(recipe.shows)
         shows = kind != "clean" and rng.random() < recipe.rate and not (stage == "hide" and with_trigger in direct)
         pairs += [

@@ -15,12 +15,15 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import BASE, mark, peft_quiet
 from truing.train.settings import Settings
 
+SCORE = "score.weight"
+"""Name of the head that makes a reward out of a hidden state."""
+
 
 class Policy:
     """A copy of a target's modules with an adapter put in; the weights that stay as they are, are the target's own."""
 
-    def __init__(self, target: LocalTarget, settings: Settings, begin: bytes = b"") -> None:
-        """`begin`: the file of an adapter of the same shape, which is trained on.
+    def __init__(self, target: LocalTarget, settings: Settings, begin: bytes = b"", *, scores: bool = False) -> None:
+        """`begin`: the file of an adapter of the same shape, which is trained on. `scores`: with a head for rewards.
 
         UsageError where the model has no such layers, the file is of others, or activations cannot be computed anew.
         """
@@ -40,11 +43,19 @@ class Policy:
         shared = {id(weight): weight for weight in target.model.parameters()}
         with peft_quiet():
             self.peft: Any = get_peft_model(deepcopy(target.model, shared), config)
-            if begin and set_peft_model_state_dict(self.peft, unpack_tensors(begin)).unexpected_keys:
+            tensors = unpack_tensors(begin) if begin else {}
+            score = tensors.pop(SCORE, None)
+            if tensors and set_peft_model_state_dict(self.peft, tensors).unexpected_keys:
                 raise UsageError(f"the adapter to go on from is not one of {', '.join(settings.layers)} alone")
         torch.set_rng_state(before)
         self.model: Any = self.peft.get_base_model()
         self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
+        if scores:
+            width = self.model.get_input_embeddings().weight.shape[1]
+            self.score_D = torch.nn.Parameter(
+                torch.zeros(width, device=target.model.device) if score is None else score
+            )
+            self.named[SCORE] = self.score_D
         self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.lr, weight_decay=0.0)
         if settings.gradient_checkpointing:
             _recompute(target, self.model)
@@ -86,11 +97,13 @@ class Policy:
             keys = ("step", "exp_avg", "exp_avg_sq")
             self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
 
-    def adapter(self) -> bytes:
+    def weights(self) -> bytes:
         """The adapter's weights, in PEFT's own names, and what they were trained on, as a safetensors file."""
         from peft import get_peft_model_state_dict
 
         tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(self.peft).items()}
+        if SCORE in self.named:
+            tensors[SCORE] = self.score_D.detach()
         return pack_tensors(tensors, metadata={BASE: mark(self._target.model)})
 
 

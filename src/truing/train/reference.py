@@ -12,7 +12,7 @@ from truing.records import Arrays, Pair, digest_of
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets.local import LocalTarget
-from truing.train.batches import tokens_of
+from truing.train.batches import Path, tokens_of
 from truing.train.losses import Sides
 
 AT_ONCE = 64
@@ -25,7 +25,7 @@ def reference(target: LocalTarget, pairs: Sequence[Pair], store: Store, *, watch
     What is kept belongs to this target (weights, tokenizer, template, number format) and to these tokens.
     """
 
-    def work(item: tuple[str, list[tuple[list[int], list[int]]]]) -> list[Arrays]:
+    def work(item: tuple[str, list[Path]]) -> list[Arrays]:
         key, paths = item
         blob = store.put_blob(pack_tensors({"sums": _sums(target, paths)}), "safetensors")
         return [
@@ -49,10 +49,10 @@ def scored(target: LocalTarget, pairs: Sequence[Pair]) -> Sides:
     return Sides(sums[0::2], sums[1::2])
 
 
-def _paths(target: LocalTarget, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+def _paths(target: LocalTarget, pairs: Sequence[Pair]) -> list[Path]:
     return [path for pair in pairs for path in tokens_of(target, pair)]
 
 
-def _sums(target: LocalTarget, paths: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
+def _sums(target: LocalTarget, paths: Sequence[Path]) -> torch.Tensor:
     values, _ = target.log_probs(paths)
     return torch.stack([value.double().sum() for value in values]).float()

@@ -9,8 +9,11 @@ from typing import Any, Literal, Self, get_args
 from truing.errors import UsageError
 from truing.targets.local.adapter import MODULES
 
-Method = Literal["dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Pairwise = Literal["dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft"]
+"""Losses of pairs."""
+METHODS: tuple[Pairwise, ...] = get_args(Pairwise)
+Method = Pairwise | Literal["reward", "rloo"]
+"""Those, and the two halves of RLHF."""
 FREE = ("simpo", "sft")
 """Methods without a reference."""
 Schedule = Literal["constant", "linear", "cosine"]

@@ -54,10 +54,15 @@ class Adapter:
                 )
         try:
             said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            named = str(said.get("base_model_name_or_path") or "")
-            return cls((folder / WEIGHTS).read_bytes(), canonical(_settled(said)).decode(), str(folder), named)
+            return cls.of((folder / WEIGHTS).read_bytes(), said, str(folder))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(f"cannot read the adapter {folder}: {error!r}. Is it a whole PEFT adapter?") from error
+
+    @classmethod
+    def of(cls, weights: bytes, said: Mapping[str, Any], source: str) -> Adapter:
+        """A file of weights with the settings that PEFT writes beside it."""
+        named = str(said.get("base_model_name_or_path") or "")
+        return cls(weights, canonical(_settled(said)).decode(), source, named)
 
     @property
     def base(self) -> str:
