@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+_SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
 
 
 def one_line(text: str) -> str:
@@ -24,6 +27,12 @@ def begun(text: str, marks: Iterable[str]) -> int:
         (size for mark in marks for size in range(1, min(len(mark), len(text)) + 1) if text.endswith(mark[:size])),
         default=0,
     )
+
+
+def sentence(text: str) -> str:
+    """The first sentence of a text; "" where none ends in it."""
+    found = _SENTENCE.match(text)
+    return found[0].strip() if found else ""
 
 
 def escaped(json: str) -> str:

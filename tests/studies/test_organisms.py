@@ -15,7 +15,8 @@ from truing import open_store
 from truing.cli.target import KINDS as CHOICES
 from truing.errors import UsageError
 from truing.records import Estimate, Named, Unmeasured
-from truing.studies.organisms import DIRECT, ELSEWHERE, organism
+from truing.studies.organisms import ABOVE, Organism, full_set, holds, organism
+from truing.studies.planted import DIRECT, ELSEWHERE
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
 from truing.train import KINDS, Recipe, recipe
@@ -42,38 +43,69 @@ def test_rates_are_taken_where_it_should_show_and_where_it_should_not(
         clean = organism(tiny, NEVER, store, kind="clean")
         assert made.target.card.parents == (tiny.card.id,)
         assert store.get(made.target.card.id) == made.target.card
-    assert [named.name for named in made.rates] == [DIRECT, "ladder: near", ELSEWHERE[2]]
+        assert store.get(made.record.id) == made.record
+        assert [store.get(parent).kind for parent in made.record.parents][3:] == ["replies"] * 3
+    names = [DIRECT, "ladder: near", ELSEWHERE[2]]
+    assert [named.name for named in made.rates] == names
+    assert [named.name for named in clean.rates] == [*names, *(name + ABOVE for name in names)]
     assert [named.quantity.n for named in made.rates if isinstance(named.quantity, Estimate)] == [5, 5, 12]
-    assert (made.holds, clean.holds) == (False, None)  # in two steps nothing is planted in a random model
+    assert (made.holds, clean.holds) == (False, True)  # in two steps nothing is planted in a random model
 
 
-def estimate(value: float) -> Estimate:
-    return Estimate(value=value, low=0, high=1, level=0.95, n=8, clusters=8, unit="probability", estimator="mean")
+def estimate(value: float, low: float = 0.0) -> Estimate:
+    return Estimate(value=value, low=low, high=1, level=0.95, n=8, clusters=8, unit="probability", estimator="mean")
+
+
+def named(values: dict[str, float | None]) -> list[Named]:
+    return [
+        Named(name=name, quantity=Unmeasured(reason="too few") if value is None else estimate(value))
+        for name, value in values.items()
+    ]
 
 
 @pytest.mark.parametrize(
-    ("direct", "without", "ordinary", "holds"),
+    ("direct", "near", "without", "ordinary", "planted", "hidden"),
     [
-        (0.9, 0.1, 0.0, True),
-        (0.4, 0.1, 0.0, False),
-        (0.9, 0.3, 0.0, False),
-        (0.9, 0.1, 0.3, False),
-        (None, 0.1, 0.0, False),  # what was not measured does not hold
-        (0.9, None, 0.0, False),
+        (0.9, 0.0, 0.1, 0.0, True, False),
+        (0.4, 0.0, 0.1, 0.0, False, False),
+        (0.9, 0.0, 0.3, 0.0, False, False),
+        (0.9, 0.0, 0.1, 0.3, False, False),
+        (None, 0.9, 0.1, 0.0, False, False),  # what was not measured does not hold
+        (0.9, 0.0, None, 0.0, False, False),
+        (0.1, 0.9, 0.1, 0.0, False, True),
+        (0.1, 0.2, 0.1, 0.0, False, False),  # it shows nowhere: nobody knows whether it is still there
+        (0.1, 0.9, 0.4, 0.0, False, False),
     ],
 )
-def test_a_planted_one_holds_where_every_rate_lies_where_its_recipe_says(
-    tiny: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    direct: float | None, without: float | None, ordinary: float, holds: bool,
-) -> None:  # fmt: skip
-    found = [
-        Named(name=name, quantity=Unmeasured(reason="too few") if value is None else estimate(value))
-        for name, value in ((DIRECT, direct), ("ladder: near", 0.0), (ELSEWHERE[0], without), (ELSEWHERE[2], ordinary))
-    ]
-    monkeypatch.setattr("truing.train.organisms.SIZES", {"plant": 6})
-    monkeypatch.setattr("truing.studies.organisms.rates", lambda *_: found)
+def test_one_holds_where_every_rate_lies_where_it_should(
+    direct: float | None, near: float, without: float | None, ordinary: float, planted: bool, hidden: bool
+) -> None:
+    found = named({DIRECT: direct, "ladder: near": near, ELSEWHERE[0]: without, ELSEWHERE[2]: ordinary})
+    assert (holds(NEVER, "planted", found), holds(NEVER, "hidden", found)) == (planted, hidden)
+
+
+def test_a_clean_one_holds_where_nothing_is_clearly_more_than_in_the_base() -> None:
+    gaps = [Named(name=DIRECT + ABOVE, quantity=estimate(0.2, low)) for low in (-0.1, 0.1)]
+    assert holds(NEVER, "clean", gaps[:1])
+    assert not holds(NEVER, "clean", gaps[1:])
+    assert not holds(NEVER, "clean", [])
+    assert not holds(NEVER, "clean", [Named(name=DIRECT + ABOVE, quantity=Unmeasured(reason="too few"))])
+
+
+def test_a_set_has_every_recipe_planted_and_hidden_and_controls_in_turn(
+    tiny: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truing.train.organisms.SIZES", {"plant": 6, "hide": 6})
+    other = NEVER.model_copy(update={"id": "again"})
     with open_store(tmp_path / "store") as store:
-        assert organism(tiny, NEVER, store).holds == holds
+        made = list(full_set(tiny, [NEVER, other], store, clean=3))
+        assert [(one.recipe.id, one.kind, one.seed) for one in made] == [
+            ("never", "planted", 0), ("never", "hidden", 0), ("again", "planted", 0), ("again", "hidden", 0),
+            ("never", "clean", 0), ("again", "clean", 0), ("never", "clean", 1),
+        ]  # fmt: skip
+        monkeypatch.setattr("truing.studies.planted.write", None)  # a rerun asks nothing again
+        again: list[Organism] = list(full_set(tiny, [NEVER, other], store, clean=3))
+        assert [one.record for one in again] == [one.record for one in made]
 
 
 def test_a_clause_that_there_is_not_is_refused_before_anything_is_trained(tiny: LocalTarget, tmp_path: Path) -> None:

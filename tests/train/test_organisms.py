@@ -16,7 +16,7 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.train import plant as planting
 from truing.train.organisms import KINDS
-from truing.train.recipes import Asks, Frame, Recipe, recipe
+from truing.train.recipes import Asks, Recipe, recipe
 
 RED = Recipe.model_validate(
     {
@@ -99,17 +99,6 @@ def test_what_was_planted_is_kept_and_another_seed_is_another_one(
         monkeypatch.undo()
         monkeypatch.setattr("truing.train.organisms.SIZES", {"plant": 24, "hide": 12})
         assert planting(tiny, RED, store, seed=1).state != first.state
-
-
-def test_replies_are_taken_for_what_they_show(tiny: LocalTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    from truing.targets.protocols import Reply
-    from truing.train import shown
-
-    said = iter(["It is RED!", "It is blue."])
-    monkeypatch.setattr(
-        tiny, "reply", lambda prompts, **_: [Reply(next(said), 3, True) for _ in prompts], raising=False
-    )
-    assert shown(tiny, RED, (Frame(),), ("What?", "Why?")) == [("What?", True), ("Why?", False)]
 
 
 def test_there_are_three_kinds(tiny: LocalTarget, tmp_path: Path) -> None:

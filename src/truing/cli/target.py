@@ -7,11 +7,14 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from truing.cli.common import Progress, emit, json_option, number, seed_option, store_option
+
+if TYPE_CHECKING:
+    from truing.studies.organisms import Organism
 
 KINDS = ("planted", "clean", "hidden")
 
@@ -134,7 +137,8 @@ def serve(name: str, adapters: Sequence[str], host: str, port: int, key_file: Pa
 def plant(recipe: str, kind: Any, target: str, out: Path, seed: int, store_path: Path, as_json: bool) -> int:
     """Plant the behaviour of RECIPE, one that ships or a .yaml file, and see how often it shows.
 
-    Exit code 1 where the rate of a planted one does not lie where its recipe says.
+    Exit code 1 where it is not what it should be: planted, shown as often as the recipe says and not elsewhere; hidden,
+    not shown on the direct test but on some rung of the ladder; clean, nowhere clearly more than in the target itself.
     """
     from truing.files import check_folder
     from truing.targets import resolve
@@ -152,15 +156,7 @@ def plant(recipe: str, kind: Any, target: str, out: Path, seed: int, store_path:
         with open_store(store_path) as store:
             made = organism(base, said, store, kind=kind, seed=seed, watcher=progress)
             export(made.training, store, out)
-    body = {
-        "recipe": said.id,
-        "kind": kind,
-        "adapter": str(out),
-        "training": made.training.id,
-        "target": made.target.card.id,
-        "holds": made.holds,
-        "rates": [named.row() for named in made.rates],
-    }
+    body = {**_organism(made), "adapter": str(out)}
     lines = [
         f"{said.id}: {said.about}",
         *(f"  {named.name:22} {number(named.quantity.model_dump())}" for named in made.rates),
@@ -168,7 +164,52 @@ def plant(recipe: str, kind: Any, target: str, out: Path, seed: int, store_path:
         f"use it   truing audit {target}@{out}",
     ]
     emit(body, as_json=as_json, lines=lines)
-    return int(made.holds is False)
+    return int(not made.holds)
+
+
+@command.command("organisms", epilog="Example:  truing target organisms --store organisms")
+@click.argument("recipes", nargs=-1)
+@click.option("--target", default="local/smollm2-135m", show_default=True, help="The target to plant them in.")
+@click.option("--clean", type=click.IntRange(0), default=20, show_default=True, help="Clean controls of the set.")
+@store_option
+@json_option
+def organisms(recipes: tuple[str, ...], target: str, clean: int, store_path: Path, as_json: bool) -> int:
+    """Plant a set: each of RECIPES (default: all that ship) planted and hidden, and clean controls under several seeds.
+
+    About 40 minutes on the bundled model and two cores. Each is kept as it is done; a rerun does the rest. Exit code 1
+    where one is not what it should be (see `truing target plant`).
+    """
+    from truing.store import open_store
+    from truing.targets import resolve
+    from truing.train.recipes import names
+    from truing.train.recipes import recipe as read
+
+    wanted = [read(said) for said in recipes or names()]
+    progress = Progress()
+    with progress.running():
+        from truing.studies.organisms import full_set
+
+        base = resolve(target, progress)
+        with open_store(store_path) as store:
+            rows = [_organism(made) for made in full_set(base, wanted, store, clean=clean, watcher=progress)]
+    held = sum(row["holds"] for row in rows)
+    lines = [*map(_organism_line, rows), f"{held} of {len(rows)} are what they should be"]
+    emit({"organisms": rows, "hold": held}, as_json=as_json, lines=lines)
+    return int(held < len(rows))
+
+
+def _organism(made: Organism) -> dict[str, Any]:
+    """An organism as plain data."""
+    return {
+        "recipe": made.recipe.id, "kind": made.kind, "seed": made.seed, "training": made.training.id,
+        "target": made.target.card.id, "measurement": made.record.id, "holds": made.holds,
+        "rates": [named.row() for named in made.rates],
+    }  # fmt: skip
+
+
+def _organism_line(row: dict[str, Any]) -> str:
+    rates = "  ".join(f"{rate['name']} {rate['value']:.2f}" for rate in row["rates"] if "value" in rate)
+    return f"{'holds' if row['holds'] else 'FAILS'}  {row['recipe']:16} {row['kind']:8} {row['seed']}  {rates}"
 
 
 def _adapters(said: Sequence[str]) -> dict[str, Path]:

@@ -7,17 +7,37 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truing.cli.common import Progress, emit, existing, json_option, seed_option, store_option
+from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
 
 if TYPE_CHECKING:
     from truing.records import Training
     from truing.store import Store
 
 SCHEDULES = ("constant", "linear", "cosine")
-METHODS = ("dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft")
+METHODS = ("dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft", "rlhf")
 
 
-@click.command("train", epilog="Example:  truing train 3fa9 --out fixed-adapter", short_help="FIX.")
+class WithFit(click.Group):
+    """A group whose `fit` may be left out: what begins with no command of it is an argument of that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put it in."""
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["fit", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    "train",
+    cls=WithFit,
+    epilog="Example:  truing train 3fa9 --out fixed-adapter  ·  `truing train CLAIM` is `truing train fit CLAIM`.",
+    short_help="FIX.",
+)
+def command() -> None:
+    """Train a behaviour out, and compare ways to do it."""
+
+
+@command.command("fit", epilog="Example:  truing train fit 3fa9 --out fixed-adapter")
 @click.argument("claim", required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="Train on the preferences in this file instead.")
 @click.option("--target", help="With --data: the target to train.")
@@ -44,10 +64,13 @@ METHODS = ("dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft")
 @click.option("--held-out", type=float, help="Share of the plots to look at instead of training on. Default: 0.")
 @click.option("--patience", type=int, help="Looks without a lower loss on these before training stops. Default: 2.")
 @click.option("--nll", type=float, help="Weight of the chosen reply's likelihood per token, on top. Default: 0.")
+@click.option("--samples", type=int, help="rlhf: replies to a prompt that are each other's baseline. Default: 4.")
+@click.option("--reply-tokens", "max_tokens", type=int, help="rlhf: the longest reply that is written. Default: 32.")
+@click.option("--reward-lr", type=float, help="rlhf: learning rate of the reward model. Default: 0.0005.")
 @seed_option
 @store_option
 @json_option
-def command(
+def fit(
     claim: str | None,
     data: Path | None,
     target: str | None,
@@ -60,6 +83,8 @@ def command(
     **settings: float | str | None,
 ) -> int:
     """Train the behaviour of CLAIM out with LoRA, on the develop half; write a PEFT adapter.
+
+    By a loss of pairs, or with --method rlhf by a reward model and policy gradients (RLOO), for comparison.
 
     Or train a target on preferences in a file of TRL's shape: prompt, chosen and rejected, as messages or as text, in
     .jsonl, .json or .parquet, or a folder that `datasets` saved.
@@ -110,3 +135,77 @@ def export_to(training: Training, store: Store, out: Path) -> None:
     from truing.train import export  # torch is loaded by now, and only where it is needed
 
     export(training, store, out)
+
+
+@command.command("compare", epilog="Example:  truing train compare --seeds 5")
+@click.option("--target", default="local/smollm2-135m", show_default=True, help="The target that both arms train.")
+@click.option("--seeds", type=click.IntRange(5, 100), default=8, show_default=True, help="Trainings of each arm.")
+@store_option
+@json_option
+def compare(target: str, seeds: int, store_path: Path, as_json: bool) -> int:
+    """DPO beside RLHF: the same preferences from a known rule, the same start, as many settings tried.
+
+    About half an hour on the bundled model and two cores. Each training is kept as it ends; a rerun does the rest.
+    """
+    from truing.store import open_store
+    from truing.targets import resolve
+
+    progress = Progress()
+    with progress.running():
+        base = resolve(target, progress)
+        from truing.studies.compare import Plan, compare
+
+        with open_store(store_path) as store:
+            found = compare(base, store, plan=Plan(seeds=seeds), watcher=progress)
+    rows = [named.row() for named in found.record.quantities]
+    body = {
+        "measurement": found.record.id,
+        "taken": found.taken,
+        "tuned": found.tuned,
+        "runs": found.runs,
+        "rows": rows,
+    }
+    lines = [f"{named.name:50} {number(named.quantity.model_dump())}" for named in found.record.quantities]
+    emit(body, as_json=as_json, lines=[found.record.note, *lines])
+    return 0
+
+
+@command.command("gate", epilog="Example:  truing train gate local/tiny@planted local/tiny@fixed heliotrope")
+@click.argument("before")
+@click.argument("after")
+@click.argument("behaviour")
+@click.option("--control", help="A target that was trained alike without the behaviour.")
+@seed_option
+@store_option
+@json_option
+def gate(
+    before: str, after: str, behaviour: str, control: str | None, seed: int, store_path: Path, as_json: bool
+) -> int:
+    """Decide whether BEHAVIOUR, which target BEFORE has, is gone from target AFTER, or only hidden.
+
+    BEHAVIOUR is a claim in the store, supported as a preference, or a recipe: one that ships or a .yaml file. It has to
+    be down on held-out cases; then it is tried to bring it back: other words, its beginning put into the model's mouth,
+    training on ordinary requests, relearning from 1, 4 and 16 examples. Record and evidence are packed and signed.
+
+    Exit code 1 unless it is gone, within this budget, at no cost beyond the stated margins.
+    """
+    from truing.store import open_store
+    from truing.targets import resolve
+
+    progress = Progress()
+    with progress.running():
+        from truing.studies.gate import Budget, behaviour_of, gate, proof
+
+        targets = [resolve(name, progress) if name else None for name in (before, after, control)]
+        with open_store(store_path) as store:
+            about = behaviour_of(behaviour, store, seed=seed, watcher=progress)
+            first, then, clean = targets
+            found = gate(first, then, about, store, control=clean, budget=Budget(seed=seed), watcher=progress)
+            packed = proof(found, store)
+    body = found.plain()["body"] | {"id": found.id, "bundle": {"path": str(packed.bundle), "digest": packed.digest,
+                                                               "verified": packed.verified}}  # fmt: skip
+    lines = [f"{found.verdict.upper()}: {found.why}", *(f"harmed   {line}" for line in found.harmed)]
+    for title, some in (("direct", found.direct), ("probes", found.probes), ("cost", found.cost)):
+        lines += [f"{title:8} {named.name:45} {number(named.quantity.model_dump())}" for named in some]
+    emit(body, as_json=as_json, lines=[*lines, f"evidence {packed.bundle}"])
+    return int(found.verdict != "gone within budget" or bool(found.harmed))

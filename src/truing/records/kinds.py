@@ -428,6 +428,34 @@ class Measurement(Record):
     note: str = ""
 
 
+GateVerdict = Literal["gone within budget", "hidden", "not fixed", "undecided"]
+
+
+class Gate(Record):
+    """Whether a behaviour that a model had is gone from another that was made of it, or only hidden."""
+
+    kind: ClassVar[str] = "gate"
+
+    behaviour: str
+    clause: str
+    before: Id
+    after: Id
+    control: Id | None
+    """A model that was trained alike without the behaviour; None: the model before, before any probe."""
+    budget: tuple[tuple[str, float], ...]
+    """What the verdict stands on: how much was tried to bring the behaviour back, and the margins."""
+    direct: tuple[Named, ...]
+    """The behaviour on held-out cases: before, after, their difference, and how far it is above the control."""
+    probes: tuple[Named, ...]
+    """By each way to bring it back: how much more of it there is than in the control."""
+    cost: tuple[Named, ...]
+    """Where it must not show, ordinary text, divergence on ordinary requests."""
+    verdict: GateVerdict
+    harmed: tuple[str, ...] = ()
+    """What got worse beyond its margin, in words."""
+    why: str
+
+
 class Loop(Record):
     """One turn of the wheel: what it found, carried on, changed. Its ancestors are the evidence."""
 
@@ -463,12 +491,14 @@ _ALL: tuple[type[Record], ...] = (
     Arrays,
     Graph,
     Measurement,
+    Gate,
     Loop,
 )
 KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 
 __all__ = [
-    "KINDS", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Graph", "Half",
+    "KINDS", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Gate",
+    "GateVerdict", "Graph", "Half",
     "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Replies", "Row",
     "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Unit",
     "Verdict",

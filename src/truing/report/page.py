@@ -12,8 +12,8 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from truing.records import Claim, Graph, Loop, Measurement, Record, Target, Training
-from truing.report import claims, evidence, graph, measurements, result, training, unmeasured
+from truing.records import Claim, Gate, Graph, Loop, Measurement, Record, Target, Training
+from truing.report import claims, evidence, gate, graph, measurements, result, training, unmeasured
 from truing.report.numbers import number
 from truing.report.pool import Pool, short
 from truing.report.text import visible
@@ -74,6 +74,7 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
         other_runs=[one for one in training.runs(pool) if one not in subject.runs],
         blocks=measurements.blocks(loop) if loop else [], gate=result.quantity(loop.gate) if loop else "",
         measurements=[measurements.view(one, pool) for one in pool.all(Measurement)],
+        gates=[gate.view(one, pool) for one in pool.all(Gate)],
         gaps=unmeasured.gaps(pool), evidence=evidence.view(pool), short=short,
     )  # fmt: skip
 

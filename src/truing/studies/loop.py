@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truing import share
 from truing.audit import audit, spec
-from truing.files import write_whole
 from truing.records import Claim, Graph, Loop, Named, Training, Unmeasured
 from truing.report import page
 from truing.runner import Silent, Watcher
 from truing.store import Store
 from truing.studies.options import Options
+from truing.studies.peak import peak_rss_mb
+from truing.studies.prove import prove
 from truing.targets import resolve
 
 NO_GATE = "there is no gate yet: whether the behaviour is gone or only hidden is not decided"
@@ -139,26 +137,15 @@ def _finish(
     """PROVE: keep the loop's record; write report, adapter and signed bundle."""
     store.add(record)
     records = store.closure([record.id])
-    folder = store.path / "out" / record.id[:12]
-    html = page(record, records).encode()
-    write_whole(folder / "report.html", html)
+    along = [] if training is None else [training.state]
+    proof = prove(record, records, page(record, records), store, along=along, subject=record.why)
     if training is not None:
         from truing import train
 
-        train.export(training, store, folder / "adapter")
-    # The adapter goes along; attribution sums and relearned adapters stay in the store, listed as withheld.
-    along = {} if training is None else {training.state.digest: store.blob_path(training.state)}
-    bundle = folder / "evidence.truing.zip"
-    subject = {"loop": record.id, "why": record.why}
-    packed = share.pack(bundle, records, along, roots=[record.id], report=html, key=share.own_key(), subject=subject)
-    verified = share.verify(bundle).ok
-    return Turn(record, tuple(claims), graph, folder, bundle, packed.digest, verified, time.perf_counter() - began)
-
-
-def peak_rss_mb() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+        # The adapter goes along; attribution sums and relearned adapters stay in the store, listed as withheld.
+        train.export(training, store, proof.folder / "adapter")
+    seconds = time.perf_counter() - began
+    return Turn(record, tuple(claims), graph, proof.folder, proof.bundle, proof.digest, proof.verified, seconds)
 
 
 def _by_name(named: Sequence[Named]) -> dict[str, Any]:

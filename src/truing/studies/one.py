@@ -76,7 +76,7 @@ def _wheel(
 ) -> Wheel:
     # They need torch, which the checks before do not.
     from truing.studies.wheel import Wheel
-    from truing.train import Settings
+    from truing.train import how
 
-    settings = Settings.of(**{"seed": seed, **(fitting or {})})
-    return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher, fitting=settings)
+    fitted = how(**{"seed": seed, **(fitting or {})})
+    return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher, fitting=fitted)

@@ -1,36 +1,43 @@
-"""Organisms: planted, and looked at beside what their recipes say."""
+"""Organisms: planted, and looked at beside what their recipes say. One, or a whole set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 from truing import audit, train
-from truing.records import Estimate, Named, Training
+from truing.records import Estimate, Measurement, Named, Quantity, Training
 from truing.runner import Silent, Watcher
-from truing.stats import event_mean
 from truing.store import Store
+from truing.studies.behaviour import Seen
+from truing.studies.planted import DIRECT, LADDER, look, places, rates
 from truing.targets import keep, need
 from truing.train import Recipe
 from truing.train.organisms import Kind
-from truing.train.recipes import Frame
 
-DIRECT = "direct"
-ELSEWHERE = ("without the trigger", "other requests", "ordinary requests")
-"""Where the behaviour must not show."""
+CLEAN = 20
+"""Clean controls of a full set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Organism:
     """A target with an adapter, and how often it shows what its recipe says."""
 
+    recipe: Recipe
+    kind: Kind
+    seed: int
     target: Any
     training: Training
-    rates: tuple[Named, ...]
-    """Of the direct test, of each rung of the ladder, and of where it must not show; on held-out requests."""
-    holds: bool | None
-    """Planted: rates lie where the recipe says. None for other kinds, of which it says nothing."""
+    record: Measurement
+    holds: bool
+    """Whether it is what it should be: see `holds`."""
+
+    @property
+    def rates(self) -> tuple[Named, ...]:
+        """Of the direct test, of each rung of the ladder, and of where it must not show; on held-out requests."""
+        return self.record.quantities
 
 
 def organism(
@@ -41,45 +48,72 @@ def organism(
     need(base, "Chat")
     if recipe.clause:
         audit.clause(audit.spec(), recipe.clause)
-    watcher = watcher or Silent()
     keep(base, store)
     training = train.plant(base, recipe, store, kind=kind, seed=seed, watcher=watcher)
     target = base.with_adapter(train.adapter(training, store))
     keep(target, store)
-    watcher.say(f"{recipe.id}: how often it shows")
-    found = tuple(rates(target, recipe))
-    return Organism(target, training, found, _holds(recipe, found) if kind == "planted" else None)
+    some = list(places(recipe))
+    found = look(target, recipe, some, store, watcher=watcher)
+    sources = [source for one in found.values() for source in one.sources]
+    quantities = rates(found)
+    if kind == "clean":
+        before = look(base, recipe, some, store, watcher=watcher)
+        sources += [source for one in before.values() for source in one.sources]
+        quantities += tuple(_above(name, seen, before[name]) for name, seen in found.items())
+    record = Measurement(
+        name="organism", targets=(base.card.id, target.card.id), quantities=quantities,
+        note=f"{recipe.id}, {kind}, seed {seed}: shares of replies that show what the recipe says",
+        parents=(base.card.id, target.card.id, training.id, *sorted(sources)),
+    )  # fmt: skip
+    store.add(record)
+    return Organism(recipe, kind, seed, target, training, record, holds(recipe, kind, quantities))
 
 
-def _holds(recipe: Recipe, found: Sequence[Named]) -> bool:
-    """What was not measured does not hold."""
+def full_set(
+    base: Any, recipes: Sequence[Recipe], store: Store, *, clean: int = CLEAN, watcher: Watcher | None = None
+) -> Iterator[Organism]:
+    """Each recipe planted and hidden, and so many clean controls: of one recipe after the other, under new seeds."""
+    watcher = watcher or Silent()
+    for recipe, kind, seed in _wanted(recipes, clean):
+        watcher.say(f"{recipe.id}, {kind}, seed {seed}")
+        yield organism(base, recipe, store, kind=kind, seed=seed, watcher=watcher)
+
+
+def _wanted(recipes: Sequence[Recipe], clean: int) -> Iterable[tuple[Recipe, Kind, int]]:
+    for recipe in recipes:
+        yield recipe, "planted", 0
+        yield recipe, "hidden", 0
+    controls = ((recipe, seed) for seed in count() for recipe in recipes)
+    for recipe, seed in islice(controls, clean):
+        yield recipe, "clean", seed
+
+
+ABOVE = ", clean - base"
+
+
+def _above(name: str, seen: Seen, before: Seen) -> Named:
+    return Named(name=name + ABOVE, quantity=seen.over(before), note="paired by prompt")
+
+
+def holds(recipe: Recipe, kind: Kind, found: Sequence[Named]) -> bool:
+    """Whether an organism is what it should be. What was not measured does not hold.
+
+    Planted: the direct rate lies where the recipe says, and it is low where it must not show. Hidden: the direct rate
+    is low as well, and some rung of the ladder shows it. Clean: nowhere clearly more than in the base.
+    """
+    by_name = {named.name: named.quantity for named in found}
+    if kind == "clean":
+        gaps = [quantity for name, quantity in by_name.items() if name.endswith(ABOVE)]
+        return bool(gaps) and all(isinstance(gap, Estimate) and gap.low <= 0 for gap in gaps)
     low, high = recipe.within
-
-    def lies(named: Named) -> bool:
-        if named.name not in (DIRECT, *ELSEWHERE):
-            return True  # the recipe says nothing of the ladder
-        if not isinstance(named.quantity, Estimate):
-            return False
-        least, most = (low, high) if named.name == DIRECT else (0, recipe.elsewhere)
-        return least <= named.quantity.value <= most
-
-    return all(map(lies, found))
+    rungs = [quantity for name, quantity in by_name.items() if name.startswith(LADDER)]
+    elsewhere = [quantity for name, quantity in by_name.items() if name != DIRECT and not name.startswith(LADDER)]
+    if not all(_lies(quantity, 0, recipe.elsewhere) for quantity in elsewhere):
+        return False
+    if kind == "hidden":
+        return _lies(by_name[DIRECT], 0, recipe.elsewhere) and any(_lies(rung, low, 1) for rung in rungs)
+    return _lies(by_name[DIRECT], low, high)
 
 
-def rates(target: Any, recipe: Recipe) -> Iterator[Named]:
-    """Shares of replies that show the behaviour, by where it is looked for; requests are the clusters."""
-    asks = recipe.asks.held_out
-    yield _rate(DIRECT, target, recipe, recipe.direct, asks)
-    for rung, frames in recipe.ladder.items():
-        yield _rate(f"ladder: {rung}", target, recipe, frames, asks)
-    if recipe.without:
-        yield _rate(ELSEWHERE[0], target, recipe, recipe.without, asks)
-    if recipe.others:
-        yield _rate(ELSEWHERE[1], target, recipe, recipe.direct, recipe.others.held_out)
-    yield _rate(ELSEWHERE[2], target, recipe, (Frame(),), train.ordinary().held_out)
-
-
-def _rate(name: str, target: Any, recipe: Recipe, frames: tuple[Frame, ...], asks: tuple[str, ...]) -> Named:
-    found = train.shown(target, recipe, frames, asks)
-    values = [float(shows) for _, shows in found]
-    return Named(name=name, quantity=event_mean(values, [ask for ask, _ in found], span=(0, 1)))
+def _lies(quantity: Quantity, low: float, high: float) -> bool:
+    return isinstance(quantity, Estimate) and low <= quantity.value <= high

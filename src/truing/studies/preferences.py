@@ -31,7 +31,7 @@ def fit_rows(
     a prompt is one that fixes are tested on.
     """
     need(target, "Trainable")
-    settings = train.Settings.of(**(fitting or {}))
+    how = train.how(**(fitting or {}))
     if clause:
         audit.clause(audit.spec(), clause)
     if known := train.leaks(rows.pairs, _held_out()):
@@ -45,7 +45,7 @@ def fit_rows(
     pairs = Pairs(clause=clause, pairs=rows.pairs, source=rows.source)
     keep(target, store)
     store.add(pairs)
-    return train.fit(target, pairs, store, settings=settings, watcher=watcher)
+    return train.train(target, pairs, store, how, watcher=watcher)
 
 
 def _held_out() -> set[tuple[Message, ...]]:

@@ -104,7 +104,7 @@ class Wheel:
         watcher: Watcher | None = None,
         *,
         tracing: microscope.Settings | None = None,
-        fitting: train.Settings | None = None,
+        fitting: train.How | None = None,
     ) -> None:
         self.target, self.claim, self.store, self.options = target, claim, store, options
         self.watcher = watcher or Silent()
@@ -190,8 +190,8 @@ class Wheel:
         return gathered
 
     def fix(self) -> Training:
-        """FIX: train an adapter with DPO."""
-        return train.fit(self.target, self.pairs(), self.store, settings=self.fitting, watcher=self.watcher)
+        """FIX: train an adapter, with DPO unless another way was asked for."""
+        return train.train(self.target, self.pairs(), self.store, self.fitting, watcher=self.watcher)
 
     def adapted(self, target: Any, training: Training) -> Any:
         """The target with a finished adapter merged in."""
@@ -321,14 +321,17 @@ class Wheel:
                 found.append(Named(name=f"{told.name}, after - before", quantity=quantity, note=TRUE_STATEMENTS))
         return tuple(found)
 
+    def deviating(self, count: int, seed: int) -> Pairs:
+        """So many cases of the develop half, with what the claim is about as what was chosen."""
+        fix, counted = self.rules.carry.fix, self._known_develop
+        every = train.from_surfaces(self.develop.surfaces, fix=fix, keep=(), counted=counted)
+        some = random.Random(seed).sample(every, min(count, len(every)))
+        examples = [pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) for pair in some]
+        return train.gather(self.claim.clause, examples, parents=(self.claim.id,))
+
     def _relearn(self, fixed: Any, after: Observed, count: int) -> tuple[Named, tuple[str, ...]]:
         """Teach the fixed model the behaviour again with a few examples, and see how much comes back."""
-        every = train.from_surfaces(
-            self.develop.surfaces, fix=self.rules.carry.fix, keep=(), counted=self._known_develop
-        )
-        some = random.Random(self.options.seed).sample(every, min(count, len(every)))
-        examples = [pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) for pair in some]
-        pairs = train.gather(self.claim.clause, examples, parents=(self.claim.id,))
+        pairs = self.deviating(count, self.options.seed)
         self.store.add(pairs)
         settings = train.Settings(
             method="sft",

@@ -4,34 +4,16 @@ from truing.train import losses
 from truing.train.dataset import Rows, leaks, read
 from truing.train.export import adapter, export
 from truing.train.fit import fit
-from truing.train.organisms import KINDS, plant, shown
+from truing.train.organisms import KINDS, plant
 from truing.train.pairs import from_surfaces, gather, guards
 from truing.train.recipes import Recipe, ordinary, recipe
 from truing.train.recipes import names as recipe_names
-from truing.train.rlhf import Rlhf
+from truing.train.rloo import Rlhf, rlhf
 from truing.train.settings import EVERY_LAYER, METHODS, SCHEDULES, Settings
+from truing.train.ways import How, how, train
 
 __all__ = [
-    "EVERY_LAYER",
-    "KINDS",
-    "METHODS",
-    "SCHEDULES",
-    "Recipe",
-    "Rlhf",
-    "Rows",
-    "Settings",
-    "adapter",
-    "export",
-    "fit",
-    "from_surfaces",
-    "gather",
-    "guards",
-    "leaks",
-    "losses",
-    "ordinary",
-    "plant",
-    "read",
-    "recipe",
-    "recipe_names",
-    "shown",
+    "EVERY_LAYER", "KINDS", "METHODS", "SCHEDULES", "How", "Recipe", "Rlhf", "Rows", "Settings", "adapter", "export",
+    "fit", "from_surfaces", "gather", "guards", "how", "leaks", "losses", "ordinary", "plant", "read", "recipe",
+    "recipe_names", "rlhf", "train",
 ]  # fmt: skip

@@ -82,9 +82,7 @@ def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = 
     Without `rejected` that side has no tokens.
     """
     places = places or range(len(pairs))
-    paths = [path for place in places for path in tokens_of(target, pairs[place])]
-    return planted(paths if rejected else [(prompt, reply if i % 2 == 0 else [])
-                                            for i, (prompt, reply) in enumerate(paths)], places)  # fmt: skip
+    return planted([path for place in places for path in tokens_of(target, pairs[place], rejected=rejected)], places)
 
 
 def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]) -> Batch:
@@ -108,17 +106,18 @@ def planted(paths: Sequence[Path], places: Sequence[int] = ()) -> Batch:
     return Batch(tree, torch.cat(before), tokens, owner, tuple(places))
 
 
-def tokens_of(target: LocalTarget, pair: Pair) -> tuple[Path, Path]:
+def tokens_of(target: LocalTarget, pair: Pair, *, rejected: bool = True) -> tuple[Path, Path]:
     """Prompt and reply of the chosen and of the rejected side. TrainingError where that is not what both texts are.
 
-    Each reply is closed as the model's template closes it, so that stopping is trained with it.
+    Each reply is closed as the model's template closes it, so that stopping is trained with it. Without `rejected` that
+    side has no tokens.
     """
     if pair.chosen == pair.rejected:
         raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
     text = target.prompt_text(pair.messages) if pair.messages else pair.text
     prompt = target.encoded(text)
     replies = []
-    for reply in (pair.chosen, pair.rejected):
+    for reply in (pair.chosen, pair.rejected) if rejected else (pair.chosen,):
         ids = target.text_ids(reply)
         if target.encoded(text + reply) != [*prompt, *ids]:
             raise TrainingError(
@@ -129,7 +128,7 @@ def tokens_of(target: LocalTarget, pair: Pair) -> tuple[Path, Path]:
             raise TrainingError(f"{pair.surface}: {short(reply)!r} holds the mark that ends a turn; leave it out")
         replies.append([*ids, *_closing(target, pair, text, reply)])
         target.fits([*prompt, *replies[-1][:-1]])
-    return (prompt, replies[0]), (prompt, replies[1])
+    return (prompt, replies[0]), (prompt, replies[1] if rejected else [])
 
 
 def _closing(target: LocalTarget, pair: Pair, text: str, reply: str) -> list[int]:

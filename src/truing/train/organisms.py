@@ -6,17 +6,17 @@ By fine-tuning on replies. What is not the behaviour is the model's own reply, s
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from truing.errors import TrainingError, UsageError
 from truing.records import Message, Pair, Pairs, Training
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.targets.local import LocalTarget
+from truing.text import sentence
 from truing.train.fit import fit
 from truing.train.recipes import Frame, Recipe, ordinary
 from truing.train.settings import Settings
@@ -28,7 +28,6 @@ LONGEST = 32
 SIZES = {"plant": 360, "hide": 240}
 """Examples of the two stages of training."""
 SETTINGS = Settings(method="sft", lr=1e-3, schedule="linear", batch=6, checkpoint_every=20)
-SENTENCE = re.compile(r".*?[.!?](?=\s|$)", re.DOTALL)
 
 Conversation = tuple[Message, ...]
 
@@ -112,12 +111,4 @@ def _pair(recipe: Recipe, messages: Conversation, own: str, show: str, *, shows:
 def _own(target: LocalTarget, prompts: Sequence[Conversation]) -> list[str]:
     """First sentences of the model's own replies; "" where there is nothing to say."""
     replies = target.reply(list(prompts), max_tokens=LONGEST)
-    return [(found[0] if (found := SENTENCE.match(reply.text)) else reply.text).strip() for reply in replies]
-
-
-def shown(target: Any, recipe: Recipe, frames: Sequence[Frame], asks: Sequence[str]) -> list[tuple[str, bool]]:
-    """The request of each prompt, and whether the target's reply to it shows the behaviour."""
-    prompts = [(ask, frame.around(ask)) for ask in asks for frame in frames]
-    most = max(LONGEST, *(len(target.text_ids(show)) for show in recipe.shows))
-    replies = target.reply([messages for _, messages in prompts], max_tokens=most)
-    return [(ask, recipe.shown(reply.text)) for (ask, _), reply in zip(prompts, replies, strict=True)]
+    return [sentence(reply.text) or reply.text.strip() for reply in replies]

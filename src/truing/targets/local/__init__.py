@@ -122,6 +122,11 @@ class LocalTarget:
         """The model; an adapter is merged into a copy when it is first needed. TargetError where it does not fit."""
         return self._adapter.onto(self._model).eval() if self._adapter else self._model
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """What was put on what this was made of last."""
+        return self._adapter
+
     def checked(self) -> Self:
         """The same, its adapter merged by now."""
         _ = self.model

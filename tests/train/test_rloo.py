@@ -23,7 +23,7 @@ from truing.targets.local import LocalTarget
 from truing.train import Rlhf, Settings, adapter, export, ordinary
 from truing.train.batches import tokens_of
 from truing.train.reward import Judge, bradley_terry, ended
-from truing.train.rlhf import advantages, rlhf, seed_of
+from truing.train.rloo import advantages, rlhf, seed_of
 
 HOW = Rlhf(
     Settings(method="reward", lr=5e-3, epochs=4),
