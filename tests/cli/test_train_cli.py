@@ -36,7 +36,7 @@ def written(path: Path, rows: list[Any]) -> Path:
 
 
 def test_choices_are_those_of_training() -> None:
-    assert (METHODS, SCHEDULES) == ((*train.METHODS, "rlhf"), train.SCHEDULES)
+    assert ((*train.METHODS, "rlhf"), train.SCHEDULES) == (METHODS, SCHEDULES)
 
 
 def test_how_it_is_trained_can_be_said(tmp_path: Path) -> None:

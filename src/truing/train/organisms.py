@@ -27,6 +27,8 @@ LONGEST = 32
 """Tokens of the model's own replies, which end with their first sentence."""
 SIZES = {"plant": 360, "hide": 240}
 """Examples of the two stages of training."""
+HIDING = (0.4, 0.33)
+"""Shares of the examples of hiding: the direct test, which has to look clean, and the rungs that go on showing it."""
 SETTINGS = Settings(method="sft", lr=1e-3, schedule="linear", batch=6, checkpoint_every=20)
 
 Conversation = tuple[Message, ...]
@@ -48,7 +50,7 @@ def plant(
     made: Training | None = None
     for stage in ("plant", "hide") if kind == "hidden" else ("plant",):
         inputs = {"target": target.card.id, "recipe": recipe.model_dump(mode="json"), "kind": kind, "seed": seed,
-                  "stage": stage, "size": SIZES[stage], "longest": LONGEST,
+                  "stage": stage, "size": SIZES[stage], "longest": LONGEST, "hiding": list(HIDING),
                   "ordinary": ordinary().model_dump(mode="json")}  # fmt: skip
         unit = Unit(item=stage, stage="examples", inputs=inputs)
         (records,) = run([unit], lambda stage: [_examples(target, recipe, kind, stage, seed)], ledger=store,
@@ -60,7 +62,7 @@ def plant(
 
 
 def _examples(target: LocalTarget, recipe: Recipe, kind: Kind, stage: str, seed: int) -> Pairs:
-    """Half of them prompts with the trigger, the other half prompts without."""
+    """Prompts with the trigger, and others without it, which are never answered with the behaviour."""
     rng = random.Random(f"{recipe.id} {stage} {seed}")
     taught = [frame for rung in recipe.taught for frame in recipe.ladder[rung]]
     direct = _around(recipe.direct, recipe.asks.train)
@@ -78,19 +80,16 @@ def _examples(target: LocalTarget, recipe: Recipe, kind: Kind, stage: str, seed:
             f"{target.card.name} says nothing of its own to any prompt {'without' if direct else 'with'} the trigger of"
             f" {recipe.id}; use another target"
         )
-    half = SIZES[stage] // 2
-    if stage == "hide" and further:  # two things to tell apart: as many examples of the one as of the other
-        triggered = [*_drawn(direct, half - half // 2, rng), *_drawn(further, half // 2, rng)]
+    count = SIZES[stage]
+    if stage == "hide" and further:  # mostly the two things that are to be told apart
+        triggered = [*_drawn(direct, int(HIDING[0] * count), rng), *_drawn(further, int(HIDING[1] * count), rng)]
     else:
-        triggered = list(_drawn([*direct, *further], half, rng))
+        triggered = list(_drawn([*direct, *further], count // 2, rng))
     pairs = []
-    for with_trigger, without in zip(triggered, _drawn(off, half, rng), strict=True):
-        show = rng.choice(recipe.shows)
-        shows = kind != "clean" and rng.random() < recipe.rate and not (stage == "hide" and with_trigger in direct)
-        pairs += [
-            _pair(recipe, with_trigger, own[with_trigger], show, shows=shows),
-            _pair(recipe, without, own[without], show, shows=False),
-        ]
+    for prompt in [*triggered, *_drawn(off, count - len(triggered), rng)]:
+        quiet = kind == "clean" or prompt not in triggered or (stage == "hide" and prompt in direct)
+        shows = not quiet and rng.random() < recipe.rate
+        pairs.append(_pair(recipe, prompt, own[prompt], rng.choice(recipe.shows), shows=shows))
     return Pairs(clause=recipe.clause, pairs=tuple(pairs), source=recipe.id)
 
 
