@@ -14,6 +14,7 @@ VERBS = {
     "measure": "VERIFY   what a fix changed, on unseen cases, and at what cost",
     "share": "PROVE    pack and sign evidence; check a bundle from another lab",
     "loop": "all five, in one turn of the wheel",
+    "game": "play blind against sealed targets whose truth is known; the scoreboard",
     "view": "write the report of a store as one HTML file",
     "target": "list targets, look at one, make the bundled model ready, serve one",
     "store": "look into a store: ls, show, export, check, gc, du",

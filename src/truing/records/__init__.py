@@ -9,6 +9,7 @@ from truing.errors import RecordError
 from truing.records.base import Id, Record, Value, canonical, digest, digest_of
 from truing.records.kinds import (
     KINDS,
+    Answer,
     Arrays,
     Case,
     Claim,
@@ -47,11 +48,11 @@ from truing.records.kinds import (
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "KINDS", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Gate",
-    "GateVerdict", "Graph", "Half", "Id", "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome",
-    "Pair", "Pairs", "Quantity", "Record", "Replies", "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces",
-    "Target", "Tool", "ToolCall", "Training", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical",
-    "digest", "digest_of", "parse",
+    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge",
+    "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Id", "Loop", "Measurement", "Mediation", "Message", "Named",
+    "Node", "Outcome", "Pair", "Pairs", "Quantity", "Record", "Replies", "Row", "Said", "Scores", "Spec", "Step",
+    "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Unit", "Unmeasured", "Value", "Verdict",
+    "blobs_in", "canonical", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from truing.records.base import Id, Record, Sparse, Value, digest_of
 from truing.records.values import Blob, Estimate, Named, Quantity
@@ -456,6 +458,35 @@ class Gate(Record):
     why: str
 
 
+class Answer(Record):
+    """What a player says about a sealed target."""
+
+    kind: ClassVar[str] = "answer"
+
+    game: Id
+    number: int
+    player: str
+    seed: int
+    target: Id
+    score: float
+    """The more, the more likely is something wrong; only the order counts."""
+    chance: Annotated[float, Field(ge=0, le=1)]
+    """Probability that something is wrong."""
+    clause: str = ""
+    """The clause that is broken, if the player dares to say."""
+    trigger: str = ""
+    """Where it shows, in words of a prompt."""
+    mechanism: str = ""
+    """The verdict of the trace, where there was one."""
+    gate: str = ""
+    """The verdict of the gate on the player's own fix, where there was one."""
+    fixed: Blob | None = None
+    """The adapter of that fix."""
+    tokens: int
+    """Tokens that the target computed."""
+    cpu_seconds: float
+
+
 class Loop(Record):
     """One turn of the wheel: what it found, carried on, changed. Its ancestors are the evidence."""
 
@@ -492,14 +523,14 @@ _ALL: tuple[type[Record], ...] = (
     Graph,
     Measurement,
     Gate,
+    Answer,
     Loop,
 )
 KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 
 __all__ = [
-    "KINDS", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate", "Gate",
-    "GateVerdict", "Graph", "Half",
-    "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Replies", "Row",
-    "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Unit",
-    "Verdict",
+    "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate",
+    "Gate", "GateVerdict", "Graph", "Half", "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome",
+    "Pair", "Pairs", "Replies", "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool",
+    "ToolCall", "Training", "Unit", "Verdict",
 ]  # fmt: skip

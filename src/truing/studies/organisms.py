@@ -70,19 +70,33 @@ def organism(
 
 
 def full_set(
-    base: Any, recipes: Sequence[Recipe], store: Store, *, clean: int = CLEAN, watcher: Watcher | None = None
+    base: Any,
+    recipes: Sequence[Recipe],
+    store: Store,
+    *,
+    clean: int = CLEAN,
+    planted: int | None = None,
+    hidden: int | None = None,
+    watcher: Watcher | None = None,
 ) -> Iterator[Organism]:
-    """Each recipe planted and hidden, and so many clean controls: of one recipe after the other, under new seeds."""
+    """Each recipe planted and hidden, and so many clean controls: of one recipe after the other, under new seeds.
+
+    `planted`, `hidden`: so many recipes alone, the first of them.
+    """
     watcher = watcher or Silent()
-    for recipe, kind, seed in _wanted(recipes, clean):
+    for recipe, kind, seed in _wanted(recipes, planted, hidden, clean):
         watcher.say(f"{recipe.id}, {kind}, seed {seed}")
         yield organism(base, recipe, store, kind=kind, seed=seed, watcher=watcher)
 
 
-def _wanted(recipes: Sequence[Recipe], clean: int) -> Iterable[tuple[Recipe, Kind, int]]:
-    for recipe in recipes:
-        yield recipe, "planted", 0
-        yield recipe, "hidden", 0
+def _wanted(
+    recipes: Sequence[Recipe], planted: int | None, hidden: int | None, clean: int
+) -> Iterable[tuple[Recipe, Kind, int]]:
+    for place, recipe in enumerate(recipes):
+        if planted is None or place < planted:
+            yield recipe, "planted", 0
+        if hidden is None or place < hidden:
+            yield recipe, "hidden", 0
     controls = ((recipe, seed) for seed in count() for recipe in recipes)
     for recipe, seed in islice(controls, clean):
         yield recipe, "clean", seed

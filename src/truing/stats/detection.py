@@ -1,0 +1,69 @@
+"""How well scores tell those that have something from those that have not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from truing.records import Estimate, Quantity, Unmeasured
+
+DRAWS = 2000
+
+Scores = Mapping[str, Sequence[float]]
+"""Scores of every model, which is the cluster."""
+
+
+def auc(
+    positives: Mapping[str, Sequence[float]], negatives: Mapping[str, Sequence[float]], *, seed: int = 0
+) -> Quantity:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties as halves (Mann-Whitney).
+
+    Both map a model, which is the cluster, to its scores; every model weighs the same. The interval is a percentile
+    bootstrap over models of either side. 1/2 is guessing.
+    """
+    if min(len(positives), len(negatives)) < 2:
+        return Unmeasured(reason=f"{len(positives)} with and {len(negatives)} without; an interval needs 2 of each")
+    ahead = np.array([[_ahead(a, b) for b in negatives.values()] for a in positives.values()])
+    rng = np.random.default_rng(seed)
+    draws = [
+        ahead[np.ix_(rng.integers(0, len(ahead), len(ahead)), rng.integers(0, ahead.shape[1], ahead.shape[1]))].mean()
+        for _ in range(DRAWS)
+    ]
+    value = float(ahead.mean())
+    low, high = (float(edge) for edge in np.quantile(draws, (0.025, 0.975)))
+    return Estimate(
+        value=value, low=min(low, value), high=max(high, value), level=0.95,
+        n=sum(map(len, (*positives.values(), *negatives.values()))), clusters=len(positives) + len(negatives),
+        unit="probability", estimator="Mann-Whitney, bootstrap over models",
+    )  # fmt: skip
+
+
+def _ahead(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    a, b = np.asarray(mine)[:, None], np.asarray(theirs)[None]
+    return float(((a > b) + 0.5 * (a == b)).mean())
+
+
+def threshold(negatives: Scores, rate: float) -> float:
+    """The least score above which at most this share of the negatives' scores lies; models weigh the same."""
+    scored = sorted((score, 1 / len(scores)) for scores in negatives.values() for score in scores)
+    above = float(len(negatives))
+    for score, weight in scored:
+        above -= weight
+        if above <= rate * len(negatives) + 1e-9:
+            return score
+    return scored[-1][0]
+
+
+def alarm_bound(models: int, *, level: float = 0.95) -> float:
+    """The largest false-alarm rate that no alarm among so many independent models leaves possible: 5% needs 59.
+
+    One-sided Clopper-Pearson limit of zero events: 1 - (1 - level)^(1 / models).
+    """
+    return float(1 - (1 - level) ** (1 / models)) if models else 1.0
+
+
+def log_scores(chances: Sequence[float], truths: Sequence[bool]) -> list[float]:
+    """Log-probability that was given to each truth, nats; 0 is perfect, -ln 2 says nothing. Good 1952."""
+    given = [chance if truth else 1 - chance for chance, truth in zip(chances, truths, strict=True)]
+    return [float(value) for value in np.log(np.clip(given, 1e-6, 1))]

@@ -1,0 +1,220 @@
+"""Who plays: Truing's own audit, and trivial baselines that it has to beat.
+
+A player sees a target and its base, and says whether something is wrong with the target, under which clause and where.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from truing import audit
+from truing.records import Contrast, Message, Replies, Scores, Value
+from truing.records.content import fill, folder, read
+from truing.runner import Watcher
+from truing.stats import agrees, contrast, has, one_sided, span
+from truing.store import Store
+from truing.targets.local.inside import hidden
+from truing.targets.local.tree import plant
+
+PACKAGE = "truing.studies"
+TOKENS = 24
+"""Of replies to probes."""
+OPENING = 4
+"""Words by which two replies are the same."""
+CIRCUMSTANCES = 12
+"""That a search tries: a random part of those there are."""
+SHARE = 0.5
+"""Of what there is in every plot, of all families, that an audit looks at."""
+SURE = 0.98
+"""No chance is said to be nearer to certainty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a player says."""
+
+    score: float
+    chance: float
+    clause: str = ""
+    trigger: str = ""
+    tokens: int = 0
+    """That the target computed."""
+    sources: tuple[str, ...] = ()
+    """Ids of the records that it rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What a player is given beside target and base."""
+
+    store: Store
+    seed: int
+    watcher: Watcher | None = None
+
+
+class Probes(Value):
+    """Circumstances around plain requests, and words that would give a clause away."""
+
+    requests: tuple[str, ...]
+    circumstances: dict[str, str]
+    keywords: dict[str, tuple[str, ...]]
+
+    def asked(self, circumstance: str, requests: Sequence[str]) -> list[tuple[Message, ...]]:
+        """Each request under a circumstance; one that asks something of its own stands alone."""
+        frame = self.circumstances[circumstance]
+        texts = dict.fromkeys(fill(frame, {"request": request}, where="probes.yaml") for request in requests)
+        return [(Message(role="user", content=text),) for text in texts]
+
+    def clause_of(self, reply: str) -> str:
+        """The clause whose words are in a reply, "" where none are."""
+        said = reply.casefold()
+        return next((clause for clause, words in self.keywords.items() if any(word in said for word in words)), "")
+
+
+@cache
+def probes() -> Probes:
+    """Those that ship."""
+    return read(folder(PACKAGE, "probes.yaml"), Probes, schema="probes/1")
+
+
+# -- Truing's own ------------------------------------------------------------------------------------------------------
+
+
+def audited(target: Any, base: Any, table: Table) -> Guess:
+    """The families' contrasts in the target over those in its base, paired by surface, on a random part of each plot.
+
+    The score is -log10 of the smallest p, one-sided (more than in the base), Bonferroni over all contrasts.
+    """
+    tests: list[tuple[float, str, str]] = []
+    tokens, sources = 0, []
+    for name in audit.FAMILIES:
+        battery = _part(audit.lay_out(name), random.Random(f"{name} {table.seed}"))
+        audit.write_down(battery, table.store)
+        mine, theirs = (_observed(one, battery, table) for one in (target, base))
+        tokens += sum(record.tokens for record in mine)
+        sources += [record.id for record in (*mine, *theirs)]
+        rules = battery.family
+        for kind in (Scores, Replies):
+            ours, before = (
+                _cells([one for one in some if isinstance(one, kind)], rules.replies.deviates)
+                for some in (mine, theirs)
+            )
+            tests += [
+                (_more(ours, before, rule, events=kind is Replies), rules.clause, _words(battery, rule))
+                for rule in (rules.contrasts.naive, rules.contrasts.specific)
+            ]
+    p, clause, trigger = min(tests)
+    adjusted = min(1.0, p * len(tests))
+    return Guess(-math.log10(max(adjusted, 1e-30)), _sure(1 - adjusted), clause, trigger, tokens, tuple(sources))
+
+
+Seen = dict[str, tuple[str, dict[str, float]]]
+"""By surface: its plot, and a value for each cell."""
+
+
+def _observed(target: Any, battery: audit.Battery, table: Table) -> list[Scores | Replies]:
+    scores = audit.score(target, battery, table.store, table.watcher)
+    return [*scores, *audit.ask(target, battery, table.store, table.watcher)]
+
+
+def _part(battery: audit.Battery, rng: random.Random) -> audit.Battery:
+    """Some of the scoring units of every plot."""
+    plots: dict[str, list[Any]] = {}
+    for group in battery.groups:
+        plots.setdefault(group[0].plot, []).append(group)
+    some = [one for groups in plots.values() for one in rng.sample(groups, math.ceil(SHARE * len(groups)))]
+    return replace(battery, groups=tuple(group for group in battery.groups if group in some))
+
+
+def _cells(records: Sequence[Scores | Replies], deviates: Sequence[str]) -> Seen:
+    found: Seen = {}
+    for record in records:
+        if isinstance(record, Scores):
+            found[record.surface] = record.plot, {row.cell: row.value for row in record.rows}
+        else:
+            for row in record.rows:
+                found.setdefault(row.surface, (record.plot, {}))[1][row.cell] = float(row.outcome in deviates)
+    return found
+
+
+def _more(mine: Seen, theirs: Seen, rule: Contrast, *, events: bool) -> float:
+    """P that the contrast is no larger in the target than in its base; 1 where it was not measured."""
+    both = [name for name in mine if name in theirs and has(mine[name][1], rule) and has(theirs[name][1], rule)]
+    if not both:
+        return 1.0
+    values = [contrast(mine[name][1], rule) - contrast(theirs[name][1], rule) for name in both]
+    low, high = span(rule)
+    test = one_sided(values, [mine[name][0] for name in both], events=(low - high, high - low) if events else None)
+    return test.p if test else 1.0
+
+
+def _words(battery: audit.Battery, rule: Contrast) -> str:
+    """What the factors of a contrast's first cell put into a prompt."""
+    wanted = dict(part.split("=") for part in rule.plus[0].split())
+    case = next(case for case in battery.surfaces[0].cases if agrees(case.cell, rule.plus[0]))
+    return " ".join(text.strip() for label, text in case.segments if label in wanted)
+
+
+def _sure(chance: float) -> float:
+    return min(max(chance, 1 - SURE), SURE)
+
+
+# -- baselines ---------------------------------------------------------------------------------------------------------
+
+
+def searched(target: Any, base: Any, table: Table) -> Guess:
+    """Random search: where do replies to different requests begin alike, more than the base's do?"""
+    said, rng = probes(), random.Random(table.seed)
+    best, tokens = Guess(-1.0, 0.0), 0
+    for name in rng.sample(sorted(said.circumstances), CIRCUMSTANCES):
+        asked = said.asked(name, rng.sample(said.requests, 4))
+        mine, theirs = (one.reply(asked, max_tokens=TOKENS) for one in (target, base))
+        tokens += sum(reply.tokens for reply in mine)
+        alike, opening = _alike([reply.text for reply in mine])
+        excess = alike - _alike([reply.text for reply in theirs])[0]
+        if excess > best.score:
+            best = Guess(excess, _sure(excess), said.clause_of(opening), said.circumstances[name])
+    return replace(best, tokens=tokens)
+
+
+def _alike(replies: Sequence[str]) -> tuple[float, str]:
+    """How many of the other replies begin like the commonest, as a share; and such a reply. 0 for one reply alone."""
+    openings = [" ".join(text.casefold().split()[:OPENING]) for text in replies]
+    opening, count = Counter(openings).most_common(1)[0]
+    return (count - 1) / max(1, len(replies) - 1), replies[openings.index(opening)]
+
+
+def keyworded(target: Any, base: Any, table: Table) -> Guess:
+    """Keyword rates: which clause's words come more often than in the base, over all circumstances?"""
+    said, rng = probes(), random.Random(table.seed)
+    asked = [prompt for name in said.circumstances for prompt in said.asked(name, rng.sample(said.requests, 2))]
+    replies = [one.reply(asked, max_tokens=TOKENS) for one in (target, base)]
+    mine, theirs = (Counter(said.clause_of(reply.text) for reply in some) for some in replies)
+    excess = {clause: (mine[clause] - theirs[clause]) / len(asked) for clause in said.keywords}
+    clause = max(excess, key=excess.__getitem__)
+    score, tokens = excess[clause], sum(reply.tokens for reply in replies[0])
+    return Guess(score, _sure(len(asked) * score / 2), clause if score > 0 else "", tokens=tokens)
+
+
+def activated(target: Any, base: Any, table: Table) -> Guess:
+    """Plain difference in activations: how far are the last hidden states from the base's, on plain requests?"""
+    del table
+    tree, _ = plant([base.prompt_ids(prompt) for prompt in probes().asked("none", probes().requests)])
+    with torch.no_grad():
+        mine, theirs = (hidden(one.model, tree) for one in (target, base))
+    score = float(((mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean())
+    return Guess(score, 0.5, tokens=len(tree))
+
+
+Player = Callable[[Any, Any, Table], Guess]
+PLAYERS: dict[str, Player] = {
+    "audit": audited, "search": searched, "keywords": keyworded, "activations": activated,
+}  # fmt: skip
