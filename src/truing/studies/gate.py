@@ -7,11 +7,13 @@ with what the same does to a control that never had the behaviour.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from truing import measure, train
+from truing.errors import UsageError
 from truing.records import Estimate, Gate, GateVerdict, Named, Pairs, Quantity, Target, Training, Unmeasured
 from truing.report import overview
 from truing.runner import Silent, Watcher
@@ -224,6 +226,9 @@ def behaviour_of(said: str, store: Store, *, seed: int = 0, watcher: Watcher | N
         from truing.studies.planted import Planted
 
         return Planted(train.recipe(said), store, watcher)
+    if not re.fullmatch(r"[0-9a-f]+", said):
+        known = ", ".join(train.recipe_names())
+        raise UsageError(f"unknown behaviour {said!r}: give a recipe ({known}, or a .yaml file), or a claim's id")
     from truing.studies.claimed import Claimed
     from truing.studies.one import wheel_of
 
