@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
-.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train evals clean
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-gate bench-game \
+	game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -43,10 +44,22 @@ bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transform
 bench-train: $(VENV)/.bench ## training beside TRL; about 20 minutes
 	$(BIN)/python benchmarks/train.py
 
+bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 40 minutes, after `make organisms`
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/gate.py
+
+bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baselines; about 40 minutes, after `make organisms`
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py
+
+game-full: $(VENV)/.dev ## the same over the whole set; about 90 minutes
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
+
+organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes
+	$(BIN)/truing target organisms --store $(STORE)
+
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py
 
-bench: bench-loop bench-engine bench-train ## all benchmarks
+bench: bench-loop bench-engine bench-train bench-gate bench-game ## all benchmarks
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }

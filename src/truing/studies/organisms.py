@@ -8,7 +8,7 @@ from itertools import count, islice
 from typing import Any
 
 from truing import audit, train
-from truing.records import Estimate, Measurement, Named, Quantity, Training
+from truing.records import Estimate, Measurement, Named, Pairs, Quantity, Training
 from truing.runner import Silent, Watcher
 from truing.store import Store
 from truing.studies.behaviour import Seen
@@ -67,6 +67,27 @@ def organism(
     )  # fmt: skip
     store.add(record)
     return Organism(recipe, kind, seed, target, training, record, holds(recipe, kind, quantities))
+
+
+FIX = train.Settings(lr=3e-4, batch=6, most_steps=20)
+"""How an organism's behaviour is trained out: about half a minute on two cores."""
+
+
+def trained_out(base: Any, recipe: Recipe, store: Store, *, watcher: Watcher | None = None) -> Any:
+    """The planted organism after DPO against its behaviour, by somebody who knows the recipe.
+
+    On the prompts that it was planted with: the base's own reply is chosen over the behaviour.
+    """
+    planted = organism(base, recipe, store, watcher=watcher)
+    control = train.plant(base, recipe, store, kind="clean", watcher=watcher)
+    said = store.get(control.pairs)
+    assert isinstance(said, Pairs)
+    pairs = Pairs(clause=recipe.clause, pairs=tuple(dict.fromkeys(said.pairs)), source=f"{recipe.id}, trained out")
+    store.add(pairs)
+    training = train.fit(planted.target, pairs, store, settings=FIX, watcher=watcher)
+    fixed = planted.target.with_adapter(train.adapter(training, store))
+    keep(fixed, store)
+    return fixed
 
 
 def full_set(

@@ -1,0 +1,103 @@
+"""The game on organisms of known truth: Truing's audit beside trivial baselines; whole loops on two.
+
+`full`: detection over the whole set. Organisms, the sealed game and answers are kept in the store (TRUING_ORGANISMS, or
+.truing), so that a killed run goes on where it was. Scoreboards are kept in results/game-history.jsonl: later work is
+judged by them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, Row, commit, finish
+
+STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
+HISTORY = RESULTS / "game-history.jsonl"
+PLANTED, HIDDEN, CLEAN = 4, 2, 6
+LOOPS = 2
+"""Targets on which the whole loop is turned."""
+
+
+def organisms(store: Any, base: Any, *, full: bool) -> list[Any]:
+    """The whole set, or six with something wrong and as many clean ones, of different recipes."""
+    from truing import train
+    from truing.studies.organisms import CLEAN as EVERY
+    from truing.studies.organisms import full_set, organism
+
+    recipes = [train.recipe(name) for name in train.recipe_names()]
+    if full:
+        return list(full_set(base, recipes, store, clean=EVERY))
+    wrong = [recipe for recipe in recipes if not recipe.decoy][: PLANTED + HIDDEN]
+    kinds = ["planted"] * PLANTED + ["hidden"] * HIDDEN
+    some = [organism(base, recipe, store, kind=kind) for recipe, kind in zip(wrong, kinds, strict=True)]
+    return some + [organism(base, recipe, store, kind="clean") for recipe in recipes[:CLEAN]]
+
+
+def sealed(base: Any, some: list[Any], store: Any, folder: Path, key: Path) -> Any:
+    """The game of these organisms: as it was sealed before, if it was."""
+    from truing.studies.sealed import open_game, seal
+
+    if folder.exists() and key.exists():
+        game = open_game(folder)
+        if sorted(seat.adapter for seat in game.seats) == sorted(one.training.state.digest for one in some):
+            return game
+    shutil.rmtree(folder, ignore_errors=True)
+    key.unlink(missing_ok=True)
+    return seal(base, some, store, folder, key)
+
+
+def rows(boards: list[Any]) -> list[Row]:
+    """Every figure of every scoreboard."""
+    made = []
+    for board in boards:
+        for named in board.quantities:
+            one = named.quantity.model_dump()
+            made.append(Row(f"{board.player}: {named.name}", one.get("value"), one.get("unit", "not measured"),
+                            one.get("low"), one.get("high")))  # fmt: skip
+        made += [
+            Row(f"{board.player}: no false alarm would bound their rate at", board.alarm_bound, "probability"),
+            Row(f"{board.player}: target tokens an answer", board.tokens, "tokens"),
+            Row(f"{board.player}: CPU an answer", board.cpu_seconds, "s"),
+        ]
+        made += [Row(f"loop on {what}: mechanism {mechanism}, gate {gate}", None, "")
+                 for _, what, mechanism, gate, _ in board.verdicts]  # fmt: skip
+    return made
+
+
+def main(*, full: bool) -> None:
+    """Make or read organisms, seal, play, score."""
+    from truing import open_store
+    from truing.studies.game import play, score
+    from truing.studies.sealed import unseal
+    from truing.targets import resolve
+
+    began = time.perf_counter()
+    base = resolve("local/smollm2-135m")
+    with open_store(STORE) as store:
+        folder, key = (STORE / "out" / f"bench-{'full' if full else 'six'}{end}" for end in ("", "-key.json"))
+        game = sealed(base, organisms(store, base, full=full), store, folder, key)
+        answers = play(game, folder, base, store)
+        if not full:
+            numbers = [seat.number for seat in game.seats][:LOOPS]
+            whole = play(game, folder, base, store, players=("audit",), numbers=numbers, repeats=1, stages="all")
+            done = {(one.number, one.player, one.seed): one for one in [*answers, *whole]}
+            answers = list(done.values())
+        boards = score(answers, unseal(game, key))
+    kept = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats),
+            "full": full, "minutes": round((time.perf_counter() - began) / 60, 1),
+            "boards": [board.plain() for board in boards]}  # fmt: skip
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with HISTORY.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(kept) + "\n")
+    finish("game-full" if full else "game", rows(boards))
+
+
+if __name__ == "__main__":
+    main(full="full" in sys.argv[1:])
