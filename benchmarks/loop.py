@@ -110,6 +110,7 @@ def demo() -> list[Row]:
     for name, q in (*result["retention"].items(), *result["relearning"].items()):
         cost = name == "bits per byte, after - before"
         rows.append(quantity(name, q, bar="<= 0.02" if cost else None, holds=q["high"] <= 0.02 if cost else None))
+    rows.append(Row(f"gate: {result['gate']['verdict']}", None, ""))
     return rows
 
 

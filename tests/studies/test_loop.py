@@ -56,12 +56,16 @@ def test_json_has_every_field_and_every_number_its_interval(whole: tuple[Path, d
     _, result = whole
     assert set(result) == KEYS
     assert result["claim"]["family"] == "anchoring"
-    for part in ("before", "after", "runout", "retention", "relearning"):
+    assert result["relearning"] == {}  # nothing went down: there is nothing to bring back
+    for part in ("before", "after", "runout", "retention"):
         assert result[part]
         for quantity in result[part].values():
             assert set(quantity) in (ESTIMATE, {"reason"})
     assert set(result["runout"]) >= {"preference", "generation"}
-    assert result["gate"] == {"reason": result["gate"]["reason"]}
+    gate = result["gate"]
+    assert set(gate) == {"record", "verdict", "why", "harmed", "direct", "probes", "cost"}
+    assert gate["verdict"] != "gone within budget"  # the default fix hardly moves a random model
+    assert any(line.startswith(f"gate: {gate['verdict']}") for line in result["failed"])
     assert result["bundle"]["verified"] is True
 
 

@@ -74,9 +74,13 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines += [f"failed   {line}" for line in result["failed"]]
     return [
         *lines,
-        f"gate     not measured: {result['gate']['reason']}",
+        f"gate     {_gate(result['gate'])}",
         "",
         f"report   {result['report']}",
         f"bundle   {result['bundle']['path']} ({'verified' if result['bundle']['verified'] else 'NOT VERIFIED'})",
         f"took     {result['seconds']} s, peak {result['peak_rss_mb']} MB",
     ]
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    return f"not measured: {gate['reason']}" if "reason" in gate else f"{gate['verdict']}: {gate['why']}"

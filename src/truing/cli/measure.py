@@ -24,14 +24,15 @@ from truing.cli.common import Progress, emit, existing, json_option, number, see
 def command(claim: str, after: Path, fail_if: str | None, seed: int, store_path: Path, as_json: bool) -> int:
     """Compare the target of CLAIM with and without an adapter, on held-out plots and wordings.
 
-    By preference and by free generation; what the fix costs; whether a few examples bring the behaviour back.
+    By preference and by free generation, and what the fix costs. Whether the behaviour is gone or only hidden is the
+    question of `truing train gate`.
     """
     from truing.studies.one import measured
 
     progress = Progress()
     with existing(store_path) as store, progress.running():
         seen = measured(claim, after, store, seed=seed, watcher=progress)
-    parts = ("before", "after", "runout", "retention", "relearning")
+    parts = ("before", "after", "runout", "retention")
     body = {part: {n.name: n.quantity.model_dump() for n in getattr(seen, part)} for part in parts}
     lines = [f"{part:10} {name}: {number(quantity)}" for part in parts for name, quantity in body[part].items()]
     lines += [f"failed     {line}" for line in seen.failed] or ["failed     nothing"]

@@ -194,7 +194,7 @@ def gate(
 
     progress = Progress()
     with progress.running():
-        from truing.studies.gate import Budget, behaviour_of, gate, proof
+        from truing.studies.gate import GONE, Budget, behaviour_of, gate, proof
 
         targets = [resolve(name, progress) if name else None for name in (before, after, control)]
         with open_store(store_path) as store:
@@ -208,4 +208,4 @@ def gate(
     for title, some in (("direct", found.direct), ("probes", found.probes), ("cost", found.cost)):
         lines += [f"{title:8} {named.name:45} {number(named.quantity.model_dump())}" for named in some]
     emit(body, as_json=as_json, lines=[*lines, f"evidence {packed.bundle}"])
-    return int(found.verdict != "gone within budget" or bool(found.harmed))
+    return int(found.verdict != GONE or bool(found.harmed))

@@ -7,13 +7,12 @@ from truing.measure.change import (
     change,
     level,
     preferences,
-    recovered,
     retained,
 )
 from truing.measure.inside import effect_left, still_carried
 from truing.measure.retention import retention
 
 __all__ = [
-    "Cases", "behaviours", "below_zero", "change", "effect_left", "level", "preferences", "recovered", "retained",
+    "Cases", "behaviours", "below_zero", "change", "effect_left", "level", "preferences", "retained",
     "retention", "still_carried",
 ]  # fmt: skip

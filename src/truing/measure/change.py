@@ -82,14 +82,6 @@ def retained(before: Cases, after: Cases, rule: Contrast) -> Quantity:
     )
 
 
-def recovered(before: Cases, fixed: Cases, relearned: Cases, rule: Contrast) -> Quantity:
-    """Share of what the fix removed that relearning brought back: (relearned - fixed) / (before - fixed)."""
-    usable = [name for name, cells in relearned.cells.items() if has(cells, rule)]
-    back = [contrast(relearned.cells[n], rule) - contrast(fixed.cells[n], rule) for n in usable]
-    gone = [contrast(before.cells[n], rule) - contrast(fixed.cells[n], rule) for n in usable]
-    return cluster_ratio(back, gone, [relearned.plot[n] for n in usable])
-
-
 def _mean(values: Sequence[float], plots: Sequence[str], unit: str, events: Span) -> Quantity:
     if unit == "probability":
         return event_mean(values, plots, span=events, unit=unit, level=LEVEL)

@@ -487,10 +487,11 @@ class Answer(Record):
     cpu_seconds: float
 
 
-class Loop(Record):
+class Loop(Record, Sparse):
     """One turn of the wheel: what it found, carried on, changed. Its ancestors are the evidence."""
 
     kind: ClassVar[str] = "loop"
+    later = frozenset({"judged"})
 
     target: Id
     claims: tuple[Id, ...]
@@ -505,6 +506,9 @@ class Loop(Record):
     fixed_graph: Id | None = None
     training: Id | None = None
     gate: Quantity
+    """How much of the behaviour is left on held-out cases above the control, or above nothing where there is none."""
+    judged: Id | None = None
+    """The gate's record, with its verdict."""
     failed: tuple[str, ...] = ()
     """What the fix was meant to reach and did not, in words."""
 

@@ -33,7 +33,7 @@ def blocks(loop: Loop) -> list[Block]:
     """What a loop measured, in the order of the wheel; an empty list is left out."""
     source = f"Source: loop {short(loop.id)}"
     both, moved = paired(loop.before, loop.after), named(loop.runout, "strong")
-    kept, returned = named(loop.retention), named(loop.relearning)
+    kept, returned = named(loop.retention), named(() if loop.judged else loop.relearning)  # a gate shows its own
     shown = (
         ("Before and after", "How far does it deviate, before and after the fix?", by_unit(both, source=source)),
         ("Runout", "What did the fix change (after minus before)?", by_unit(moved, signed=True, source=source)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from truing.records import Claim, Design, Estimate, Graph, Loop, Named, Replies, Training, Verdict
+from truing.records import Claim, Design, Estimate, Gate, Graph, Loop, Named, Replies, Training, Verdict
 from truing.report import numbers
 from truing.report.claims import effect, means
 from truing.report.pool import Pool, short
@@ -49,8 +49,14 @@ def result(claims: Sequence[Claim], loop: Loop | None, pool: Pool) -> Result:
         tested=_tested(claims, pool), groups=_groups(claims), carried=_carried(loop, pool) if loop else "",
         explained=_explained(pool.get(Graph, loop.graph)) if loop and loop.graph else "",
         changed=_changed(loop, pool) if loop else (), failed=loop.failed if loop else (),
-        gate=quantity(loop.gate) if loop else "", limits=_limits(claims, pool),
+        gate=_judged(loop, pool) if loop else "", limits=_limits(claims, pool),
     )  # fmt: skip
+
+
+def _judged(loop: Loop, pool: Pool) -> str:
+    """The gate's verdict, or why there is none."""
+    gate = pool.get(Gate, loop.judged) if loop.judged else None
+    return f"{gate.verdict}: {gate.why}" if gate else quantity(loop.gate)
 
 
 def quantity(one: object) -> str:

@@ -115,6 +115,7 @@ def _strict(name: str, seen: Seen, other: Seen | None, *, level: float) -> Quant
 
 
 RELEARNED = "relearned from "
+GONE: GateVerdict = "gone within budget"
 OVER = "after - control"
 NO_CONTROL = "there is no control: nothing is taken off"
 
@@ -154,7 +155,7 @@ def _brought_back(
     every = [("held-out cases", left), *((named.name, named.quantity) for named in probes)]
     if left_open := [name for name, q in every if not (isinstance(q, Estimate) and q.high <= margin)]:
         return "undecided", f"{margin:g} more than in the control is not excluded: {', '.join(left_open)}"
-    return "gone within budget", f"{margin:g} more than in the control is excluded for all {len(probes)} probes"
+    return GONE, f"{margin:g} more than in the control is excluded for all {len(probes)} probes"
 
 
 def harmed(cost: Sequence[Named], budget: Budget) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from truing.audit import audit, spec
-from truing.records import Claim, Graph, Loop, Named, Training, Unmeasured
+from truing.records import Claim, Gate, Graph, Loop, Named, Record, Training, Unmeasured
 from truing.report import page
 from truing.runner import Silent, Watcher
 from truing.store import Store
@@ -17,8 +17,6 @@ from truing.studies.options import Options
 from truing.studies.peak import peak_rss_mb
 from truing.studies.prove import prove
 from truing.targets import resolve
-
-NO_GATE = "there is no gate yet: whether the behaviour is gone or only hidden is not decided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Turn:
                 "why": graph.why,
                 "mediated": [m.model_dump() for m in graph.mediated],
             },
-            "gate": record.gate.model_dump(),
+            "gate": _gate(store.get(record.judged)) if record.judged else record.gate.model_dump(),
             "failed": list(record.failed),
             "bundle": {"path": str(self.bundle), "digest": self.digest, "verified": self.verified},
             "report": str(self.folder / "report.html"),
@@ -84,9 +82,12 @@ def loop(target: Any, store: Store, *, options: Options | None = None, watcher: 
     found = {"target": target.card.id, "claims": tuple(c.id for c in claims), "why": why}
     parents = (target.card.id, spec().id, *(c.id for c in claims))
     if carried is None:
-        gate = Unmeasured(reason="no claim was carried on")
-        return _finish(Loop(**found, claim=None, gate=gate, parents=parents), claims, None, None, store, began)
-    from truing.studies.wheel import Wheel  # needs torch, which an audit of a scripted target does not
+        nothing = Unmeasured(reason="no claim was carried on")
+        return _finish(Loop(**found, claim=None, gate=nothing, parents=parents), claims, None, None, store, began)
+    # They need torch, which an audit of a scripted target does not.
+    from truing.studies.claimed import Claimed
+    from truing.studies.gate import GONE, OVER, RELEARNED, Budget, gate
+    from truing.studies.wheel import Wheel
 
     wheel = Wheel(target, carried, store, options, watcher)
     graph = wheel.explain()
@@ -94,7 +95,9 @@ def loop(target: Any, store: Store, *, options: Options | None = None, watcher: 
     fixed = wheel.adapted(target, training)
     seen = wheel.verify(fixed)
     again, carries, inside = wheel.inside(fixed, graph)
-    more = {graph.id, again.id, training.id, training.pairs, inside.id, fixed.card.id, *seen.parents} - set(parents)
+    judged = gate(target, fixed, Claimed(wheel), store, budget=Budget(seed=options.seed), watcher=watcher)
+    made = (graph.id, again.id, training.id, training.pairs, inside.id, fixed.card.id, judged.id)
+    more = {*made, *seen.parents} - set(parents)
     record = Loop(
         **found,
         claim=carried.id,
@@ -102,12 +105,13 @@ def loop(target: Any, store: Store, *, options: Options | None = None, watcher: 
         after=seen.after,
         runout=seen.runout,
         retention=(*seen.retention, *carries),
-        relearning=seen.relearning,
+        relearning=tuple(named for named in judged.probes if named.name.startswith(RELEARNED)),
         graph=graph.id,
         fixed_graph=again.id,
         training=training.id,
-        gate=Unmeasured(reason=NO_GATE),
-        failed=seen.failed,
+        gate=next(named.quantity for named in judged.direct if named.name == OVER),
+        judged=judged.id,
+        failed=(*seen.failed, *([] if judged.verdict == GONE else [f"gate: {judged.verdict}: {judged.why}"])),
         parents=(*parents, *sorted(more)),
     )
     return _finish(record, claims, graph, training, store, began)
@@ -146,6 +150,12 @@ def _finish(
         train.export(training, store, proof.folder / "adapter")
     seconds = time.perf_counter() - began
     return Turn(record, tuple(claims), graph, proof.folder, proof.bundle, proof.digest, proof.verified, seconds)
+
+
+def _gate(record: Record) -> dict[str, Any]:
+    assert isinstance(record, Gate)
+    parts = {part: _by_name(getattr(record, part)) for part in ("direct", "probes", "cost")}
+    return {"record": record.id, "verdict": record.verdict, "why": record.why, "harmed": list(record.harmed), **parts}
 
 
 def _by_name(named: Sequence[Named]) -> dict[str, Any]:

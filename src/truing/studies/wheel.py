@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from truing import measure, train
 from truing import trace as microscope
-from truing.audit import Battery, Family, ask, family, known, lay_out, narrowed, score, write_down
+from truing.audit import Battery, Family, ask, family, known, lay_out, score, write_down
 from truing.records import (
     Arrays,
     Claim,
@@ -30,9 +30,6 @@ from truing.studies.options import Options
 
 RETENTION_LIMIT = 0.02
 """Bits per byte that a fix may cost."""
-RELEARNING = (4, 16)
-"""Numbers of examples with which the fixed model is taught the behaviour again."""
-RELEARNING_STEPS = 8
 MOST_PAIRS = {"fix": 116, "keep": 68, "guard": 24}
 """Pairs of each sort that a fix is trained on: about a minute on two cores. Guards pull against the fix (they teach to
 take statements up), so few of them go a long way."""
@@ -87,7 +84,6 @@ class Verified:
     after: tuple[Named, ...]
     runout: tuple[Named, ...]
     retention: tuple[Named, ...]
-    relearning: tuple[Named, ...]
     failed: tuple[str, ...]
     parents: tuple[str, ...]
 
@@ -200,7 +196,7 @@ class Wheel:
         return other
 
     def verify(self, fixed: Any) -> Verified:
-        """VERIFY: before against after, its cost, and whether it comes back."""
+        """VERIFY: before against after, and what it cost."""
         before, after = self.before, self.observe(fixed)
         rule, known_items = self.rules.contrasts.specific, before.known
         note = f"after - before of {rule.name!r}; held-out plots and wordings, paired"
@@ -216,17 +212,15 @@ class Wheel:
         )
         cost = measure.retention(self.target, fixed, self.store, watcher=self.watcher)
         retention = (*cost.quantities, *self._unharmed(after), *self._kept(after))
-        relearned = [self._relearn(fixed, after, count) for count in RELEARNING]
         designs = [battery.design.id for battery in self.unseen]
         sources = (
             *designs,
             *(r.id for r in (*before.records, *after.records)),
-            *(i for _, ids in relearned for i in ids),
         )
         record = Measurement(
             name="verified",
             targets=(self.target.card.id, fixed.card.id),
-            quantities=(*runout, *retention, *(named for named, _ in relearned)),
+            quantities=(*runout, *retention),
             note=f"the fix of claim {self.claim.id[:12]}: after - before on the held-out half",
             parents=(self.claim.id, self.target.card.id, fixed.card.id, cost.id, *sorted(set(sources))),
         )
@@ -236,7 +230,6 @@ class Wheel:
             after.levels(self.rules, known_items),
             runout,
             retention,
-            tuple(named for named, _ in relearned),
             failures(runout, retention),
             (record.id, cost.id, *sources),
         )
@@ -328,32 +321,6 @@ class Wheel:
         some = random.Random(seed).sample(every, min(count, len(every)))
         examples = [pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen}) for pair in some]
         return train.gather(self.claim.clause, examples, parents=(self.claim.id,))
-
-    def _relearn(self, fixed: Any, after: Observed, count: int) -> tuple[Named, tuple[str, ...]]:
-        """Teach the fixed model the behaviour again with a few examples, and see how much comes back."""
-        pairs = self.deviating(count, self.options.seed)
-        self.store.add(pairs)
-        settings = train.Settings(
-            method="sft",
-            batch=4,
-            epochs=-(-RELEARNING_STEPS * 4 // max(1, len(pairs.pairs))),
-            most_steps=RELEARNING_STEPS,
-            checkpoint_every=RELEARNING_STEPS,
-            seed=self.options.seed,
-        )
-        training = train.fit(fixed, pairs, self.store, settings=settings, watcher=self.watcher)
-        taught = self.adapted(fixed, training)
-        few = replace(self.held, groups=tuple((narrowed(group[0], self.specific),) for group in self.held.groups[::2]))
-        scores = score(taught, few, self.store, self.watcher)
-        again = measure.preferences(scores).among(self.before.known)
-        rule = self.rules.contrasts.specific
-        named = Named(
-            name=f"recovered with {count} examples",
-            quantity=measure.recovered(self.before.preferences, after.preferences, again, rule),
-            note=f"share of the fix undone by {RELEARNING_STEPS} steps of fine-tuning, relearned or learned anew;"
-            " held-out plots",
-        )
-        return named, (training.id, pairs.id, taught.card.id, *(record.id for record in scores))
 
 
 def _only(cell: str) -> Contrast:
