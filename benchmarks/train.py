@@ -145,7 +145,8 @@ def ours(recipe: Recipe) -> Any:
     groups = [range(start, start + BATCH) for start in range(0, len(pairs), BATCH)]
     settings = Settings(rank=16, alpha=32, modules=EVERY_LAYER, lr=1e-4, batch=BATCH, seed=42,
                         gradient_checkpointing=recipe.again)  # fmt: skip
-    work = Work([[lay_out(target, pairs, group)] for group in groups], [])
+    laid = [lay_out(target, pairs, group) for group in groups]
+    work = Work([[batch] for batch in laid], [], laid[0])
     task, policy = Preferences(target, pairs, work, settings, scored(target, pairs)), Policy(target, settings)
 
     def step(number: int) -> Any:

@@ -105,3 +105,38 @@ def test_a_file_that_is_no_data_makes_no_store(tmp_path: Path) -> None:
                   "--store", str(tmp_path / "store"))  # fmt: skip
     assert done.returncode == 2
     assert not (tmp_path / "store").exists()
+
+
+def test_rlhf_on_a_file_becomes_an_adapter(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", ROWS)
+    common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
+              "--out", str(tmp_path / "adapter"))  # fmt: skip
+    done = truing(*common, "--method", "rlhf", "--samples", "3", "--reply-tokens", "6", "--batch", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    said = dict(told["settings"])
+    assert (told["method"], said["samples"], said["max_tokens"], said["batch"]) == ("rloo", 3, 6, 3)
+    assert all(step["reward"] is not None and step["cut"] is not None for step in told["steps"])
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    wrongs = ((("--method", "rlhf", "--nll", "1"), "rlhf has no nll"), (("--samples", "3"), "dpo has no samples"))
+    for wrong, says in wrongs:
+        refused = truing(*common, *wrong)
+        assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr
+
+
+def test_all_weights_become_a_checkpoint_and_an_adapter_one_by_export(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", ROWS)
+    common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"))
+    done = truing(*common, "--out", str(tmp_path / "model"), "--modules", "all-weights", "--lr", "1e-4")
+    assert done.returncode == 0, done.stderr
+    assert f"model    {tmp_path / 'model'}" in done.stdout
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert truing(*common, "--out", str(tmp_path / "adapter")).returncode == 0
+    command = [sys.executable, "-m", "truing", "target", "export", f"local/tiny@{tmp_path / 'adapter'}"]
+    exported = subprocess.run(
+        [*command, "--out", str(tmp_path / "merged")], capture_output=True, text=True, check=False
+    )
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "merged" / "config.json").is_file()
+    again = subprocess.run([*command, "--out", str(tmp_path / "merged")], capture_output=True, text=True, check=False)
+    assert (again.returncode, "is not empty" in again.stderr) == (4, True), again.stderr

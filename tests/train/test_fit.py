@@ -29,8 +29,9 @@ from truing.store import Store
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import Adapter
-from truing.train import Settings, export, fit, from_surfaces, gather
+from truing.train import Settings, adapter, export, fit, from_surfaces, gather
 from truing.train import fit as fit_function
+from truing.train.batches import batches, tokens_of
 from truing.train.batches import lay_out as lay
 from truing.train.losses import Sides, dpo
 from truing.train.policy import Policy
@@ -561,3 +562,120 @@ def test_an_adapter_can_be_trained_on(tiny: LocalTarget, pairs: Pairs, tmp_path:
             fit(tiny, pairs, store, settings=replace(how, method="dpo"), begin=first)
         with pytest.raises(UsageError, match="the adapter to go on from is not one of q_proj alone"):
             fit(tiny, pairs, store, settings=replace(how, modules="q_proj"), begin=first)
+
+
+WHOLE = replace(SETTINGS, modules="all-weights", lr=3e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: LocalTarget, pairs: Pairs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
+    """All weights trained, and the checkpoint."""
+    folder = tmp_path_factory.mktemp("whole")
+    with open_store(folder / "store") as store:
+        training = fit(tiny, pairs, store, settings=WHOLE)
+        return training, export(training, store, folder / "model", target=tiny)
+
+
+def test_all_weights_are_trained_and_written_as_a_checkpoint(
+    tiny: LocalTarget, pairs: Pairs, whole: tuple[Training, Path], tmp_path: Path
+) -> None:
+    training, folder = whole
+    assert training.steps[0].loss == pytest.approx(math.log(2), abs=1e-6)
+    assert training.steps[-1].loss < 0.9 * math.log(2)
+    with open_store(folder.parent / "store") as store:
+        put = tiny.with_adapter(adapter(training, store)).checked()
+        with pytest.raises(TrainingError, match="need their target to be written"):
+            export(training, store, tmp_path / "nowhere")
+    loaded, mixed = resolve(f"local/{folder}"), resolve(f"local/tiny@{folder}")
+    weights = [target.model.state_dict() for target in (put, loaded, mixed)]
+    before = tiny.model.state_dict()
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name])
+        assert torch.equal(weight, weights[2][name])
+    assert not torch.equal(before["model.embed_tokens.weight"], weights[0]["model.embed_tokens.weight"])
+    assert all(not parameter.requires_grad for parameter in put.model.parameters())
+    found = [lay(tiny, pairs.pairs).log_probs(target.model).chosen for target in (put, loaded)]
+    assert torch.equal(*found)
+
+
+def test_all_weights_killed_and_rerun_end_with_the_same_bytes(
+    tiny: LocalTarget, pairs: Pairs, whole: tuple[Training, Path], tmp_path: Path
+) -> None:
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(Dies):
+            fit(tiny, pairs, Mortal(store, 2), settings=WHOLE)  # type: ignore[arg-type]
+        assert fit(tiny, pairs, store, settings=WHOLE) == whole[0]
+
+
+def test_all_weights_take_the_steps_that_torch_takes(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    """Each pair by itself, with the logits of every token, and AdamW as it ships: no tree, no head of ours."""
+    from copy import deepcopy
+
+    how = Settings(modules="all-weights", lr=1e-3, batch=4, most_steps=2, seed=3)
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, pairs, store, settings=how)
+    model = deepcopy(tiny.model).requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+
+    def log_p(some: Any, path: tuple[list[int], list[int]]) -> torch.Tensor:
+        prompt, reply = path
+        ids = torch.tensor([[*prompt, *reply]])
+        found = some(ids).logits[0].log_softmax(-1)
+        return found[len(prompt) - 1 : -1].gather(-1, torch.tensor(reply)[:, None]).sum()
+
+    for step, places in zip(training.steps, batches(range(len(pairs.pairs)), how), strict=True):
+        sides = [tokens_of(tiny, pairs.pairs[place]) for place in places]
+        policy, reference = (
+            Sides(*(torch.stack([log_p(some, side[at]) for side in sides]) for at in (0, 1)))
+            for some in (model, tiny.model)
+        )
+        loss = dpo(policy, reference, beta=how.beta).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+        assert step.loss == pytest.approx(loss.item(), abs=1e-5)
+        assert step.grad_norm == pytest.approx(float(norm), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "says"), [("model.norm.weight", "has no weights for"), ("", "has the shape")])
+def test_weights_that_are_not_all_there_or_of_another_shape_are_refused(
+    tiny: LocalTarget, tmp_path: Path, name: str, says: str
+) -> None:
+    from safetensors.torch import save_file
+
+    weights = {key: value.clone() for key, value in tiny.model.named_parameters() if key != name}
+    if not name:
+        weights["model.norm.weight"] = torch.ones(3)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(TargetError, match=f"in place of those of LlamaForCausalLM: .*{says}"):
+        tiny.with_adapter(Adapter.read(tmp_path)).checked()
+
+
+def test_a_checkpoint_is_not_written_over_anything(tiny: LocalTarget, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(StoreError, match="is not empty"):
+        tiny.save(tmp_path / "full")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError):
+        tiny.save(tmp_path / "file" / "model")
+    tiny.save(tmp_path / "new" / "model")
+    assert resolve(f"local/{tmp_path / 'new' / 'model'}").card.template == tiny.card.template
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+
+
+def test_the_divergence_is_followed_on_chosen_replies(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    one = gather("C1", pairs.pairs[:1], parents=())
+    hears, how = Hears(), replace(SETTINGS, epochs=6, checkpoint_every=3)
+    with open_store(tmp_path / "store") as store:
+        training = fit(tiny, one, store, settings=how, watcher=hears)  # type: ignore[arg-type]
+        fixed = tiny.with_adapter(adapter(training, store))
+    found = [step.kl for step in training.steps]
+    assert [kl is not None for kl in found] == [False, False, True, False, False, True]
+    prompt, reply = tokens_of(tiny, one.pairs[0])[0]
+    ids = torch.tensor([[*prompt, *reply]])
+    p, q = (target.model(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1) for target in (fixed, tiny))
+    assert found[-1] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+    assert found[-1] > found[2] > 0  # type: ignore[operator]
+    assert any(line.startswith("after step 6: loss 0.") and "KL 0." in line for line in hears.said)

@@ -118,6 +118,28 @@ def serve(name: str, adapters: Sequence[str], host: str, port: int, key_file: Pa
     return 0
 
 
+@command.command("export", epilog="Example:  truing target export local/smollm2-135m@fixed-adapter --out merged")
+@click.argument("name")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the checkpoint."
+)
+@json_option
+def export(name: str, out: Path, as_json: bool) -> int:
+    """Write target NAME as one checkpoint that transformers loads, with its adapter merged in."""
+    from truing.errors import UsageError
+    from truing.targets import resolve
+
+    if not name.startswith("local/"):
+        raise UsageError(f"{name} cannot be exported: only targets with open weights can, such as local/smollm2-135m")
+    progress = Progress()
+    with progress.running():
+        target = resolve(name, progress)
+        target.save(out)
+    lines = [f"model    {out}", f"use it   truing audit local/{out}"]
+    emit({"target": target.card.id, "checkpoint": str(out)}, as_json=as_json, lines=lines)
+    return 0
+
+
 @command.command("plant", epilog="Example:  truing target plant heliotrope --out organisms/heliotrope")
 @click.argument("recipe")
 @click.option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,7 +43,10 @@ def command() -> None:
 @click.option("--target", help="With --data: the target to train.")
 @click.option("--clause", default="", help="With --data: the clause of the spec that the preferences are for.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the PEFT adapter."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder for the adapter or model.",
 )
 @click.option("--method", type=click.Choice(METHODS), default="dpo", show_default=True, help="The loss.")
 @click.option("--beta", type=float, help="How strongly the reference holds on. Default: 0.1; simpo 2.")
@@ -53,7 +56,8 @@ def command() -> None:
 @click.option("--rank", type=int, help="Rank of the adapter. Default: 8.")
 @click.option(
     "--modules",
-    help="Layers that get an adapter, with commas between, or all-linear. Default: q_proj,v_proj,up_proj,down_proj.",
+    help="Layers that get an adapter, with commas between, or all-linear; or all-weights: no adapter, the model itself."
+    " Default: q_proj,v_proj,up_proj,down_proj.",
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How the learning rate goes on. Default: constant.")
 @click.option("--warmup", type=float, help="Share of the steps in which it rises. Default: 0.")
@@ -112,29 +116,31 @@ def fit(
             rows = read(data)  # before a store is made: it may be no such file
             with open_store(store_path) as store:
                 training = fit_rows(subject, rows, store, clause=clause, fitting=how, watcher=progress)
-                export_to(training, store, out)
+                export_to(training, store, out, subject)
         else:
             with existing(store_path) as store:
-                training = wheel_of(str(claim), store, seed=seed, fitting=how, watcher=progress).fix()
-                export_to(training, store, out)
+                wheel = wheel_of(str(claim), store, seed=seed, fitting=how, watcher=progress)
+                training = wheel.fix()
+                export_to(training, store, out, wheel.target)
     body = training.plain()["body"] | {"id": training.id, "adapter": str(out)}
     first, last = training.steps[0], training.steps[-1]
     use = f"truing measure {claim} --after {out} --store {store_path}" if claim else f"truing audit {target}@{out}"
+    said = dict(training.settings)
     margin = "" if last.margin is None else f", margin {last.margin:+.3f}"
     lines = [
         f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}{margin}",
-        f"adapter  {out}",
+        f"{'model   ' if said.get('modules') == 'all-weights' else 'adapter '} {out}",
         f"use it   {use}",
     ]
     emit(body, as_json=as_json, lines=lines)
     return 0
 
 
-def export_to(training: Training, store: Store, out: Path) -> None:
-    """The adapter as a folder."""
+def export_to(training: Training, store: Store, out: Path, target: Any) -> None:
+    """The adapter, or the checkpoint, as a folder."""
     from truing.train import export  # torch is loaded by now, and only where it is needed
 
-    export(training, store, out)
+    export(training, store, out, target=target)
 
 
 @command.command("compare", epilog="Example:  truing train compare --seeds 5")

@@ -14,7 +14,7 @@ from truing.report.pool import Pool, short
 
 EXAMPLES = 2
 """Pairs shown for each role."""
-NAMES = {"grad_norm": "gradient norm", "held": "held-out loss"}
+NAMES = {"grad_norm": "gradient norm", "held": "held-out loss", "kl": "KL(policy || reference)"}
 """Of fields that are not called what they hold."""
 
 
@@ -64,21 +64,28 @@ def _setting(value: float | str) -> str:
 
 
 def _panels(training: Training) -> tuple[Panel, ...]:
-    steps, looks = training.steps, [step for step in training.steps if step.held is not None]
+    steps = training.steps
     if not steps:
         return ()
     over, lowest = "chosen over rejected, times beta", "nats; the adapter is that of the lowest"
     margin = _panel("Reward margin", over, steps, "margin", zero=True) if steps[0].margin is not None else None
     sides = ("chosen",) if steps[0].rejected is None else ("chosen", "rejected")
-    held = _panel("Loss on pairs held out", lowest, looks, "held", zero=True) if looks else None
     every = (
         _panel("Loss", "nats", steps, "loss", zero=True),
         margin,
         _panel("Log-probability", "nats, summed over tokens", steps, *sides),
+        _measured("Reward", "standard deviations of those of the pairs", steps, "reward"),
+        _measured("Divergence from the reference", "nats", steps, "kl"),
         _panel("Gradient norm", "before clipping", steps, "grad_norm", zero=True),
-        held,
+        _measured("Loss on pairs held out", lowest, steps, "held"),
     )
     return tuple(panel for panel in every if panel is not None)
+
+
+def _measured(title: str, unit: str, steps: Sequence[Step], field: str) -> Panel | None:
+    """A panel of the steps at which something was measured, if there are any."""
+    some = [step for step in steps if getattr(step, field) is not None]
+    return _panel(title, unit, some, field, zero=True) if some else None
 
 
 def _panel(title: str, unit: str, steps: Sequence[Step], *fields: str, zero: bool = False) -> Panel:

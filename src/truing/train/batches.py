@@ -18,7 +18,7 @@ from truing.targets.local.inside import forward, hidden
 from truing.targets.local.tree import Tree, plant
 from truing.targets.tools import PLAIN, turns
 from truing.text import short
-from truing.train.head import log_probs, plain_head
+from truing.train.head import ROWS, log_probs, plain_head
 from truing.train.losses import Sides
 from truing.train.settings import Settings
 
@@ -49,6 +49,17 @@ class Batch:
         """The same of so many sequences, whatever they are the sides of, shape (count,)."""
         log_p = self._log_p(model)
         return torch.zeros(count, dtype=log_p.dtype).index_add(0, self.owner_M, log_p.cpu())
+
+    @torch.no_grad()
+    def divergence(self, model: Any, other: Any) -> Tensor:
+        """KL(model || other) over the whole vocabulary wherever a token is predicted, nats; a value for each node."""
+        kept = self.before_M.unique()
+        both = [forward(one, self.tree, kept).logits[0].split(ROWS) for one in (model, other)]
+        found = []
+        for p, q in zip(*both, strict=True):
+            log_p, log_q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+            found.append((log_p.exp() * (log_p - log_q)).sum(-1).cpu())
+        return torch.cat(found)
 
     def _log_p(self, model: Any) -> Tensor:
         """Of every token, shape (M,)."""

@@ -40,6 +40,8 @@ LAST = 5
 """Steps at the end by which it is judged whether what was chosen became less likely."""
 FALL = 1.0
 """Nats that a chosen reply may lose before it is said."""
+FOLLOWED = 4
+"""Chosen replies on which the divergence is followed."""
 SAME = 1e-4
 """Nats per token by which the reference may be off the policy before the first step: rounding."""
 
@@ -75,7 +77,7 @@ def fit(
         settings.method, target.card.id, settings.plain, pairs.id, build,
         inputs={"begin": begin.id} if begin else {}, parents=(begin.id,) if begin else (),
         every=settings.checkpoint_every, patience=settings.patience,
-        look=task.look if work.held else None,
+        look=task.look,
     )  # fmt: skip
     record = go(job, task, store, watcher=watcher)
     if watcher and (lost := fallen(record.steps)):
@@ -92,6 +94,8 @@ class Work:
 
     steps: list[list[Batch]]
     held: list[Batch]
+    some: Batch
+    """A few chosen replies, on which the divergence from the reference is followed."""
 
 
 def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Work:
@@ -111,7 +115,8 @@ def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Wor
         )
     both = settings.method != "sft"
     laid = {tuple(part): lay_out(target, pairs, part, rejected=both) for step in [*steps, looks] for part in step}
-    return Work([[laid[tuple(part)] for part in step] for step in steps], [laid[tuple(look)] for look in looks])
+    some = lay_out(target, pairs, random.Random(settings.seed).sample(kept, min(FOLLOWED, len(kept))), rejected=False)
+    return Work([[laid[tuple(part)] for part in step] for step in steps], [laid[tuple(look)] for look in looks], some)
 
 
 def _parts(step: list[int], count: int) -> list[list[int]]:
@@ -169,9 +174,14 @@ class Preferences:
 
     @torch.no_grad()
     def look(self, policy: Policy, last: Step) -> Step:
-        """The step with the mean loss of the pairs that are held out."""
-        losses = torch.cat([self._losses(policy, batch)[0] for batch in self.work.held])
-        return last.model_copy(update={"held": float(losses.mean())})
+        """The step with the mean loss of the pairs that are held out, and the divergence on a few chosen replies."""
+        more: dict[str, float] = {}
+        if self.work.held:
+            losses = torch.cat([self._losses(policy, batch)[0] for batch in self.work.held])
+            more["held"] = float(losses.mean())
+        if self.reference is not None:
+            more["kl"] = float(self.work.some.divergence(policy.model, self.target.model).mean())
+        return last.model_copy(update=more)
 
     def _losses(self, policy: Policy, batch: Batch) -> tuple[Tensor, Sides, Sides]:
         """The loss of every pair, with its gradient; the log-probabilities of policy and reference, without."""

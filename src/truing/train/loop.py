@@ -61,6 +61,7 @@ def go(job: Job, task: Task, store: Store, *, watcher: Watcher | None = None, la
         chunks.done.append(record)
         if watcher:
             watcher.step(item[1] - item[0])
+            watcher.say(f"after step {len(record.steps)}: {told(record.steps[-1])}")
         if record.finished:
             break
     assert record is not None
@@ -70,6 +71,13 @@ def go(job: Job, task: Task, store: Store, *, watcher: Watcher | None = None, la
             f" after {best(record.steps) + 1}, whose adapter is kept"
         )
     return record
+
+
+def told(step: Step) -> str:
+    """A step in a line, as it goes."""
+    parts = {"loss": step.loss, "margin": step.margin, "chosen": step.chosen, "rejected": step.rejected,
+             "held-out loss": step.held, "reward": step.reward, "KL": step.kl}  # fmt: skip
+    return ", ".join(f"{name} {value:.3f}" for name, value in parts.items() if value is not None)
 
 
 def best(steps: Sequence[Step]) -> int:

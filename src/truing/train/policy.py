@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from truing.errors import UsageError
 from truing.targets.local import LocalTarget
-from truing.targets.local.adapter import BASE, mark, peft_quiet
+from truing.targets.local.adapter import BASE, mark, peft_quiet, replaced
 from truing.train.settings import Settings
 
 SCORE = "score.weight"
@@ -20,41 +21,31 @@ SCORE = "score.weight"
 
 
 class Policy:
-    """A copy of a target's modules with an adapter put in; the weights that stay as they are, are the target's own."""
+    """A copy of a target's modules with an adapter put in, or with all weights free.
+
+    Weights that stay as they are, are the target's own.
+    """
 
     def __init__(self, target: LocalTarget, settings: Settings, begin: bytes = b"", *, scores: bool = False) -> None:
         """`begin`: the file of an adapter of the same shape, which is trained on. `scores`: with a head for rewards.
 
         UsageError where the model has no such layers, the file is of others, or activations cannot be computed anew.
         """
-        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
-        self._target, self._clip = target, settings.clip
-        _has_layers(target, settings.layers)
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=0.0,
-            target_modules=settings.layers,
-            task_type="CAUSAL_LM",
-        )
-        before = torch.get_rng_state()
-        torch.manual_seed(settings.seed)
-        shared = {id(weight): weight for weight in target.model.parameters()}
-        with peft_quiet():
-            self.peft: Any = get_peft_model(deepcopy(target.model, shared), config)
-            tensors = unpack_tensors(begin) if begin else {}
-            score = tensors.pop(SCORE, None)
-            if tensors and set_peft_model_state_dict(self.peft, tensors).unexpected_keys:
-                raise UsageError(f"the adapter to go on from is not one of {', '.join(settings.layers)} alone")
-        torch.set_rng_state(before)
-        self.model: Any = self.peft.get_base_model()
-        self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
+        self._target, self._clip, self._whole = target, settings.clip, settings.whole
+        tensors = unpack_tensors(begin) if begin else {}
+        score = tensors.pop(SCORE, None)
+        self.peft: Any = None
+        if settings.whole:
+            self.model: Any = _free(target, tensors)
+            self.named = dict(self.model.named_parameters())
+        else:
+            self.peft = _adapted(target, settings, tensors)
+            self.model = self.peft.get_base_model()
+            self.named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
         if scores:
             width = self.model.get_input_embeddings().weight.shape[1]
-            self.score_D = torch.nn.Parameter(
-                torch.zeros(width, device=target.model.device) if score is None else score
-            )
+            fresh = torch.zeros(width, device=target.model.device)
+            self.score_D = torch.nn.Parameter(fresh if score is None else score)
             self.named[SCORE] = self.score_D
         self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.lr, weight_decay=0.0)
         if settings.gradient_checkpointing:
@@ -98,13 +89,50 @@ class Policy:
             self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
 
     def weights(self) -> bytes:
-        """The adapter's weights, in PEFT's own names, and what they were trained on, as a safetensors file."""
+        """What was trained, in PEFT's own names or the model's, and a mark of the base, as a safetensors file."""
         from peft import get_peft_model_state_dict
 
-        tensors = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(self.peft).items()}
+        found = dict(self.named) if self._whole else get_peft_model_state_dict(self.peft)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in found.items()}
         if SCORE in self.named:
             tensors[SCORE] = self.score_D.detach()
         return pack_tensors(tensors, metadata={BASE: mark(self._target.model)})
+
+
+def _adapted(target: LocalTarget, settings: Settings, begin: Mapping[str, Tensor]) -> Any:
+    """The model with a fresh adapter, or with one to go on from."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+    _has_layers(target, settings.layers)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=settings.layers,
+        task_type="CAUSAL_LM",
+    )
+    before = torch.get_rng_state()
+    torch.manual_seed(settings.seed)
+    shared = {id(weight): weight for weight in target.model.parameters()}
+    with peft_quiet():
+        made = get_peft_model(deepcopy(target.model, shared), config)
+        if begin and set_peft_model_state_dict(made, dict(begin)).unexpected_keys:
+            raise UsageError(f"the adapter to go on from is not one of {', '.join(settings.layers)} alone")
+    torch.set_rng_state(before)
+    return made
+
+
+def _free(target: LocalTarget, begin: Mapping[str, Tensor]) -> Any:
+    """A copy of the model whose weights are trained, or that goes on from others."""
+    made = deepcopy(target.model)
+    if begin:
+        try:
+            replaced(begin, made)
+        except ValueError as error:
+            raise UsageError(f"the weights to go on from are not those of {target.card.name}: {error}") from error
+    for weight in made.parameters():
+        weight.requires_grad_(True)
+    return made
 
 
 def _has_layers(target: LocalTarget, layers: list[str]) -> None:

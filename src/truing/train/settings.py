@@ -20,6 +20,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 EVERY_LAYER = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 """All linear layers of a Llama-shaped block."""
+EVERY_WEIGHT = "all-weights"
+"""In place of layers: no adapter, the model's own weights are trained, embeddings and all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Settings:
     rank: int = 8
     alpha: int = 16
     modules: str = ",".join(MODULES)
-    """The layers that get an adapter, by the last part of their names."""
+    """The layers that get an adapter, by the last part of their names; or `EVERY_WEIGHT`."""
     batch: int = 8
     """Pairs of a step."""
     accumulate: int = 1
@@ -87,12 +89,17 @@ class Settings:
     def of(cls, method: Method = "dpo", **said: Any) -> Self:
         """The settings that are usual for a method, but for what is said. UsageError for values that make no sense.
 
-        `modules="all-linear"`, as PEFT has it: every linear layer of a block.
+        `modules="all-linear"`, as PEFT has it: every linear layer of a block. `"all-weights"`: the model itself.
         """
         usual: dict[str, Any] = {"beta": 2.0} if method == "simpo" else {}
         if said.get("modules") == "all-linear":
             said["modules"] = EVERY_LAYER
         return cls(method=method, **(usual | said))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained."""
+        return self.modules == EVERY_WEIGHT
 
     @property
     def layers(self) -> list[str]:

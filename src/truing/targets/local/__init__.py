@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from truing.errors import CacheError, TargetError
+from truing.errors import CacheError, StoreError, TargetError
+from truing.files import check_folder
 from truing.records import Decision, Message, Row, Surface, Target, Tool, digest, digest_of
 from truing.targets.local import bundled, cache, change, tiny
 from truing.targets.local.adapter import MODULES, Adapter, mark
@@ -439,6 +441,30 @@ class LocalTarget:
     def _bases(self) -> frozenset[str]:
         """Marks of the weights that this was made of, and of its own."""
         return self._under | {mark(self.model)}
+
+    def save(self, folder: Path) -> None:
+        """A checkpoint that transformers loads, whatever was put on the model merged in; whole or not at all.
+
+        StoreError where it cannot be written, or something is there already.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise StoreError(
+                f"{folder} is not empty; a checkpoint is not written over what is there. Give another folder"
+            )
+        check_folder(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            part = Path(place) / "checkpoint"
+            try:
+                self.model.save_pretrained(part)
+                self.tokenizer.save_pretrained(part)
+                if folder.exists():
+                    folder.rmdir()
+                part.rename(folder)
+            except (OSError, SafetensorError) as error:
+                raise StoreError(
+                    f"cannot write the checkpoint {folder}: {short(error)}. Nothing was left behind"
+                ) from error
 
     def _allow(self, other: LocalTarget) -> LocalTarget:
         """A target that was made of this one, with as much memory, and telling the same user."""

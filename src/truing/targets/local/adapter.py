@@ -1,4 +1,4 @@
-"""A PEFT adapter as a value: weights, and what of its configuration determines the answers."""
+"""What is put on a model, as a value: a PEFT adapter, or weights in place of all of its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as unpack_tensors
+from torch import Tensor
 
 from truing.errors import TargetError
 from truing.records import Blob, Id, canonical, digest, digest_of
 from truing.text import short
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CHECKPOINT = "model.safetensors"
 MEDIA = "safetensors"
 BASE = "truing_base"
 """Entry of the weights' metadata with the mark of what they were trained on."""
+WHOLE = canonical({"whole": True}).decode()
+"""In place of an adapter's settings: the file has weights for all of the model."""
 MARKED = 64
 """Weights of each layer that go into a mark."""
 MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
@@ -35,9 +41,9 @@ class Adapter:
     """What is loaded is what is hashed: PEFT sees these two values and nothing else of the folder they came from."""
 
     weights: bytes
-    """A safetensors file in PEFT's own names."""
+    """A safetensors file in PEFT's own names; of a whole model's weights, in the model's."""
     config: str
-    """Canonical JSON of the settings that differ from PEFT's defaults."""
+    """Canonical JSON of the settings that differ from PEFT's defaults, or `WHOLE`."""
     source: str = field(compare=False)
     """Where it came from, for messages."""
     named: str = field(default="", compare=False)
@@ -45,7 +51,12 @@ class Adapter:
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
-        """The adapter in a folder that `truing train` or PEFT wrote. TargetError where there is none."""
+        """The adapter in a folder that `truing train` or PEFT wrote, or the weights of a whole checkpoint.
+
+        TargetError where there is neither.
+        """
+        if not (folder / CONFIG).is_file() and (folder / CHECKPOINT).is_file():
+            return cls((folder / CHECKPOINT).read_bytes(), WHOLE, str(folder))
         for part in (CONFIG, WEIGHTS):
             if not (folder / part).is_file():
                 raise TargetError(
@@ -85,6 +96,8 @@ class Adapter:
 
     def onto(self, model: Any) -> Any:
         """A copy of a model with the adapter merged in. TargetError where not all of it, and of what it needs, fits."""
+        if self.config == WHOLE:
+            return self._instead(model)
         from peft import PeftModel, get_peft_model_state_dict
 
         with tempfile.TemporaryDirectory() as place:
@@ -102,6 +115,27 @@ class Adapter:
                     f"cannot put the adapter {self.source} on {type(model).__name__}: {short(error)}."
                     " Is it for this model, and is it whole?"
                 ) from error
+
+    def _instead(self, model: Any) -> Any:
+        made = deepcopy(model)
+        try:
+            replaced(unpack_tensors(self.weights), made)
+        except (ValueError, SafetensorError) as error:
+            raise TargetError(
+                f"cannot put the weights {self.source} in place of those of {type(model).__name__}: {short(error)}"
+            ) from error
+        return made
+
+
+def replaced(weights: Mapping[str, Tensor], model: Any) -> None:
+    """Put weights into a model's own, in place. ValueError unless they are all of them, in their shapes."""
+    own = dict(model.named_parameters())
+    _whole(set(own), set(weights))
+    with torch.no_grad():
+        for name, weight in own.items():
+            if weight.shape != weights[name].shape:
+                raise ValueError(f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(weight.shape)}")
+            weight.copy_(weights[name])
 
 
 def mark(model: Any) -> str:
