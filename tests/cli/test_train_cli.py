@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from truing import train
+from truing import open_store, train
 from truing.audit import lay_out
 from truing.cli.train import METHODS, SCHEDULES
 
@@ -26,8 +29,11 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+TRUING = (sys.executable, "-m", "truing", "train")
+
+
 def truing(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "truing", "train", *args], capture_output=True, text=True, check=False)
+    return subprocess.run([*TRUING, *args], capture_output=True, text=True, check=False)
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -140,3 +146,51 @@ def test_all_weights_become_a_checkpoint_and_an_adapter_one_by_export(tmp_path: 
     assert (tmp_path / "merged" / "config.json").is_file()
     again = subprocess.run([*command, "--out", str(tmp_path / "merged")], capture_output=True, text=True, check=False)
     assert (again.returncode, "is not empty" in again.stderr) == (4, True), again.stderr
+
+
+def limited() -> None:
+    """What a disk does that is full after so many bytes of a file."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+
+def test_a_full_disk_at_a_checkpoint_ends_in_a_line_and_loses_nothing(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", ROWS)
+
+    def command(name: str) -> list[str]:
+        how = ("--rank", "64", "--modules", "all-linear", "--epochs", "9", "--store", str(tmp_path / name))
+        out = str(tmp_path / f"{name}-adapter")
+        return [*TRUING, "--data", str(data), "--target", "local/tiny", *how, "--out", out]
+
+    assert subprocess.run(command("whole"), capture_output=True, check=False).returncode == 0
+    full = subprocess.run(command("full"), capture_output=True, text=True, check=False, preexec_fn=limited)
+    assert (full.returncode, "Traceback" in full.stderr) == (4, False), full.stderr
+    assert "File too large" in full.stderr
+    assert not (tmp_path / "full-adapter").exists()
+    with open_store(tmp_path / "full", mode="read") as store:
+        assert store.check() == []
+    assert subprocess.run(command("full"), capture_output=True, check=False).returncode == 0
+    files = [tmp_path / f"{name}-adapter" / "adapter_model.safetensors" for name in ("whole", "full")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    data = written(tmp_path / "pairs.jsonl", ROWS)
+
+    def command(name: str) -> list[str]:
+        where = ("--store", str(tmp_path / name), "--out", str(tmp_path / f"{name}-adapter"))
+        return [*TRUING, "--data", str(data), "--target", "local/tiny", "--epochs", "40", *where]
+
+    began = time.monotonic()
+    assert subprocess.run(command("whole"), capture_output=True, check=False).returncode == 0
+    took, chance = time.monotonic() - began, random.Random(4)
+    for _ in range(8):
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0.5, 1.0) * took)
+        process.kill()
+        process.wait()
+    assert subprocess.run(command("killed"), capture_output=True, check=False).returncode == 0
+    files = [tmp_path / f"{name}-adapter" / "adapter_model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with open_store(tmp_path / "killed", mode="read") as store:
+        assert store.check() == []

@@ -168,3 +168,15 @@ def test_pairs_of_messages_keep_their_identity_and_texts_come_back() -> None:
     assert "text" not in talk.model_dump(mode="json")
     record = Pairs(clause="C6", pairs=(talk, text))
     assert Pairs.from_plain(json.loads(record.canonical)) == record
+
+
+def test_rows_of_messages_and_of_plain_text_are_not_mixed() -> None:
+    talk = [{"role": "user", "content": "Is it?"}], [{"role": "assistant", "content": "Yes."}]
+    rows = [
+        {"prompt": talk[0], "chosen": talk[1], "rejected": [{"role": "assistant", "content": "No."}]},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    ]
+    with pytest.raises(ContentError, match=r"data:2: plain text among rows of messages \(data:1\)"):
+        gather_rows(rows, "data")
+    with pytest.raises(ContentError, match=r"data:2: messages among rows of plain text"):
+        gather_rows(rows[::-1], "data")

@@ -14,7 +14,7 @@ pytest.importorskip("trl")
 
 import torch
 
-from truing.train.losses import Sides, dpo, ipo_per_token, robust, simpo
+from truing.train.losses import Sides, dpo, ipo_per_token, kto, mismatch, robust, simpo
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -29,6 +29,16 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+def moved(model: Any) -> Any:
+    """A copy whose weights are a little off, free to be trained."""
+    policy = deepcopy(model).requires_grad_(True)
+    made = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=made) * weight.abs().mean())
+    return policy
+
+
 @pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo"])
 def test_a_loss_is_that_of_trl(wild: Any, tmp_path: Path, kind: str) -> None:
     from datasets import Dataset
@@ -39,13 +49,8 @@ def test_a_loss_is_that_of_trl(wild: Any, tmp_path: Path, kind: str) -> None:
         label_smoothing=FLIPPED if kind == "robust" else 0.0, max_length=512, bf16=False, gradient_checkpointing=False,
         use_cpu=True, report_to=[], disable_tqdm=True,
     )  # fmt: skip
-    policy = deepcopy(wild.model).requires_grad_(True)
-    made = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            weight.add_(0.02 * torch.randn(weight.shape, generator=made) * weight.abs().mean())
     trainer = DPOTrainer(
-        model=policy, ref_model=deepcopy(wild.model), args=config, train_dataset=Dataset.from_list(ROWS),
+        model=moved(wild.model), ref_model=deepcopy(wild.model), args=config, train_dataset=Dataset.from_list(ROWS),
         processing_class=wild.tokenizer,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
@@ -80,3 +85,38 @@ def test_simpo_is_that_of_trl() -> None:
     )  # fmt: skip
     theirs, *_ = CPOTrainer.cpo_loss(asked, sums.chosen / tokens.chosen, sums.rejected / tokens.rejected)
     torch.testing.assert_close(simpo(sums, tokens, beta=2.0, gamma=0.5), theirs, atol=1e-9, rtol=1e-9)
+
+
+def test_kto_is_that_of_trl(wild: Any, tmp_path: Path) -> None:
+    """As many wanted as unwanted replies, which TRL then weighs alike: the mean of ours over pairs in any order."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    rows = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in ROWS
+        for side in ("chosen", "rejected")
+    ]
+    config = KTOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=len(rows), beta=BETA, max_length=512, bf16=False,
+        gradient_checkpointing=False, use_cpu=True, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = KTOTrainer(
+        model=moved(wild.model), ref_model=deepcopy(wild.model), args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=wild.tokenizer,
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    wanted = torch.as_tensor(batch["label"], dtype=torch.bool)
+
+    @torch.no_grad()
+    def sums(model: Any, begin: str = "") -> torch.Tensor:
+        ids, sees, mask = (batch[f"{begin}{name}"] for name in ("input_ids", "attention_mask", "completion_mask"))
+        log_p = torch.log_softmax(model(ids, attention_mask=sees).logits.double(), -1)[:, :-1]
+        return (log_p.gather(-1, ids[:, 1:, None])[..., 0] * mask[:, 1:]).sum(1)
+
+    policy, reference = (Sides(*(sums(model)[wanted == side] for side in (True, False))) for model in
+                         (trainer.model, trainer.ref_model))  # fmt: skip
+    kl = mismatch(sums(trainer.model, "KL_"), sums(trainer.ref_model, "KL_"))
+    theirs = float(trainer.compute_loss(trainer.model, batch))
+    assert theirs == pytest.approx(float(kto(policy, reference, kl, beta=BETA).mean()), rel=1e-6)
+    assert abs(theirs - 0.5) > 1e-3

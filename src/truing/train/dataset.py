@@ -48,11 +48,22 @@ def read(path: Path) -> Rows:
 
 
 def gather_rows(rows: Iterable[Any], source: str) -> Rows:
-    """Pairs from rows, such as those of a `datasets.Dataset`; each said once. ContentError where there are none."""
+    """Pairs from rows, such as those of a `datasets.Dataset`; each said once.
+
+    ContentError where there are none, or rows of messages and of plain text are mixed.
+    """
     found: dict[tuple[Any, ...], Pair] = {}
     count = 0
     for count, row in enumerate(rows, 1):
         pair = pair_of(row, f"{source}:{count}")
+        first = next(iter(found.values()), pair)
+        if bool(pair.messages) != bool(first.messages):
+            here, there = ("messages" if one.messages else "plain text" for one in (pair, first))
+            _refuse(
+                pair.surface,
+                f"{here} among rows of {there} ({first.surface}): a chat template is put around messages alone;"
+                " make all rows of one sort",
+            )
         found.setdefault((pair.messages, pair.text, pair.chosen, pair.rejected), pair)
     if not found:
         raise ContentError(f"{source} has no rows")
