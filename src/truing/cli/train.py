@@ -21,10 +21,13 @@ class WithFit(click.Group):
     """A group whose `fit` may be left out: what begins with no command of it is an argument of that."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put it in."""
-        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
-            args = ["fit", *args]
-        return super().parse_args(ctx, args)
+        """Put it in, and go on."""
+        return super().parse_args(ctx, self.spelled_out(ctx, args))
+
+    def spelled_out(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Arguments with the command that was left out."""
+        left_out = args and args[0] not in {*self.commands, *ctx.help_option_names}
+        return ["fit", *args] if left_out else args
 
 
 @click.group(
