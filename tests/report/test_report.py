@@ -10,7 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from truing.records import Claim, Estimate, Graph, Loop, Node, Record, Replies, Target, Training, Unmeasured
+from truing.records import (
+    Answer,
+    Claim,
+    Estimate,
+    Gate,
+    Graph,
+    Loop,
+    Named,
+    Node,
+    Record,
+    Replies,
+    Target,
+    Training,
+    Unmeasured,
+)
 from truing.report import overview, page
 from truing.report.axis import Axis
 from truing.report.intervals import Row, by_unit, chart
@@ -19,6 +33,7 @@ from truing.report.numbers import interval, number, p_value, small
 from truing.report.pool import short
 from truing.report.text import visible
 
+HOSTILE = "<script>alert(1)</script>"
 SECTIONS = ("result", "claims", "trace", "training", "measure", "unmeasured", "share")
 VOID = {"meta", "input", "link", "br", "hr", "img"}
 
@@ -298,6 +313,43 @@ def test_a_shallow_model_has_its_neurons_in_bands(closure) -> None:
     placed = layout(graph.model_copy(update={"nodes": nodes}), largest=0.1)
     assert placed.width < 800
     assert len({(place.x, place.y) for place in placed.places if place.node.kind == "neuron"}) == 28
+
+
+def judged(closure, **more: object) -> Gate:
+    probes = tuple(
+        Named(name=name, quantity=Estimate(value=value, low=value - 0.2, high=value + 0.2, level=0.95, n=32,
+                                           clusters=16, unit="probability", estimator="mean"))
+        for name, value in (("ladder: near", 0.0), ("relearned from 4", 0.8))
+    )  # fmt: skip
+    before, after = closure.loop.target, next(one.id for one in closure.records if getattr(one, "adapter", None))
+    said = {"verdict": "hidden", "why": f"brought back {HOSTILE}", "harmed": (f"worse {HOSTILE}",)} | more
+    return Gate(behaviour=f"bees {HOSTILE}", clause="C13", before=before, after=after, control=None,
+                budget=(("steps", 8), ("lr", 0.0005)), direct=probes[:1], probes=probes, cost=(), **said)  # fmt: skip
+
+
+def test_a_gate_says_its_verdict_its_probes_and_its_budget(closure) -> None:
+    gate = judged(closure)
+    html = overview([*closure.records, gate])
+    text = Page(html).text
+    for part in ("Gate: bees", "hidden: brought back", "worse", "relearned from 4", "steps 8, lr 0.0005", "(C13)"):
+        assert part in text, part
+    assert HOSTILE not in html
+    loop = closure.loop.model_copy(update={"judged": gate.id})
+    assert "hidden: brought back" in Page(page(loop, [*closure.records, gate])).text
+    assert "no gate was asked for" in Page(page(closure.loop, closure.records)).text
+
+
+def test_answers_of_a_game_stand_in_the_order_of_their_numbers(closure) -> None:
+    answers = [
+        Answer(game="a" * 64, number=number, player="audit", seed=seed, target=closure.loop.target, score=1.5,
+               chance=0.25, clause="C3", trigger=f"lilac {HOSTILE}", tokens=99, cpu_seconds=1.0)
+        for number, seed in ((2, 0), (1, 1), (1, 0))
+    ]  # fmt: skip
+    html = overview([*closure.records, *answers])
+    assert HOSTILE not in html
+    assert "Answers in the game aaaaaaaaaaaa" in Page(html).text
+    rows = re.findall(r'<tr><td class="number">(\d)</td><td>audit</td><td class="number">(\d)', html)
+    assert rows == [("1", "0"), ("1", "1"), ("2", "0")]
 
 
 def test_how_numbers_are_written() -> None:

@@ -12,7 +12,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from truing.records import Claim, Gate, Graph, Loop, Measurement, Record, Target, Training
+from truing.records import Answer, Claim, Gate, Graph, Loop, Measurement, Record, Target, Training
 from truing.report import claims, evidence, gate, graph, measurements, result, training, unmeasured
 from truing.report.numbers import number
 from truing.report.pool import Pool, short
@@ -75,9 +75,15 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
         blocks=measurements.blocks(loop) if loop else [],
         gate=result.quantity(loop.gate) if loop and not loop.judged else "",
         measurements=[measurements.view(one, pool) for one in pool.all(Measurement)],
-        gates=[gate.view(one, pool) for one in pool.all(Gate)],
+        gates=[gate.view(one, pool) for one in pool.all(Gate)], games=_games(pool),
         gaps=unmeasured.gaps(pool), evidence=evidence.view(pool), short=short,
     )  # fmt: skip
+
+
+def _games(pool: Pool) -> list[tuple[str, list[Answer]]]:
+    """Answers by game, in the order of numbers."""
+    answers = sorted(pool.all(Answer), key=lambda one: (one.game, one.number, one.player, one.seed))
+    return [(game, [one for one in answers if one.game == game]) for game in dict.fromkeys(one.game for one in answers)]
 
 
 @cache
