@@ -10,8 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
-.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-gate bench-game \
-	game-full organisms evals clean
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-compare bench-gate \
+	bench-game game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -44,6 +44,9 @@ bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transform
 bench-train: $(VENV)/.bench ## training beside TRL; about 20 minutes
 	$(BIN)/python benchmarks/train.py
 
+bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known rule; about 45 minutes
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/compare.py
+
 bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 40 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/gate.py
 
@@ -59,7 +62,7 @@ organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 plante
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py
 
-bench: bench-loop bench-engine bench-train bench-gate bench-game ## all benchmarks
+bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-game ## all benchmarks
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }

@@ -1,0 +1,95 @@
+"""Put the figures of the last `make bench-gate`, `bench-game` and `bench-compare` into their pages.
+
+None is typed by hand. A benchmark without a results file leaves its page as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from demo_page import between
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+Rows = dict[str, dict[str, Any]]
+
+
+def figure(row: dict[str, Any] | None, digits: int = 2) -> str:
+    """A value with its interval."""
+    if row is None or row["value"] is None:
+        return "not measured"
+    interval = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if row["low"] is not None else ""
+    return f"{row['value']:.{digits}f}{interval}"
+
+
+def gate(rows: Rows) -> list[str]:
+    """The confusion table, and what each probe brings back."""
+    verdicts = ("not fixed", "hidden", "gone within budget", "undecided")
+    lines = [f"| Truth | {' | '.join(verdicts)} | right |", "|---|" + "---|" * (len(verdicts) + 1)]
+    for name in [name for name in rows if name.endswith(f": {verdicts[0]}")]:
+        what = name.removesuffix(f": {verdicts[0]}")
+        cells = [f"{rows[f'{what}: {verdict}']['value']:.0f}" for verdict in verdicts]
+        truth = what.partition(",")[0]
+        right = figure(rows.get(f"{truth}: right")) if what.endswith("behaviour") else ""
+        lines.append(f"| {what} | {' | '.join(cells)} | {right if f'{truth}: right' in rows else ''} |")
+    mark = ": brought back above the control, mean"
+    lines += [
+        "",
+        "| Brought back above the control, mean [least, most] | removed | trained out | hidden |",
+        "|" + "---|" * 4,
+    ]
+    probes = dict.fromkeys(name.removesuffix(mark).partition(", ")[2] for name in rows if name.endswith(mark))
+    for probe in probes:
+        cells = [figure(rows.get(f"{truth}, {probe}{mark}")) for truth in ("removed", "trained out", "hidden")]
+        lines.append(f"| {probe} | {' | '.join(cells)} |")
+    return lines
+
+
+def game(rows: Rows) -> list[str]:
+    """A column for each player."""
+    players = list(dict.fromkeys(name.partition(": ")[0] for name in rows if ": area under" in name))
+    names = list(dict.fromkeys(name.partition(": ")[2] for name in rows if name.partition(": ")[0] in players))
+    lines = [f"| | {' | '.join(players)} |", "|---|" + "---|" * len(players)]
+    lines += [
+        f"| {name} | {' | '.join(figure(rows.get(f'{player}: {name}')) for player in players)} |" for name in names
+    ]
+    return [*lines, "", *(f"{name}." for name in rows if name.startswith("loop on "))]
+
+
+def compare(rows: Rows) -> list[str]:
+    """Both arms side by side."""
+    lines = ["| | DPO | reward model + RLOO | between them |", "|" + "---|" * 4]
+    names = dict.fromkeys(name.removesuffix(", dpo") for name in rows if name.endswith(", dpo"))
+    for name in names:
+        both = next((key for key in (f"{name}, dpo - rlhf", f"{name}, rlhf / dpo") if key in rows), "")
+        what = f"{both.removeprefix(name + ', ')}: {figure(rows[both])}" if both else ""
+        unit = rows[f"{name}, dpo"]["unit"]
+        lines.append(f"| {name}, {unit} | {figure(rows[f'{name}, dpo'])} | {figure(rows[f'{name}, rlhf'])} | {what} |")
+    lines += ["", *(f"- {name}: {row['value']:g} {row['unit']}".rstrip() for name, row in rows.items()
+                    if name.startswith(("tried", "taken", "settings")))]  # fmt: skip
+    return lines
+
+
+PAGES: dict[str, tuple[Path, Callable[[Rows], list[str]]]] = {
+    "gate": (DOCS / "explanation" / "fixing.md", gate),
+    "game": (DOCS / "how-to" / "game.md", game),
+    "compare": (DOCS / "explanation" / "fixing.md", compare),
+}
+
+
+def main() -> None:
+    """Rewrite the tables."""
+    for name, (page, table) in PAGES.items():
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            found = json.loads(file.read_text())
+            rows = {row["name"]: row for row in found["rows"]}
+            where = f"On {found['machine']['cores']} cores ({found['machine']['processor']})."
+            page.write_text(between(page.read_text(), name, "\n".join([*table(rows), "", where])))
+
+
+if __name__ == "__main__":
+    main()
