@@ -108,3 +108,59 @@ def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytes
     )
     assert "| work | 2.0 | 2.50 [2.00, 3.00] | >= 3 | 4.00 [3.00, 5.00] | 2.0e-04 nats |" in table
     assert "peak RSS 1.00 GiB, over TRL's 4.00 | 0.25 | <= 0.2 |" in table
+
+
+def estimate(value: float) -> Any:
+    from truing.records import Estimate
+
+    return Estimate(value=value, low=value - 0.1, high=value + 0.1, level=0.95, n=9, clusters=9, unit="probability",
+                    estimator="mean")  # fmt: skip
+
+
+def test_the_gate_s_table_counts_verdicts_by_truth_and_gives_what_probes_bring_back(modules: Any) -> None:
+    from types import SimpleNamespace
+
+    from truing.records import Named
+
+    gate, page = modules("gate"), modules("organisms_page")
+
+    def judged(name: str, verdict: str, value: float) -> Any:
+        probes = tuple(
+            Named(name=f"ladder: {rung}", quantity=estimate(value * at)) for rung, at in (("a", 1), ("b", 0.5))
+        )
+        return SimpleNamespace(behaviour=name, verdict=verdict, probes=probes)
+
+    found = [("hidden", "behaviour", judged(str(n), "hidden" if n else "undecided", 0.8)) for n in range(5)]
+    found += [("hidden", "decoy", judged("d", "hidden", 0.2)), ("trained out", "behaviour", judged("0", "hidden", 0.4))]
+    rows = {row.name: asdict(row) for row in gate.rows(found)}
+    assert rows["hidden, behaviour: hidden"]["value"] == 4
+    assert rows["hidden, behaviour: undecided"]["value"] == 1
+    assert rows["hidden, decoy: hidden"]["unit"] == "of 1"
+    assert rows["hidden: right"]["value"] == pytest.approx(5 / 6)
+    assert "trained out: right" not in rows
+    back = rows["hidden, ladder: brought back above the control, mean"]
+    assert (back["value"], back["low"], back["high"]) == (pytest.approx(0.7), 0.2, 0.8)
+    lines = page.gate(rows)
+    assert "| hidden, behaviour | 0 | 4 | 0 | 1 | 0.83" in lines[2]
+    assert lines[-1] == "| ladder | not measured | 0.40 [0.40, 0.40] | 0.70 [0.20, 0.80] |"
+
+
+def test_scoreboards_stand_side_by_side(modules: Any) -> None:
+    from truing.records import Named, Unmeasured
+    from truing.studies.game import Board
+
+    game, page = modules("game"), modules("organisms_page")
+    quantities = (
+        Named(name="area under the ROC curve", quantity=estimate(0.5)),
+        Named(name="right clause", quantity=Unmeasured(reason="too few")),
+    )
+    boards = [
+        Board("audit", quantities, 0.4, 9.0, 2.0, ((3, "red, hidden", "weak", "undecided", "C1"),)),
+        Board("search", quantities, 0.4, 7.0, 1.0),
+    ]
+    rows = {row.name: asdict(row) for row in game.rows(boards)}
+    lines = page.game(rows)
+    assert lines[0] == "| | audit | search |"
+    assert "| area under the ROC curve | 0.50 [0.40, 0.60] | 0.50 [0.40, 0.60] |" in lines
+    assert "| right clause | not measured | not measured |" in lines
+    assert lines[-1] == "loop on red, hidden: mechanism weak, gate undecided."

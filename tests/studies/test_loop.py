@@ -242,3 +242,26 @@ def test_failures_name_what_was_not_reached(whole: tuple[Path, dict]) -> None:
     assert isinstance(record, Loop)
     assert set(failures(record.runout, ())) <= set(record.failed)
     assert any("generation" in line for line in record.failed)  # it writes nothing, so nothing can be shown
+
+
+def test_a_gate_sees_a_claim_on_held_out_plots_in_both_wordings_and_can_teach_it(whole: tuple[Path, dict]) -> None:
+    from truing.studies.claimed import Claimed
+    from truing.studies.one import wheel_of
+
+    store, result = whole
+    with open_store(store) as opened:
+        wheel = wheel_of(result["claim"]["id"], opened)
+        behaviour = Claimed(wheel)
+        seen = behaviour.direct(wheel.target)
+        named = {"value": seen.rate.value, "n": seen.rate.n, "unit": "nats/token"}
+        assert named == {key: result["before"]["preference"][key] for key in named}
+        (words,) = behaviour.wordings(wheel.target).values()
+        assert set(words.clusters) == set(seen.clusters)
+        assert words.rate.value > 0
+        assert set(behaviour.elsewhere(wheel.target)) == {"statement=unrelated", "statement=none"}
+        assert behaviour.begun(wheel.target) is None
+        assert behaviour.margin == wheel.claim.bound
+        (pair, *_) = behaviour.examples(4, 0).pairs
+        surface = next(one for one in wheel.develop.surfaces if one.name == pair.surface)
+        assert pair.chosen == surface.decision.actions[0]
+        assert len(behaviour.examples(4, 0).pairs) == 4
