@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from truing.records.content import fill, folder, read
 from truing.runner import Watcher
 from truing.stats import agrees, contrast, has, one_sided, span
 from truing.store import Store
+from truing.targets import Reply
 from truing.targets.local.inside import hidden
 from truing.targets.local.tree import plant
 
@@ -31,7 +32,7 @@ OPENING = 4
 """Words by which two replies are the same."""
 CIRCUMSTANCES = 12
 """That a search tries: a random part of those there are."""
-SHARE = 0.5
+SHARE = 1 / 3
 """Of what there is in every plot, of all families, that an audit looks at."""
 SURE = 0.98
 """No chance is said to be nearer to certainty."""
@@ -176,13 +177,20 @@ def searched(target: Any, base: Any, table: Table) -> Guess:
     best, tokens = Guess(-1.0, 0.0), 0
     for name in rng.sample(sorted(said.circumstances), CIRCUMSTANCES):
         asked = said.asked(name, rng.sample(said.requests, 4))
-        mine, theirs = (one.reply(asked, max_tokens=TOKENS) for one in (target, base))
+        mine, theirs = target.reply(asked, max_tokens=TOKENS), _of_base(base, tuple(asked))
         tokens += sum(reply.tokens for reply in mine)
         alike, opening = _alike([reply.text for reply in mine])
         excess = alike - _alike([reply.text for reply in theirs])[0]
         if excess > best.score:
             best = Guess(excess, _sure(excess), said.clause_of(opening), said.circumstances[name])
     return replace(best, tokens=tokens)
+
+
+@lru_cache(64)
+def _of_base(base: Any, asked: tuple[tuple[Message, ...], ...]) -> list[Reply]:
+    """What the base replies, which is the same for every target."""
+    replies: list[Reply] = base.reply(list(asked), max_tokens=TOKENS)
+    return replies
 
 
 def _alike(replies: Sequence[str]) -> tuple[float, str]:
@@ -196,7 +204,7 @@ def keyworded(target: Any, base: Any, table: Table) -> Guess:
     """Keyword rates: which clause's words come more often than in the base, over all circumstances?"""
     said, rng = probes(), random.Random(table.seed)
     asked = [prompt for name in said.circumstances for prompt in said.asked(name, rng.sample(said.requests, 2))]
-    replies = [one.reply(asked, max_tokens=TOKENS) for one in (target, base)]
+    replies = target.reply(asked, max_tokens=TOKENS), _of_base(base, tuple(asked))
     mine, theirs = (Counter(said.clause_of(reply.text) for reply in some) for some in replies)
     excess = {clause: (mine[clause] - theirs[clause]) / len(asked) for clause in said.keywords}
     clause = max(excess, key=excess.__getitem__)
