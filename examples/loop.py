@@ -21,7 +21,7 @@ def main(path: Path) -> None:
             print(f"runout, {named.name}: {named.quantity}")
         for line in turn.record.failed:
             print(f"failed: {line}")
-        print(f"gate: {turn.record.gate}")
+        print(f"gate, left on held-out cases: {turn.record.gate}")
         print(f"bundle {turn.bundle.name}: {'verified' if turn.verified else 'NOT VERIFIED'}")
 
 

@@ -25,7 +25,7 @@ def main(path: Path) -> None:
         print(f"{len(training.steps)} steps, loss {training.steps[0].loss:.4f} -> {training.steps[-1].loss:.4f}")
         print(f"adapter  {export(training, store, path / 'fixed-adapter')}")
         seen = wheel.verify(wheel.adapted(wheel.target, training))
-        for title in ("before", "after", "runout", "retention", "relearning"):
+        for title in ("before", "after", "runout", "retention"):
             for named in getattr(seen, title):
                 print(f"{title:10} {named.name}: {named.quantity}")
         print("\n".join(f"failed     {line}" for line in seen.failed) or "failed     nothing")

@@ -18,7 +18,7 @@ BASE = {
 LOCAL = {
     "trace": ["supported: 3 heads mediate", "layer 1, head 0", "layer 1, head 1"],
     "train": ["loss 0.6931", "failed     runout (preference) is not below zero"],
-    "loop": ["carried on: anchoring", "gate: not measured", "evidence.truing.zip: verified"],
+    "loop": ["carried on: anchoring", "failed: gate: undecided", "evidence.truing.zip: verified"],
 }
 
 
