@@ -24,12 +24,13 @@ STAGES = {
 def main() -> None:
     """Compare, and write the rows down."""
     from truing import open_store
+    from truing.cli.common import Progress
     from truing.studies.compare import compare
     from truing.targets import resolve
 
     base = resolve("local/smollm2-135m")
     with open_store(STORE) as store:
-        found = compare(base, store)
+        found = compare(base, store, watcher=Progress())
     rows = []
     for named in found.record.quantities:
         one = named.quantity.model_dump()

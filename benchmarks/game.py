@@ -74,6 +74,7 @@ def rows(boards: list[Any]) -> list[Row]:
 def main(*, full: bool) -> None:
     """Make or read organisms, seal, play, score."""
     from truing import open_store
+    from truing.cli.common import Progress
     from truing.studies.game import play, score
     from truing.studies.sealed import unseal
     from truing.targets import resolve
@@ -83,10 +84,11 @@ def main(*, full: bool) -> None:
     with open_store(STORE) as store:
         folder, key = (STORE / "out" / f"bench-{'full' if full else 'six'}{end}" for end in ("", "-key.json"))
         game = sealed(base, organisms(store, base, full=full), store, folder, key)
-        answers = play(game, folder, base, store)
+        answers = play(game, folder, base, store, watcher=Progress())
         if not full:
             numbers = [seat.number for seat in game.seats][:LOOPS]
-            whole = play(game, folder, base, store, players=("audit",), numbers=numbers, repeats=1, stages="all")
+            whole = play(game, folder, base, store, players=("audit",), numbers=numbers, repeats=1, stages="all",
+                         watcher=Progress())  # fmt: skip
             done = {(one.number, one.player, one.seed): one for one in [*answers, *whole]}
             answers = list(done.values())
         boards = score(answers, unseal(game, key))

@@ -68,7 +68,9 @@ def test_a_common_beginning_is_split_off_and_nothing_is_lost(begin: str, chosen:
 
 def test_what_a_file_held_keeps_its_row_and_doubles_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_text("\n".join(map(json.dumps, [TALK, {**TALK, "chosen": [says("Not now.")]}, WHOLE])) + "\n\n", encoding="utf-8")
+    file.write_text(
+        "\n".join(map(json.dumps, [TALK, {**TALK, "chosen": [says("Not now.")]}, WHOLE])) + "\n\n", encoding="utf-8"
+    )
     rows = read(file)
     assert [pair.surface for pair in rows.pairs] == ["pairs.jsonl:1", "pairs.jsonl:2"]
     assert rows.doubles == 1
