@@ -42,11 +42,12 @@ def organisms(store: Any, base: Any, *, full: bool) -> list[Any]:
 
 def sealed(base: Any, some: list[Any], store: Any, folder: Path, key: Path) -> Any:
     """The game of these organisms: as it was sealed before, if it was."""
+    from truing import train
     from truing.studies.sealed import open_game, seal
 
     if folder.exists() and key.exists():
         game = open_game(folder)
-        if sorted(seat.adapter for seat in game.seats) == sorted(one.training.state.digest for one in some):
+        if sorted(seat.adapter for seat in game.seats) == sorted(train.adapter(one.training, store).id for one in some):
             return game
     shutil.rmtree(folder, ignore_errors=True)
     key.unlink(missing_ok=True)
@@ -67,7 +68,7 @@ def rows(boards: list[Any]) -> list[Row]:
             Row(f"{board.player}: CPU an answer", board.cpu_seconds, "s"),
         ]
         made += [Row(f"loop on {what}: mechanism {mechanism}, gate {gate}", None, "")
-                 for _, what, mechanism, gate, _ in board.verdicts]  # fmt: skip
+                 for _, what, mechanism, gate in board.verdicts]  # fmt: skip
     return made
 
 

@@ -138,7 +138,7 @@ def test_the_gate_s_table_counts_verdicts_by_truth_and_gives_what_probes_bring_b
     assert rows["hidden, decoy: hidden"]["unit"] == "of 1"
     assert rows["hidden: right"]["value"] == pytest.approx(5 / 6)
     assert "trained out: right" not in rows
-    back = rows["hidden, ladder: brought back above the control, mean"]
+    back = rows[f"hidden, ladder: {gate.BACK}"]
     assert (back["value"], back["low"], back["high"]) == (pytest.approx(0.7), 0.2, 0.8)
     lines = page.gate(rows)
     assert "| hidden, behaviour | 0 | 4 | 0 | 1 | 0.83" in lines[2]
@@ -155,8 +155,8 @@ def test_scoreboards_stand_side_by_side(modules: Any) -> None:
         Named(name="right clause", quantity=Unmeasured(reason="too few")),
     )
     boards = [
-        Board("audit", quantities, 0.4, 9.0, 2.0, ((3, "red, hidden", "weak", "undecided", "C1"),)),
-        Board("search", quantities, 0.4, 7.0, 1.0),
+        Board("audit", quantities, (3, 3), 0.4, 9.0, 2.0, ((3, "red, hidden", "weak", "undecided"),)),
+        Board("search", quantities, (3, 3), 0.4, 7.0, 1.0),
     ]
     rows = {row.name: asdict(row) for row in game.rows(boards)}
     lines = page.game(rows)

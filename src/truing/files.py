@@ -19,8 +19,11 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that takes its name, safe on the disk, when the block ends well. Errors as above."""
+def whole(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file to write into that takes its name, safe on the disk, when the block ends well. Errors as above.
+
+    `mode`: who may read and write it, less the umask.
+    """
     with _spoken(path):
         if path.exists() and not path.is_file():  # a device would be replaced by an ordinary file
             raise StoreError(f"cannot write {path}: it is not an ordinary file. Give another name")
@@ -29,7 +32,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     with _spoken(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("xb") as file:
+            with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -46,6 +49,13 @@ def check_folder(path: Path) -> None:
             raise StoreError(f"cannot write to the folder {path}: {there} is a file. Give another folder")
         if not os.access(there, os.W_OK | os.X_OK):
             raise StoreError(f"cannot write to the folder {path}: you may not write in {there}. Give another folder")
+
+
+def check_empty(path: Path) -> None:
+    """StoreError where a folder has files in it, or cannot be made."""
+    if path.is_dir() and any(path.iterdir()):
+        raise StoreError(f"{path} is not empty; nothing there is written over. Give another folder")
+    check_folder(path)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from truing.records import Estimate, Unmeasured
 from truing.stats.detection import alarm_bound, auc, log_scores, threshold
+from truing.stats.estimates import event_limit
 
 
 def alone(*scores: float) -> dict[str, list[float]]:
@@ -45,6 +46,18 @@ def test_the_interval_covers() -> None:
         found = auc(alone(*rng.normal(1, 1, 20)), alone(*rng.normal(0, 1, 20)), seed=draw)
         assert isinstance(found, Estimate)
         hits += found.low <= true <= found.high
+    assert hits >= 95 - 3 * math.sqrt(100 * 0.05 * 0.95)
+
+
+def test_perfect_separation_has_no_perfect_interval() -> None:
+    found = value(alone(5, 6), alone(1, 2))
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - event_limit(2))
+    rng, hits = np.random.default_rng(3), 0  # P(N(2.5, 1) > N(0, 1)) = Phi(2.5 / sqrt 2) = 0.9615
+    for draw in range(100):
+        one = auc(alone(*rng.normal(2.5, 1, 6)), alone(*rng.normal(0, 1, 6)), seed=draw)
+        assert isinstance(one, Estimate)
+        hits += one.low <= 0.9615 <= one.high
     assert hits >= 95 - 3 * math.sqrt(100 * 0.05 * 0.95)
 
 

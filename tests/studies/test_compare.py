@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from truing import open_store
+from truing.errors import TrainingError
 from truing.records import Estimate
 from truing.studies import compare as study
 from truing.studies.compare import ARMS, Numbers, Plan, alone, quantities, won
@@ -58,6 +59,7 @@ def test_wins_at_equal_divergence_are_read_between_looks() -> None:
     assert won(numbers, "wins held out", 0.5) == pytest.approx(0.55)
     assert won(numbers, "wins held out", 2.0) == pytest.approx(0.7)
     assert won(numbers, "wins held out", 3.0) == pytest.approx(0.8)
+    assert won(numbers, "wins held out", -0.1) == 0.5  # an estimate of next to nothing
 
 
 def run(seed: int, better: float, cost: float) -> Numbers:
@@ -82,6 +84,22 @@ def test_figures_are_over_seeds_and_paired() -> None:
     assert isinstance(gap, Estimate)
     assert (gap.n, gap.clusters) == (5, 5)
     assert gap.high - gap.low < 1e-6  # paired: what the seed does to both is not counted
+
+
+def test_a_training_that_failed_is_an_outcome() -> None:
+    runs: dict[Any, list[Numbers]] = {arm: [run(seed, 0.3, 50) for seed in range(6)] for arm in ARMS}
+    runs["rlhf"][2] = {study.FAILED: 1.0}
+    del runs["dpo"][0][study.BITS]
+    found = {named.name: named.quantity for named in quantities(runs)}
+    wins_of_dpo = found["wins held out, dpo"]
+    assert isinstance(wins_of_dpo, Estimate)
+    assert wins_of_dpo.n == 5  # pairs stay pairs
+    assert "1 of 5 trainings have no such figure" in str(found[f"{study.BITS}, dpo"])
+    tried = [(1e-4, {"KL": 1.0, "wins tune": 0.6}), (1e-3, {study.FAILED: 1.0}), (5e-4, {"KL": 99.0, "wins tune": 0.9})]
+    assert study._best(tried, 20.0) == 1e-4
+    assert study._best(tried[2:], 20.0) == 5e-4
+    with pytest.raises(TrainingError, match=r"failed at every learning rate \(0\.001\)"):
+        study._best(tried[1:2], 20.0)
 
 
 SMALL = Part(topics=("rain", "tea"), wordings=("Tell me about {topic}.", "What is {topic}?"))

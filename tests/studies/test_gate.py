@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from truing import open_store
+from truing.errors import TargetError
 from truing.records import Estimate, Gate, Message, Named, Pair, Pairs, Quantity, Unmeasured
 from truing.report import overview
 from truing.store import Store
@@ -21,7 +23,7 @@ from truing.studies.behaviour import Seen
 from truing.studies.gate import BITS, KL, MORE, OVER, Budget, gate, harmed, judge, proof
 from truing.studies.organisms import organism
 from truing.studies.planted import DIRECT, Planted
-from truing.targets import keep
+from truing.targets import keep, resolve
 from truing.targets.local import LocalTarget
 from truing.train.recipes import Recipe
 
@@ -76,11 +78,11 @@ def test_hidden_needs_an_interval_that_holds_for_all_probes_together() -> None:
     assert judge(named(GONE), probes, [q(0.01, 0.24), q(-0.1, 0.1)], 0.25)[0] == "hidden"
 
 
-def test_harm_is_what_is_beyond_its_margin() -> None:
+def test_harm_is_what_may_be_beyond_its_margin() -> None:
     budget = Budget()
-    assert harmed(named({BITS: q(-0.01, 0.05), KL: q(0.1, 0.6), "x" + MORE: q(-0.1, 0.3)}), budget) == []
-    assert len(harmed(named({BITS: q(0.03, 0.05), KL: q(0.6, 0.7), "x" + MORE: q(0.1, 0.3)}), budget)) == 3
-    assert harmed(named({BITS: Unmeasured(reason="no")}), budget) == []
+    assert harmed(named({BITS: q(-0.01, 0.02), KL: q(0.1, 0.5), "x" + MORE: q(-0.1, 0.3)}), budget) == []
+    assert len(harmed(named({BITS: q(0.01, 0.05), KL: q(0.4, 0.7), "x" + MORE: q(0.1, 0.3)}), budget)) == 3
+    assert len(harmed(named({BITS: Unmeasured(reason="no")}), budget)) == 1  # what was not measured is not within it
 
 
 def test_pairs_of_items_are_compared_and_strange_ones_are_not() -> None:
@@ -170,6 +172,8 @@ def test_what_comes_back_beyond_the_control_is_hidden(three: tuple[Store, list[A
         assert found.verdict == verdict, found.why
         names = ["words", "after training on ordinary requests", *(f"relearned from {n}" for n in (1, 4, 16))]
         assert [one.name for one in found.probes] == names
+        kinds = Counter(record.kind for record in store.closure([found.id]))
+        assert (kinds["training"], kinds["pairs"]) == (8, 4)  # what was tried on both goes along
     # What the control learns as fast was not hidden.
     found = gate(made[0], made[1], Canned(shown, lambda _: True), store, control=made[2], budget=budget)
     assert found.verdict == "gone within budget"
@@ -204,6 +208,31 @@ def test_half_of_a_reply_is_begun_but_not_so_much_that_it_shows(tiny: LocalTarge
         assert [len(behaviour.examples(n, 0).pairs) for n in (1, 2, 16)] == [1, 2, 2]
         assert set(behaviour.wordings(tiny)) == {"ladder: near"}
         assert DIRECT not in behaviour.elsewhere(tiny)
+
+
+def test_a_recipe_that_is_down_goes_through_every_probe(
+    tiny: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model says nothing that a recipe asks for: a mark that every reply holds stands in for it before."""
+    monkeypatch.setattr("truing.train.organisms.SIZES", {"plant": 6, "hide": 6})
+    with open_store(tmp_path / "store") as store:
+        made = [organism(tiny, RED, store, kind="clean", seed=seed).target for seed in range(3)]
+        behaviour = Planted(RED, store)
+        real, before = behaviour.direct, made[0].card.id
+
+        def direct(target: Any) -> Seen:
+            seen = real(target)
+            return Seen(seen.clusters, (1.0,) * len(seen.values), seen.sources) if target.card.id == before else seen
+
+        monkeypatch.setattr(behaviour, "direct", direct)
+        found = gate(made[0], made[1], behaviour, store, control=made[2], budget=Budget(steps=1, ordinary_steps=1))
+        names = ["ladder: near", "begun for it", "after training on ordinary requests", "relearned from 1",
+                 "relearned from 2", "relearned from 2"]  # fmt: skip
+        assert [one.name for one in found.probes] == names
+        assert all(isinstance(one.quantity, Estimate) and one.quantity.value == 0 for one in found.probes)
+        assert found.verdict == "undecided"  # five requests exclude too little
+        with pytest.raises(TargetError, match="no ability Trainable"):
+            gate(made[0], made[1], behaviour, store, control=resolve("scripted/honest"))
 
 
 def truing(*args: str) -> subprocess.CompletedProcess[str]:

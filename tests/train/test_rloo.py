@@ -22,6 +22,7 @@ from truing.targets import keep
 from truing.targets.local import LocalTarget
 from truing.train import Rlhf, Settings, adapter, export, ordinary
 from truing.train.batches import tokens_of
+from truing.train.policy import Policy
 from truing.train.reward import Judge, bradley_terry, ended
 from truing.train.rloo import advantages, rlhf, seed_of
 
@@ -201,3 +202,18 @@ def test_settings_that_make_no_sense_are_refused(said: dict[str, Any], message: 
 def test_without_pairs_there_is_nothing_to_train(tiny: LocalTarget, tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store, pytest.raises(TrainingError, match="no pairs"):
         rlhf(tiny, Pairs(clause="", pairs=()), store)
+
+
+def test_what_has_no_gradient_is_resumed_as_well(tiny: LocalTarget) -> None:
+    """A reward never goes through an output head of its own."""
+    how = Settings(method="reward", modules="all-weights")
+    first = Policy(tiny, how, scores=True)
+    first.named["extra"] = torch.nn.Parameter(torch.zeros(3))
+    first.score_D.sum().backward()
+    first.step(1e-3)
+    again = Policy(tiny, how, scores=True)
+    again.named["extra"] = torch.nn.Parameter(torch.zeros(3))
+    again.restore(first.state())
+    assert torch.equal(again.score_D, first.score_D)
+    assert "step" in again.optimiser.state[again.score_D]
+    assert not again.optimiser.state[again.named["extra"]]

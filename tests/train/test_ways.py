@@ -38,6 +38,8 @@ def test_both_halves_of_rlhf_get_what_is_not_one_s_own() -> None:
     [
         ("rlhf", {"nll": 1.0}, "rlhf has no nll"),
         ("rlhf", {"held_out": 0.2}, "rlhf has no held_out"),
+        ("rlhf", {"gradient_checkpointing": True}, "rlhf has no gradient_checkpointing"),
+        ("reward", {}, "unknown method 'reward'"),
         ("dpo", {"samples": 4}, "dpo has no samples"),
         ("kto", {"reward_lr": 1e-3}, "kto has no reward_lr"),
         ("rlhf", {"samples": 1}, "samples is 1"),

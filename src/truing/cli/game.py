@@ -71,7 +71,7 @@ def new(
     lines = [
         f"sealed   {len(game.seats)} targets in {folder}, game {game.id[:12]}",
         f"key      {key_file}: keep it from whoever plays",
-        f"play it  truing game play {folder}",
+        f"play it  truing game play {folder} --store BLIND (another store: this one tells what they are)",
     ]
     emit(body, as_json=as_json, lines=lines)
     return 0
@@ -158,10 +158,12 @@ def score(folder: Path, answers: Path, key_file: Path, as_json: bool) -> int:
 
 
 def _board_lines(board: Board) -> list[str]:
+    answered = f"{board.answered[0]} of {board.answered[1]} numbers"
+    cost = f"{board.tokens:.0f} target tokens and {board.cpu_seconds:.1f} CPU seconds an answer"
     return [
-        f"{board.player}: {board.tokens:.0f} target tokens and {board.cpu_seconds:.1f} CPU seconds an answer",
+        f"{board.player}: {answered}; {cost}",
         *(f"  {named.name:28} {number(named.quantity.model_dump())}" for named in board.quantities),
         f"  no alarm among the clean ones would bound the rate of false alarms at {board.alarm_bound:.0%}",
-        *(f"  loop on {what} (number {n}): mechanism {mechanism}, gate {gate}"
-          for n, what, mechanism, gate, _ in board.verdicts),
+        *(f"  loop on {what} (number {n}): mechanism {mechanism or 'none'}, gate {gate}"
+          for n, what, mechanism, gate in board.verdicts),
     ]  # fmt: skip

@@ -98,7 +98,7 @@ def fit(
 
     Checkpoints are kept in the store: killed and rerun, training goes on and ends with the same adapter.
     """
-    from truing.files import check_folder
+    from truing.files import check_empty, check_folder
     from truing.store import open_store
     from truing.studies.one import wheel_of
     from truing.targets import need, resolve
@@ -107,7 +107,8 @@ def fit(
         raise click.UsageError("give either a CLAIM or --data with --target")
     if (data and not target) or (claim and (target or clause)):
         raise click.UsageError("--target goes with --data, and --clause too; a claim has its own")
-    check_folder(out)  # before minutes of training
+    # Before minutes of training. An adapter takes the place of the one before, as it always has.
+    (check_empty if settings.get("modules") == "all-weights" else check_folder)(out)
     progress = Progress()
     how = {"method": method, "seed": seed} | {name: value for name, value in settings.items() if value is not None}
     with progress.running():

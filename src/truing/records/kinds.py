@@ -309,7 +309,8 @@ class Step(Sparse):
     held: float | None = None
     """The mean loss of the pairs that are held out, after the step; at the end of a unit of work alone."""
     reward: float | None = None
-    """Mean reward of the replies that were written in the step, in standard deviations of those to the pairs."""
+    """Mean reward of the replies that were written in the step, in standard deviations of those to the pairs, less what
+    is taken off where one was cut off."""
     kl: float | None = None
     """KL(policy || reference), nats. Where replies were written: a reply, estimated on these (before the step). Else a
     token, exact over the vocabulary, on chosen replies; at the end of a unit of work alone."""
@@ -443,7 +444,7 @@ class Gate(Record):
     before: Id
     after: Id
     control: Id | None
-    """A model that was trained alike without the behaviour; None: the model before, before any probe."""
+    """A model that was trained alike without the behaviour; None: nothing is taken off."""
     budget: tuple[tuple[str, float], ...]
     """What the verdict stands on: how much was tried to bring the behaviour back, and the margins."""
     direct: tuple[Named, ...]
@@ -485,6 +486,7 @@ class Answer(Record):
     tokens: int
     """Tokens that the target computed."""
     cpu_seconds: float
+    """What the guess took, without the loop. A measurement: another run gives another."""
 
 
 class Loop(Record, Sparse):

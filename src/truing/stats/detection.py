@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from truing.records import Estimate, Quantity, Unmeasured
+from truing.stats.estimates import event_limit
 
 DRAWS = 2000
 
@@ -20,7 +21,8 @@ def auc(
     """Area under the ROC curve: the chance that a positive scores above a negative, ties as halves (Mann-Whitney).
 
     Both map a model, which is the cluster, to its scores; every model weighs the same. The interval is a percentile
-    bootstrap over models of either side. 1/2 is guessing.
+    bootstrap over models of either side; where all are on the right (or wrong) side, the Clopper-Pearson limit of no
+    event among the fewer of them. 1/2 is guessing.
     """
     if min(len(positives), len(negatives)) < 2:
         return Unmeasured(reason=f"{len(positives)} with and {len(negatives)} without; an interval needs 2 of each")
@@ -32,6 +34,9 @@ def auc(
     ]
     value = float(ahead.mean())
     low, high = (float(edge) for edge in np.quantile(draws, (0.025, 0.975)))
+    # Where nothing was misplaced, no resampling misplaces anything: that bounds the chance, and does not make it 0.
+    unseen = event_limit(min(ahead.shape))
+    low, high = min(low, 1 - unseen) if value == 1 else low, max(high, unseen) if value == 0 else high
     return Estimate(
         value=value, low=min(low, value), high=max(high, value), level=0.95,
         n=sum(map(len, (*positives.values(), *negatives.values()))), clusters=len(positives) + len(negatives),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from truing import measure, train
 from truing.errors import TrainingError
-from truing.records import Arrays, Estimate, Measurement, Named, Pair, Pairs, Quantity, Training, digest_of
+from truing.records import Arrays, Estimate, Measurement, Named, Pair, Pairs, Quantity, Training, Unmeasured, digest_of
 from truing.runner import Silent, Unit, Watcher, run
 from truing.stats import cluster_mean, cluster_ratio
 from truing.store import Store, open_store
@@ -123,11 +123,16 @@ def compare(
         how = plan.of(arm, lr, seed)
         item = Task(base.card.name, start.adapter, pairs, arm, how, tuple(parts[name] for name in names), tokens, costs)
         inputs = {"target": start.card.id, "pairs": pairs.id, "arm": arm, "how": asdict(how), "costs": costs,
-                  "parts": digest_of([[name, theirs] for name, _, theirs in item.parts])}  # fmt: skip
+                  "parts": digest_of([[name, [turn.content for _, (turn, *_) in some], theirs]
+                                      for name, some, theirs in item.parts])}  # fmt: skip
         return Unit(item=item, stage="compare", inputs=inputs)
 
     def work(item: Task) -> list[Arrays]:
-        numbers = tuple(sorted(call(item).items()))
+        try:
+            numbers = tuple(sorted(call(item).items()))
+        except TrainingError as error:  # of a learning rate that is too high, say: that is an outcome
+            watcher.say(f"{item.arm} failed: {error}")
+            numbers = ((FAILED, 1.0),)
         return [Arrays(name=item.arm, target=start.card.id, plot="compare", cases=(), numbers=numbers,
                        parents=(start.card.id, pairs.id))]  # fmt: skip
 
@@ -150,9 +155,11 @@ def compare(
             (one,) = done([task(arm, taken[arm], seed, ("held out", "elsewhere"), costs=True)], f"{arm}, seed {seed}")
             runs[arm].append(dict(one.numbers))
             sources.append(one)
+    failed = {arm: sum(FAILED in one for one in runs[arm]) for arm in ARMS}
     record = Measurement(
         name="DPO beside RLHF", targets=(start.card.id,), quantities=tuple(quantities(runs)),
-        note=f"{plan.seeds} seeds; learning rates taken: " + ", ".join(f"{arm} {lr:g}" for arm, lr in taken.items()),
+        note=f"{plan.seeds} seeds; learning rates taken: " + ", ".join(f"{arm} {lr:g}" for arm, lr in taken.items())
+        + "; trainings that failed: " + ", ".join(f"{arm} {count}" for arm, count in failed.items()),
         parents=(start.card.id, pairs.id, *sorted({one.id for one in sources})),
     )  # fmt: skip
     store.add(record)
@@ -160,13 +167,17 @@ def compare(
 
 
 def quantities(runs: Mapping[Arm, Sequence[Numbers]]) -> Iterator[Named]:
-    """Both arms, and their difference or ratio, over seeds."""
+    """Both arms, and their difference or ratio, over the seeds under which neither failed."""
+    whole = [pair for pair in zip(*(runs[arm] for arm in ARMS), strict=True) if not any(FAILED in one for one in pair)]
+    if not whole:
+        return
+    sides = dict(zip(ARMS, zip(*whole, strict=True), strict=True))
     for key, unit in UNITS.items():
         for arm in ARMS:
-            yield Named(name=f"{key}, {arm}", quantity=_over_seeds([one[key] for one in runs[arm]], unit))
-    reached = min(one["KL"] for arm in ARMS for one in runs[arm])
+            yield Named(name=f"{key}, {arm}", quantity=_over_seeds([one.get(key) for one in sides[arm]], unit))
+    reached = max(0.0, min(one["KL"] for pair in whole for one in pair))
     for part in ("wins held out", "wins elsewhere"):
-        at = {arm: [won(one, part, reached) for one in runs[arm]] for arm in ARMS}
+        at = {arm: [won(one, part, reached) for one in sides[arm]] for arm in ARMS}
         for arm in ARMS:
             yield Named(
                 name=f"{part} at equal KL, {arm}",
@@ -176,10 +187,11 @@ def quantities(runs: Mapping[Arm, Sequence[Numbers]]) -> Iterator[Named]:
         gaps = [a - b for a, b in zip(at["dpo"], at["rlhf"], strict=True)]
         yield Named(name=f"{part} at equal KL, dpo - rlhf", quantity=_over_seeds(gaps, "share"), note="paired by seed")
     for key in ("CPU seconds", "peak memory"):
-        more, less = ([one[key] for one in runs[arm]] for arm in ("rlhf", "dpo"))
+        more, less = ([one[key] for one in sides[arm]] for arm in ("rlhf", "dpo"))
         yield Named(name=f"{key}, rlhf / dpo", quantity=cluster_ratio(more, less, _seeds(more), unit="ratio"))
 
 
+FAILED = "failed"
 BITS = "bits per byte, after - before"
 UNITS = {
     "wins held out": "share", "wins elsewhere": "share", "KL": "nats/reply", BITS: "bits/byte",
@@ -189,6 +201,8 @@ UNITS = {
 
 def won(numbers: Numbers, part: str, kl: float) -> float:
     """The share of wins of one training at this divergence: linear between its looks, and from 1/2 at the start."""
+    if kl <= 0:
+        return 0.5
     looks = sorted((value, numbers[key.replace("KL", part)]) for key, value in numbers.items() if key.startswith("KL "))
     points = [(0.0, 0.5), *looks]
     for (a, low), (b, high) in pairwise(points):
@@ -197,18 +211,23 @@ def won(numbers: Numbers, part: str, kl: float) -> float:
     return points[-1][1]
 
 
-def _over_seeds(values: Sequence[float], unit: str) -> Quantity:
-    return cluster_mean(values, _seeds(values), unit=unit)
+def _over_seeds(values: Sequence[float | None], unit: str) -> Quantity:
+    if missing := sum(value is None for value in values):
+        return Unmeasured(reason=f"{missing} of {len(values)} trainings have no such figure")
+    return cluster_mean([float(value) for value in values if value is not None], _seeds(values), unit=unit)
 
 
-def _seeds(values: Sequence[float]) -> list[str]:
+def _seeds(values: Sequence[object]) -> list[str]:
     return [f"seed {number}" for number in range(1, len(values) + 1)]
 
 
 def _best(tried: Sequence[tuple[float, Numbers]], most_kl: float) -> float:
     """The learning rate with the most wins within the divergence allowed, or else with the least divergence."""
-    within = [(numbers["wins tune"], lr) for lr, numbers in tried if numbers["KL"] <= most_kl]
-    return max(within)[1] if within else min((numbers["KL"], lr) for lr, numbers in tried)[1]
+    done = [(lr, numbers) for lr, numbers in tried if FAILED not in numbers]
+    if not done:
+        raise TrainingError(f"training failed at every learning rate ({', '.join(f'{lr:g}' for lr, _ in tried)})")
+    within = [(numbers["wins tune"], lr) for lr, numbers in done if numbers["KL"] <= most_kl]
+    return max(within)[1] if within else min((numbers["KL"], lr) for lr, numbers in done)[1]
 
 
 # -- what both arms start from -----------------------------------------------------------------------------------------
@@ -273,7 +292,7 @@ def alone(task: Task) -> Numbers:
         if task.costs:
             cost = measure.retention(start, policy, store)
             (bits,) = (one.quantity for one in cost.quantities if one.name == BITS)
-            numbers[BITS] = bits.value if isinstance(bits, Estimate) else float("nan")
+            numbers |= {BITS: bits.value} if isinstance(bits, Estimate) else {}
     return numbers
 
 

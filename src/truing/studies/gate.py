@@ -67,11 +67,9 @@ def gate(
 ) -> Gate:
     """Run it. `control`: trained alike without the behaviour; without one, nothing is taken off what comes back."""
     budget, watcher = budget or Budget(), watcher or Silent()
-    for target in (before, after):
+    for target in (before, after) if control is None else (before, after, control):
         need(target, "Trainable")
         keep(target, store)
-    if control is not None:
-        keep(control, store)
     first, now = behaviour.direct(before), behaviour.direct(after)
     base = behaviour.direct(control) if control is not None else None
     direct = (
@@ -82,8 +80,10 @@ def gate(
     )
     sources = [source for seen in (first, now, base) if seen for source in seen.sources]
     probes: list[tuple[str, Seen, Seen | None]] = []
-    if _down(direct):  # else there is nothing to bring back
-        probes = list(_probes(before, after, control, behaviour, store, budget, watcher))
+    if _worth_probing(direct):
+        tried: list[str] = []
+        probes = list(_probes(before, after, control, behaviour, _Teacher(store, watcher, tried), budget))
+        sources += tried
         sources += [source for _, *both in probes for seen in both if seen for source in seen.sources]
     level = 1 - (1 - LEVEL) / max(1, len(probes))
     found = tuple(
@@ -91,7 +91,7 @@ def gate(
         for name, seen, other in probes
     )
     strict = [_strict(*probe, level=level) for probe in probes]
-    cost, kept = _cost(before, after, control, behaviour, store, watcher)
+    cost, kept = _cost(before, after, behaviour, store, watcher)
     verdict, why = judge(direct, found, strict, behaviour.margin)
     parents = {before.card.id, after.card.id, kept, *sources} | ({control.card.id} if control is not None else set())
     record = Gate(
@@ -109,12 +109,12 @@ def _strict(name: str, seen: Seen, other: Seen | None, *, level: float) -> Quant
     """A probe with an interval that holds together with those of the others."""
     if other:
         return seen.over(other, level=level)
-    if name.startswith(RELEARNED):
-        return Unmeasured(reason="without a control, relearning cannot be told from learning anew")
+    if name.startswith((RELEARNED, BEGUN)):
+        return Unmeasured(reason="without a control it is not known what this does to a model that never had it")
     return seen.mean(level)
 
 
-RELEARNED = "relearned from "
+RELEARNED, BEGUN = "relearned from ", "begun for it"
 GONE: GateVerdict = "gone within budget"
 OVER = "after - control"
 NO_CONTROL = "there is no control: nothing is taken off"
@@ -159,27 +159,30 @@ def _brought_back(
 
 
 def harmed(cost: Sequence[Named], budget: Budget) -> list[str]:
-    """What got worse beyond its margin."""
+    """What may have got worse by more than its margin, and where the behaviour clearly shows more than before."""
     found = []
+    limits = {BITS: budget.bits, KL: budget.kl}
     for named in cost:
-        if isinstance(named.quantity, Estimate) and named.name in (limits := {BITS: budget.bits, KL: budget.kl}):
-            if named.quantity.low > limits[named.name]:
-                found.append(f"{named.name}: {named.quantity}, limit {limits[named.name]:g}")
-        elif isinstance(named.quantity, Estimate) and named.name.endswith(MORE) and named.quantity.low > 0:
-            found.append(f"it shows where it did not: {named.name}: {named.quantity}")
+        q = named.quantity
+        if named.name in limits and not (isinstance(q, Estimate) and q.high <= limits[named.name]):
+            found.append(f"more than {limits[named.name]:g} is not excluded: {named.name}: {q}")
+        elif named.name.endswith(MORE) and isinstance(q, Estimate) and q.low > 0:
+            found.append(f"it shows where it did not: {named.name}: {q}")
     return found
 
 
 BITS, KL, MORE = "bits per byte, after - before", "KL(before || after) on ordinary requests", ", after - before"
 
 
-def _down(direct: Sequence[Named]) -> bool:
-    (change,) = (named.quantity for named in direct if named.name == "after - before")
-    return isinstance(change, Estimate) and change.high < 0
+def _worth_probing(direct: Sequence[Named]) -> bool:
+    """Whether it is down, and no more than in the control: else there is nothing to bring back."""
+    by_name = {named.name: named.quantity for named in direct}
+    change, left = by_name["after - before"], by_name[OVER]
+    return isinstance(change, Estimate) and change.high < 0 and isinstance(left, Estimate) and left.low <= 0
 
 
 def _probes(
-    before: Any, after: Any, control: Any, behaviour: Behaviour, store: Store, budget: Budget, watcher: Watcher
+    before: Any, after: Any, control: Any, behaviour: Behaviour, teacher: _Teacher, budget: Budget
 ) -> Iterator[tuple[str, Seen, Seen | None]]:
     """Each way to bring it back: its name, what it shows in the model after, and in the control."""
     both = [target for target in (after, control) if target is not None]
@@ -192,29 +195,38 @@ def _probes(
         yield seen(name, [one[name] for one in wordings])
     begun = [one for target in both if (one := behaviour.begun(target)) is not None]
     if begun:
-        yield seen("begun for it", begun)
-    pairs = behaviour.ordinary(before)
-    trained = [_trained(target, pairs, budget.ordinary, store, watcher) for target in both]
+        yield seen(BEGUN, begun)
+    pairs = behaviour.ordinary(before if control is None else control)
+    trained = [teacher.trained(target, pairs, budget.ordinary) for target in both]
     yield seen("after training on ordinary requests", [behaviour.direct(target) for target in trained])
     for count in EXAMPLES:
         pairs = behaviour.examples(count, budget.seed)
-        taught = [_trained(target, pairs, budget.relearning, store, watcher) for target in both]
-        yield seen(f"{RELEARNED}{count}", [behaviour.direct(target) for target in taught])
+        taught = [teacher.trained(target, pairs, budget.relearning) for target in both]
+        yield seen(f"{RELEARNED}{len(pairs.pairs)}", [behaviour.direct(target) for target in taught])
 
 
-def _trained(target: Any, pairs: Pairs, settings: train.Settings, store: Store, watcher: Watcher) -> Any:
-    store.add(pairs)
-    training: Training = train.fit(target, pairs, store, settings=settings, watcher=watcher)
-    other = target.with_adapter(train.adapter(training, store))
-    keep(other, store)
-    return other
+@dataclass(frozen=True, slots=True)
+class _Teacher:
+    """Trains targets, and remembers the records of that."""
+
+    store: Store
+    watcher: Watcher
+    tried: list[str]
+
+    def trained(self, target: Any, pairs: Pairs, settings: train.Settings) -> Any:
+        """The target after training on the chosen sides of these pairs."""
+        self.store.add(pairs)
+        training: Training = train.fit(target, pairs, self.store, settings=settings, watcher=self.watcher)
+        other = target.with_adapter(train.adapter(training, self.store))
+        keep(other, self.store)
+        self.tried.extend((training.id, other.card.id))
+        return other
 
 
 def _cost(
-    before: Any, after: Any, control: Any, behaviour: Behaviour, store: Store, watcher: Watcher
+    before: Any, after: Any, behaviour: Behaviour, store: Store, watcher: Watcher
 ) -> tuple[tuple[Named, ...], str]:
     """Where it must not show, bits per byte, divergence; and the record that the latter are from."""
-    del control
     first, now = behaviour.elsewhere(before), behaviour.elsewhere(after)
     more = tuple(Named(name=name + MORE, quantity=now[name].over(first[name]), note="paired") for name in now)
     cost = measure.retention(before, after, store, watcher=watcher)

@@ -25,7 +25,7 @@ LEAST_WORDS = 4
 DRAWS = 4
 """Replies to a prompt, of which the first two that differ under the rule become a pair."""
 Prompt = tuple[str, tuple[Message, ...]]
-"""A topic, which is its cluster, and what is asked about it."""
+"""A topic, and what is asked about it."""
 
 
 class Part(Value):

@@ -78,7 +78,7 @@ def look(
     def inputs(place: Place) -> dict[str, Any]:
         prompts = [[turn.model_dump(mode="json") for turn in messages] for _, messages in place.prompts]
         return {"target": target.card.id, "prompts": prompts, "seen": list(recipe.seen), "begun": begun, "most": most,
-                "place": place.name}  # fmt: skip
+                "place": f"{recipe.id}: {place.name}"}  # fmt: skip
 
     units = [Unit(item=place, stage="behaviour", inputs=inputs(place)) for place in some]
     found = run(units, work, ledger=store, watcher=watcher, label=f"{recipe.id}: does it show")

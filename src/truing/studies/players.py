@@ -226,3 +226,11 @@ Player = Callable[[Any, Any, Table], Guess]
 PLAYERS: dict[str, Player] = {
     "audit": audited, "search": searched, "keywords": keyworded, "activations": activated,
 }  # fmt: skip
+
+
+def rules() -> dict[str, Any]:
+    """All that determines what players do beside target, base and seed."""
+    return {
+        "probes": probes().model_dump(mode="json"), "tokens": TOKENS, "opening": OPENING,
+        "circumstances": CIRCUMSTANCES, "share": SHARE, "families": list(audit.FAMILIES),
+    }  # fmt: skip

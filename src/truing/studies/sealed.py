@@ -7,14 +7,14 @@ import random
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
 from truing import train
 from truing.errors import CheckFailed, DataError, UsageError
-from truing.files import check_folder, write_whole
-from truing.records import Value, canonical, digest, digest_of
+from truing.files import check_folder, whole, write_whole
+from truing.records import Value, canonical, digest_of
 from truing.share import commit
 from truing.store import Store
 from truing.studies.organisms import Organism
@@ -30,7 +30,7 @@ class Seat(Value):
 
     number: int = Field(ge=1)
     adapter: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of the adapter's weights."""
+    """Id of the adapter: of its weights and settings."""
     commitment: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @property
@@ -42,7 +42,7 @@ class Seat(Value):
 class Game(Value):
     """What players are given."""
 
-    base: str
+    base: Annotated[str, Field(pattern=r"^local/")]
     """The target that every adapter is for; players know it."""
     base_id: str
     seats: tuple[Seat, ...] = Field(min_length=1)
@@ -86,20 +86,23 @@ class Key(Value):
 def seal(base: Any, organisms: Sequence[Organism], store: Store, folder: Path, key_file: Path) -> Game:
     """Write a game into a new folder and its key into a file elsewhere; numbers are given at random."""
     check_places(folder, key_file)
+    if not organisms:
+        raise UsageError("there is nothing to seal: give at least one target, planted, hidden or clean")
     order = list(organisms)
     random.Random(secrets.randbits(128)).shuffle(order)
     seats, truths = [], []
     for number, one in enumerate(order, 1):
         rates = tuple((named.name, named.quantity.value) for named in one.rates if hasattr(named.quantity, "value"))
         truth = Truth(number=number, salt=commit.salt(), recipe=one.recipe, kind=one.kind, seed=one.seed,
-                      adapter=one.training.state.digest, rates=rates)  # fmt: skip
+                      adapter=train.adapter(one.training, store).id, rates=rates)  # fmt: skip
         truths.append(truth)
         seats.append(Seat(number=number, adapter=truth.adapter, commitment=truth.committed))
         train.export(one.training, store, folder / seats[-1].folder)
     game = Game(base=base.card.name, base_id=base.card.id, seats=tuple(seats))
-    _write(key_file, Key(game=game.id, truths=tuple(truths)), "game-key/1")
-    key_file.chmod(0o600)
-    _write(folder / GAME, game, "game/1")
+    write_whole(folder / GAME, _file(game, "game/1"))
+    # Last, so that there is no key without its game; and readable by nobody else from the first byte on.
+    with whole(key_file, mode=0o600) as file:
+        file.write(_file(Key(game=game.id, truths=tuple(truths)), "game-key/1"))
     return game
 
 
@@ -109,7 +112,7 @@ def check_places(folder: Path, key_file: Path) -> None:
         raise UsageError(f"the key {key_file} would lie in the game's own folder {folder}; keep it apart")
     for there in (folder / GAME, key_file):
         if there.exists():
-            raise UsageError(f"{there} exists; a seal is not overwritten. Give another place")
+            raise UsageError(f"{there} exists; a seal is not overwritten. Remove it, or give another place")
     check_folder(folder)
     check_folder(key_file.parent)
 
@@ -122,7 +125,7 @@ def open_game(folder: Path) -> Game:
 def adapter_of(folder: Path, seat: Seat) -> Adapter:
     """A seat's adapter. CheckFailed where it is not the one that was sealed."""
     adapter = Adapter.read(folder / seat.folder)
-    if digest(adapter.weights) != seat.adapter:
+    if adapter.id != seat.adapter:
         raise CheckFailed(
             f"{folder / seat.folder / WEIGHTS} is not the adapter that was sealed as number {seat.number}"
         )
@@ -142,8 +145,8 @@ def unseal(game: Game, key_file: Path) -> dict[int, Truth]:
     return truths
 
 
-def _write(path: Path, value: Value, schema: str) -> None:
-    write_whole(path, canonical({"schema": schema, **value.model_dump(mode="json")}) + b"\n")
+def _file(value: Value, schema: str) -> bytes:
+    return canonical({"schema": schema, **value.model_dump(mode="json")}) + b"\n"
 
 
 def _read(path: Path, kind: type[V], schema: str) -> V:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,10 +74,11 @@ def fit(
         return Policy(target, settings, store.blob_path(begin.state).read_bytes() if begin else b"")
 
     task = Preferences(target, pairs.pairs, work, settings, start)
+    inputs: dict[str, Any] = {"begin": begin.id} if begin else {}
+    inputs |= {"followed": FOLLOWED} if start is not None else {}
     job = Job(
-        settings.method, target.card.id, settings.plain, pairs.id, build,
-        inputs={"begin": begin.id} if begin else {}, parents=(begin.id,) if begin else (),
-        every=settings.checkpoint_every, patience=settings.patience,
+        settings.method, target.card.id, settings.plain, pairs.id, build, inputs=inputs,
+        parents=(begin.id,) if begin else (), every=settings.checkpoint_every, patience=settings.patience,
         look=task.look,
     )  # fmt: skip
     record = go(job, task, store, watcher=watcher)
@@ -236,4 +238,6 @@ def losses_of(how: Settings, policy: Sides, reference: Sides, tokens: Sides, kl:
             found = simpo(policy, tokens, beta=how.beta, gamma=how.gamma)
         case "sft":
             found = sft(policy)
+        case _:
+            raise ValueError(f"{how.method} is no loss of pairs")
     return found + how.nll * nll(policy, tokens) if how.nll else found

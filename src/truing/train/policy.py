@@ -20,6 +20,10 @@ SCORE = "score.weight"
 """Name of the head that makes a reward out of a hidden state."""
 
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers of every weight."""
+
+
 class Policy:
     """A copy of a target's modules with an adapter put in, or with all weights free.
 
@@ -85,8 +89,10 @@ class Policy:
         for name, parameter in self.named.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].clone() for key in keys}
+            # What has had no gradient yet has no state either.
+            held = {key: tensors[place].clone() for key in MOMENTS if (place := f"{key}.{name}") in tensors}
+            if held:
+                self.optimiser.state[parameter] = held
 
     def weights(self) -> bytes:
         """What was trained, in PEFT's own names or the model's, and a mark of the base, as a safetensors file."""

@@ -11,11 +11,11 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.train.fit import fit
 from truing.train.rloo import POLICY, REWARD, Rlhf, rlhf
-from truing.train.settings import Settings
+from truing.train.settings import METHODS, Settings
 
 How = Settings | Rlhf
 RLHF_ALONE = {"samples", "max_tokens", "unended", "reward_lr"}
-PAIRS_ALONE = {"gamma", "flipped", "nll", "accumulate", "held_out", "patience"}
+PAIRS_ALONE = {"gamma", "flipped", "nll", "accumulate", "held_out", "patience", "gradient_checkpointing"}
 
 
 def how(method: str = "dpo", **said: Any) -> How:
@@ -23,6 +23,8 @@ def how(method: str = "dpo", **said: Any) -> How:
 
     UsageError for values that make no sense, or that the method has no use for.
     """
+    if method not in (*METHODS, "rlhf"):
+        raise UsageError(f"unknown method {method!r}; there are {', '.join(METHODS)}, rlhf")
     useless = PAIRS_ALONE if method == "rlhf" else RLHF_ALONE
     if wrong := sorted(useless & set(said)):
         raise UsageError(f"{method} has no {wrong[0]}; leave it out")

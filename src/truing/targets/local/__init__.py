@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from truing.errors import CacheError, StoreError, TargetError
-from truing.files import check_folder
+from truing.files import check_empty
 from truing.records import Decision, Message, Row, Surface, Target, Tool, digest, digest_of
 from truing.targets.local import bundled, cache, change, tiny
 from truing.targets.local.adapter import MODULES, Adapter, mark
@@ -447,11 +447,7 @@ class LocalTarget:
 
         StoreError where it cannot be written, or something is there already.
         """
-        if folder.exists() and any(folder.iterdir()):
-            raise StoreError(
-                f"{folder} is not empty; a checkpoint is not written over what is there. Give another folder"
-            )
-        check_folder(folder)
+        check_empty(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             part = Path(place) / "checkpoint"
