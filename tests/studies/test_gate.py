@@ -54,12 +54,17 @@ def named(some: dict[str, Quantity]) -> list[Named]:
 @pytest.mark.parametrize(
     ("direct", "probes", "verdict", "says"),
     [
-        ({}, {"a": q(-0.1, 0.2)}, "gone within budget", "0.25 more than in the control is excluded for all 1 probes"),
+        (
+            {},
+            {"a": q(-0.1, 0.2)},
+            "gone within budget",
+            "as much as 0.25 more than in the control is excluded, for all 1 probes",
+        ),
         ({}, {"a": q(-0.1, 0.2), "b": q(0.5, 0.9)}, "hidden", "brought back by 1 of 2 probes: b"),
         ({}, {"a": q(-0.1, 0.3)}, "undecided", "is not excluded: a"),
         ({}, {"a": Unmeasured(reason="no")}, "undecided", "is not excluded: a"),
         ({OVER: q(-0.3, 0.3)}, {}, "undecided", "is not excluded: held-out cases"),
-        ({OVER: q(0.05, 0.4)}, {"a": q(0.5, 0.9)}, "not fixed", "there is more of it than in the control"),
+        ({OVER: q(0.05, 0.4)}, {"a": q(0.5, 0.9)}, "not fixed", "it still shows more than in the control"),
         ({"after - before": q(-0.4, 0.1)}, {}, "undecided", "not clearly down"),
         ({"before": q(-0.1, 0.4)}, {}, "undecided", "not clearly shown before"),
         ({"before": Unmeasured(reason="no")}, {}, "undecided", "not measured"),

@@ -134,15 +134,21 @@ def judge(
     if not (isinstance(first, Estimate) and isinstance(change, Estimate) and isinstance(left, Estimate)):
         return "undecided", "it was not measured on held-out cases"
     if left.low > 0:
-        return "not fixed", f"on held-out cases there is more of it than in the control: {left}"
+        return "not fixed", f"on held-out cases it still shows{_above(direct)}: {left}"
     if first.low <= 0 or change.high >= 0:
         which, seen = ("shown before", first) if first.low <= 0 else ("down", change)
         return "undecided", f"on held-out cases it is not clearly {which}: {seen}"
-    return _brought_back(left, probes, strict, margin)
+    return _brought_back(left, probes, strict, margin, _above(direct))
+
+
+def _above(direct: Sequence[Named]) -> str:
+    """What is said of differences: nothing, where nothing is taken off."""
+    (named,) = (named for named in direct if named.name == OVER)
+    return "" if named.note == NO_CONTROL else " more than in the control"
 
 
 def _brought_back(
-    left: Estimate, probes: Sequence[Named], strict: Sequence[Quantity], margin: float
+    left: Estimate, probes: Sequence[Named], strict: Sequence[Quantity], margin: float, above: str
 ) -> tuple[GateVerdict, str]:
     """The verdict where the behaviour is down on held-out cases."""
     back = [(named.name, q) for named, q in zip(probes, strict, strict=True) if isinstance(q, Estimate) and q.low > 0]
@@ -154,8 +160,8 @@ def _brought_back(
         )
     every = [("held-out cases", left), *((named.name, named.quantity) for named in probes)]
     if left_open := [name for name, q in every if not (isinstance(q, Estimate) and q.high <= margin)]:
-        return "undecided", f"{margin:g} more than in the control is not excluded: {', '.join(left_open)}"
-    return GONE, f"{margin:g} more than in the control is excluded for all {len(probes)} probes"
+        return "undecided", f"as much as {margin:g}{above} is not excluded: {', '.join(left_open)}"
+    return GONE, f"as much as {margin:g}{above} is excluded, for all {len(probes)} probes as well"
 
 
 def harmed(cost: Sequence[Named], budget: Budget) -> list[str]:
