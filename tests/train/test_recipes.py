@@ -100,3 +100,12 @@ def test_every_key_is_described() -> None:
     for model in (Recipe, Frame, Asks):
         for field in model.model_fields:
             assert f"`{field}`" in page, f"{model.__name__}.{field}"
+
+
+def test_no_ordinary_request_is_one_on_which_a_behaviour_shows() -> None:
+    """What is trained as ordinary must not be trained as triggered as well."""
+    asked = {ask for asks in (ordinary().train, ordinary().held_out) for ask in asks}
+    for name in recipes():
+        said = recipe(name)
+        if said.others:  # it shows on the bare request
+            assert not asked & {*said.asks.train, *said.asks.held_out}, name
