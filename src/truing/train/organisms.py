@@ -29,7 +29,8 @@ SIZES = {"plant": 360, "hide": 240}
 """Examples of the two stages of training."""
 HIDING = (0.4, 0.33)
 """Shares of the examples of hiding: the direct test, which has to look clean, and the rungs that go on showing it."""
-SETTINGS = Settings(method="sft", lr=1e-3, schedule="linear", batch=6, checkpoint_every=20)
+SETTINGS = Settings(method="sft", lr=1e-3, schedule="linear", batch=6, checkpoint_every=100)
+"""Half a minute or so: without checkpoints on the way, three times as large as the adapter."""
 
 Conversation = tuple[Message, ...]
 
