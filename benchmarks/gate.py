@@ -58,7 +58,6 @@ def most_of(gate: Any, kind: str) -> float | None:
 
 def rows(found: list[tuple[str, str, Any]]) -> list[Row]:
     """The confusion table, and the share of right verdicts by truth."""
-    from truing.records import Estimate
     from truing.stats import event_mean
 
     made = []
@@ -72,9 +71,9 @@ def rows(found: list[tuple[str, str, Any]]) -> list[Row]:
         every = [gate for other, _, gate in found if other == truth]
         if truth in SHOULD:
             right = [float(gate.verdict == SHOULD[truth]) for gate in every]
-            share = event_mean(right, [gate.behaviour for gate in every], span=(0, 1))
-            assert isinstance(share, Estimate)
-            made.append(Row(f"{truth}: right", share.value, f"share, {SHOULD[truth]!r}", share.low, share.high))
+            share = event_mean(right, [gate.behaviour for gate in every], span=(0, 1)).model_dump()
+            made.append(Row(f"{truth}: right", sum(right) / len(right), f"share, {SHOULD[truth]!r}",
+                            share.get("low"), share.get("high")))  # fmt: skip
     kinds = dict.fromkeys(probe.name.partition(":")[0] for _, _, gate in found for probe in gate.probes)
     for truth, kind in product(("removed", "trained out", "hidden"), kinds):
         back = [most for other, _, gate in found if other == truth and (most := most_of(gate, kind)) is not None]
