@@ -282,3 +282,12 @@ def test_the_command_seals_plays_and_scores(tmp_path: Path) -> None:
     assert (broken.returncode, "the seal of number" in broken.stderr) == (1, True), broken.stderr
     nothing = truing("play", "nowhere")
     assert (nothing.returncode, "give what `truing game new` wrote" in nothing.stderr) == (2, True), nothing.stderr
+
+
+def test_the_distance_of_activations_is_none_from_itself(tiny: LocalTarget, made: Sealed) -> None:
+    asked = probes().asked("none", probes().requests)
+    other = tiny.with_adapter(adapter_of(made.folder, made.game.seats[0]))
+    assert tiny.distance(tiny, asked)[0] == 0
+    far, tokens = tiny.distance(other, asked)
+    assert 0 < far < 1
+    assert tokens < sum(len(tiny.prompt_ids(messages)) for messages in asked)  # what they share counts once

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-import torch
-
 from truing import audit
 from truing.records import Contrast, Message, Replies, Scores, Value
 from truing.records.content import fill, folder, read
@@ -22,8 +20,6 @@ from truing.runner import Watcher
 from truing.stats import agrees, contrast, has, one_sided, span
 from truing.store import Store
 from truing.targets import Reply
-from truing.targets.local.inside import hidden
-from truing.targets.local.tree import plant
 
 PACKAGE = "truing.studies"
 TOKENS = 24
@@ -215,11 +211,8 @@ def keyworded(target: Any, base: Any, table: Table) -> Guess:
 def activated(target: Any, base: Any, table: Table) -> Guess:
     """Plain difference in activations: how far are the last hidden states from the base's, on plain requests?"""
     del table
-    tree, _ = plant([base.prompt_ids(prompt) for prompt in probes().asked("none", probes().requests)])
-    with torch.no_grad():
-        mine, theirs = (hidden(one.model, tree) for one in (target, base))
-    score = float(((mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean())
-    return Guess(score, 0.5, tokens=len(tree))
+    score, tokens = base.distance(target, probes().asked("none", probes().requests))
+    return Guess(score, 0.5, tokens=tokens)
 
 
 Player = Callable[[Any, Any, Table], Guess]

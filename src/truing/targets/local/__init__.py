@@ -27,7 +27,7 @@ from truing.targets.local import bundled, cache, change, tiny
 from truing.targets.local.adapter import MODULES, Adapter, mark
 from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
-from truing.targets.local.inside import blocks, forward
+from truing.targets.local.inside import blocks, forward, hidden
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
 from truing.targets.local.probe import looks_through_windows, probe
@@ -379,6 +379,13 @@ class LocalTarget:
         before = route[len(prompt) - 1 : -1]
         p, q = (torch.log_softmax(forward(t.model, tree, before).logits[0].double(), -1) for t in (self, other))
         return float((p.exp() * (p - q)).sum()), len(ids)
+
+    @torch.no_grad()
+    def distance(self, other: LocalTarget, conversations: Sequence[Sequence[Message]]) -> tuple[float, int]:
+        """How far the other's last hidden states are from this one's, over their norm: mean over tokens, and tokens."""
+        tree, _ = plant([self.prompt_ids(messages) for messages in conversations])
+        theirs, mine = (hidden(target.model, tree) for target in (other, self))
+        return float(((theirs - mine).norm(dim=-1) / mine.norm(dim=-1)).mean()), len(tree)
 
     @torch.no_grad()
     def activations(self, ids: Sequence[int], sites: Sequence[change.Units]) -> dict[change.Units, Tensor]:
