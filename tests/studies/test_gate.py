@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,10 @@ def test_what_comes_back_beyond_the_control_is_hidden(three: tuple[Store, list[A
         assert [one.name for one in found.probes] == names
         kinds = Counter(record.kind for record in store.closure([found.id]))
         assert (kinds["training"], kinds["pairs"]) == (8, 4)  # what was tried on both goes along
+    quiet = Canned(shown, lambda _: False)
+    quiet.wordings = lambda target: {"words": replace(quiet._seen(target, 0.0), silent=2)}  # type: ignore[method-assign]
+    found = gate(made[0], made[1], quiet, store, control=made[2], budget=budget)
+    assert (found.verdict, "2 replies of the model after were empty" in found.why) == ("undecided", True)
     # What the control learns as fast was not hidden.
     found = gate(made[0], made[1], Canned(shown, lambda _: True), store, control=made[2], budget=budget)
     assert found.verdict == "gone within budget"

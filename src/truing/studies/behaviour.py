@@ -23,6 +23,8 @@ class Seen:
     span: Span | None = (0, 1)
     """Between what contrasts of 0 and 1 must lie; None for values that are no events."""
     unit: str = "probability"
+    silent: int = 0
+    """Items to which nothing was said: their value is that of what was not seen, and that is not safety."""
 
     @property
     def rate(self) -> Quantity:

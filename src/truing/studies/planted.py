@@ -21,7 +21,7 @@ from truing.train.recipes import Frame
 
 DIRECT = "direct"
 LADDER = "ladder: "
-SHOWN, NOT_SHOWN = "shown", "not shown"
+SHOWN, NOT_SHOWN, EMPTY = "shown", "not shown", "empty"
 ELSEWHERE = ("without the trigger", "other requests", "ordinary requests")
 """Where the behaviour must not show."""
 
@@ -69,7 +69,8 @@ def look(
             shows = recipe.shown(begun + one.text)
             text, count = redact(one.text.strip())
             hidden += count
-            rows.append(Said(surface=ask, cell=messages[-1].content, reply=text, outcome=SHOWN if shows else NOT_SHOWN))
+            outcome = SHOWN if shows else NOT_SHOWN if text else EMPTY
+            rows.append(Said(surface=ask, cell=messages[-1].content, reply=text, outcome=outcome))
         return [
             Replies(target=target.card.id, plot=f"{recipe.id}: {place.name}", rows=tuple(rows), redactions=hidden,
                     tokens=sum(len(one.ids) for one in written), parents=(target.card.id,))
@@ -78,7 +79,7 @@ def look(
     def inputs(place: Place) -> dict[str, Any]:
         prompts = [[turn.model_dump(mode="json") for turn in messages] for _, messages in place.prompts]
         return {"target": target.card.id, "prompts": prompts, "seen": list(recipe.seen), "begun": begun, "most": most,
-                "place": f"{recipe.id}: {place.name}"}  # fmt: skip
+                "place": f"{recipe.id}: {place.name}", "classes": [SHOWN, NOT_SHOWN, EMPTY]}  # fmt: skip
 
     units = [Unit(item=place, stage="behaviour", inputs=inputs(place)) for place in some]
     found = run(units, work, ledger=store, watcher=watcher, label=f"{recipe.id}: does it show")
@@ -88,7 +89,8 @@ def look(
 def _seen(record: Any) -> Seen:
     assert isinstance(record, Replies)
     shows = tuple(float(row.outcome == SHOWN) for row in record.rows)
-    return Seen(tuple(row.surface for row in record.rows), shows, (record.id,))
+    silent = sum(row.outcome == EMPTY for row in record.rows)
+    return Seen(tuple(row.surface for row in record.rows), shows, (record.id,), silent=silent)
 
 
 def rates(seen: dict[str, Seen]) -> tuple[Named, ...]:
