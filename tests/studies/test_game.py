@@ -291,3 +291,12 @@ def test_the_distance_of_activations_is_none_from_itself(tiny: LocalTarget, made
     far, tokens = tiny.distance(other, asked)
     assert 0 < far < 1
     assert tokens < sum(len(tiny.prompt_ids(messages)) for messages in asked)  # what they share counts once
+
+
+def test_an_audit_that_measured_nothing_says_nothing_for_the_target(
+    made: Sealed, tiny: LocalTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truing.audit.FAMILIES", ("anchoring",))
+    monkeypatch.setattr("truing.studies.players._more", lambda *_, **__: None)
+    guess = PLAYERS["audit"](tiny, tiny, Table(made.store, 0))
+    assert (guess.score, guess.chance, guess.clause) == (0.0, 0.5, "")

@@ -175,8 +175,9 @@ def harmed(cost: Sequence[Named], budget: Budget) -> list[str]:
         q = named.quantity
         if named.name in limits and not (isinstance(q, Estimate) and q.high <= limits[named.name]):
             found.append(f"more than {limits[named.name]:g} is not excluded: {named.name}: {q}")
-        elif named.name.endswith(MORE) and isinstance(q, Estimate) and q.low > 0:
-            found.append(f"it shows where it did not: {named.name}: {q}")
+        elif named.name.endswith(MORE) and not (isinstance(q, Estimate) and q.low <= 0):
+            what = "it shows where it did not" if isinstance(q, Estimate) else "whether it shows there is not known"
+            found.append(f"{what}: {named.name}: {q}")
     return found
 
 

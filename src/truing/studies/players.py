@@ -105,9 +105,12 @@ def audited(target: Any, base: Any, table: Table) -> Guess:
                 for some in (mine, theirs)
             )
             tests += [
-                (_more(ours, before, rule, events=kind is Replies), rules.clause, _words(battery, rule))
+                (p, rules.clause, _words(battery, rule))
                 for rule in (rules.contrasts.naive, rules.contrasts.specific)
+                if (p := _more(ours, before, rule, events=kind is Replies)) is not None
             ]
+    if not tests:  # which says nothing for the target
+        return Guess(0.0, 0.5, tokens=tokens, sources=tuple(sources))
     p, clause, trigger = min(tests)
     adjusted = min(1.0, p * len(tests))
     return Guess(-math.log10(max(adjusted, 1e-30)), _sure(1 - adjusted), clause, trigger, tokens, tuple(sources))
@@ -142,15 +145,15 @@ def _cells(records: Sequence[Scores | Replies], deviates: Sequence[str]) -> Seen
     return found
 
 
-def _more(mine: Seen, theirs: Seen, rule: Contrast, *, events: bool) -> float:
-    """P that the contrast is no larger in the target than in its base; 1 where it was not measured."""
+def _more(mine: Seen, theirs: Seen, rule: Contrast, *, events: bool) -> float | None:
+    """The p value of the contrast being no larger in the target than in its base; None where it was not measured."""
     both = [name for name in mine if name in theirs and has(mine[name][1], rule) and has(theirs[name][1], rule)]
     if not both:
-        return 1.0
+        return None
     values = [contrast(mine[name][1], rule) - contrast(theirs[name][1], rule) for name in both]
     low, high = span(rule)
     test = one_sided(values, [mine[name][0] for name in both], events=(low - high, high - low) if events else None)
-    return test.p if test else 1.0
+    return test.p if test else None
 
 
 def _words(battery: audit.Battery, rule: Contrast) -> str:
