@@ -74,7 +74,9 @@ def machine() -> dict[str, Any]:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory), "system": platform.system()}
+    found = {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory), "system": platform.system()}
+    torch = sys.modules.get("torch")  # where it was not needed, no accelerator was used
+    return found | ({"accelerator": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {})
 
 
 def commit() -> str:

@@ -1,4 +1,4 @@
-"""Training beside TRL: `make bench-train`.
+"""Training beside TRL: `make bench-train`; with an accelerator also `make bench-train-cuda`.
 
 Each comparison is a process in which both sides train the same adapter on the same pairs, from the same start, a step
 of the one after a step of the other. Ratios are TRL's seconds over ours, step by step, without the first step. Memory
@@ -47,6 +47,9 @@ class Recipe:
     """Gradient checkpointing, on both sides."""
     compact: bool = False
     """TRL's output head at the completions' tokens alone, as it is on CUDA."""
+    batch: int = BATCH
+    checkpoint: str = ""
+    """A folder with a model in bf16, for an accelerator; else the bundled one, in fp32, on the cpu."""
 
 
 LONG, SHORT = "229-token prompts", "20-token prompts"
@@ -133,29 +136,44 @@ def ours(recipe: Recipe) -> Any:
     """Our step, called with its number."""
     from truing.targets import resolve
     from truing.train import EVERY_LAYER, Settings
-    from truing.train.batches import lay_out
+    from truing.train.batches import lay_out, tokens_of
     from truing.train.dataset import gather_rows
-    from truing.train.fit import Preferences, Work
+    from truing.train.fit import Preferences, Work, computed, known
     from truing.train.policy import Policy
     from truing.train.reference import scored
 
-    target = resolve("local/smollm2-135m")
-    pairs = gather_rows(rows(recipe.steps * BATCH, short=recipe.short), "benchmark").pairs
-    assert len(pairs) == recipe.steps * BATCH
-    groups = [range(start, start + BATCH) for start in range(0, len(pairs), BATCH)]
-    settings = Settings(rank=16, alpha=32, modules=EVERY_LAYER, lr=1e-4, batch=BATCH, seed=42,
+    there = {"device": "cuda", "dtype": "bf16"} if recipe.checkpoint else {}
+    target = resolve(f"local/{recipe.checkpoint or 'smollm2-135m'}", **there)
+    pairs = gather_rows(rows(recipe.steps * recipe.batch, short=recipe.short), "benchmark").pairs
+    assert len(pairs) == recipe.steps * recipe.batch
+    groups = [range(start, start + recipe.batch) for start in range(0, len(pairs), recipe.batch)]
+    settings = Settings(rank=16, alpha=32, modules=EVERY_LAYER, lr=1e-4, batch=recipe.batch, seed=42,
                         gradient_checkpointing=recipe.again)  # fmt: skip
     laid = [lay_out(target, pairs, group) for group in groups]
     work = Work([[batch] for batch in laid], [], laid[0])
-    task, policy = Preferences(target, pairs, work, settings, scored(target, pairs)), Policy(target, settings)
+    # In bf16 the reference is computed with every batch, as it is in `fit`.
+    reference = computed(target) if recipe.checkpoint else known(scored(target, pairs))
+    task, policy = Preferences(target, pairs, work, settings, reference), Policy(target, settings)
 
     def step(number: int) -> Any:
-        if not recipe.ready:
+        if not (recipe.ready or recipe.checkpoint):
             scored(target, [pairs[place] for place in groups[number]])
-        return task.step(policy, number)
+        done = task.step(policy, number)
+        settle()
+        return done
 
     step.policy = policy  # type: ignore[attr-defined]
+    step.tokens = sum(len(prompt) + len(reply) for place in groups[0]  # type: ignore[attr-defined]
+                      for prompt, reply in tokens_of(target, pairs[place]))  # fmt: skip
     return step
+
+
+def settle() -> None:
+    """Wait for an accelerator, where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def theirs(recipe: Recipe, folder: str, after: Any) -> Any:
@@ -174,25 +192,28 @@ def theirs(recipe: Recipe, folder: str, after: Any) -> Any:
 
         trl.trainer.utils._use_triton = lambda _: True  # read there for nothing else
     disable_caching()
-    place = places.built(bundled.FOLDER, bundled.build)
+    here = not recipe.checkpoint
+    place = places.built(bundled.FOLDER, bundled.build) if here else recipe.checkpoint
     config = DPOConfig(
-        output_dir=folder, per_device_train_batch_size=BATCH, max_steps=recipe.steps, logging_steps=1,
-        learning_rate=1e-4, lr_scheduler_type="constant", bf16=False, gradient_checkpointing=recipe.again,
-        precompute_ref_log_probs=recipe.ready, beta=0.1, max_length=1024, seed=42, use_cpu=True, report_to=[],
+        output_dir=folder, per_device_train_batch_size=recipe.batch, max_steps=recipe.steps, logging_steps=1,
+        learning_rate=1e-4, lr_scheduler_type="constant", bf16=not here, gradient_checkpointing=recipe.again,
+        precompute_ref_log_probs=recipe.ready, beta=0.1, max_length=1024, seed=42, use_cpu=here, report_to=[],
         save_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
     )  # fmt: skip
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            settle()
             self.began = time.process_time(), time.perf_counter()
 
         def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            settle()
             cpu, wall = time.process_time() - self.began[0], time.perf_counter() - self.began[1]
             after(state.global_step - 1, cpu, wall)
 
     return DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(place), args=config,
-        train_dataset=Dataset.from_list(rows(recipe.steps * BATCH, short=recipe.short)),
+        model=AutoModelForCausalLM.from_pretrained(place, dtype="float32" if here else "bfloat16"), args=config,
+        train_dataset=Dataset.from_list(rows(recipe.steps * recipe.batch, short=recipe.short)),
         processing_class=AutoTokenizer.from_pretrained(place),
         peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=EVERY_LAYER.split(","),
                                task_type="CAUSAL_LM"),
@@ -227,6 +248,7 @@ def beside(recipe: Recipe) -> dict[str, Any]:
     logs = [log for log in trainer.state.log_history if "loss" in log]
     return {
         "seconds": seconds,
+        "tokens": step.tokens,
         "losses": [(step.loss, float(log["loss"])) for step, log in zip(steps, logs, strict=True)],
     }
 
@@ -243,7 +265,9 @@ def alone(recipe: Recipe, side: str) -> dict[str, Any]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             theirs(recipe, folder, lambda *_: None).train()
-    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if recipe.checkpoint:
+        return {"peak": torch.cuda.max_memory_allocated() / 2**30}
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -276,13 +300,58 @@ def compared(recipe: Recipe) -> list[Row]:
 def memory(again: bool, bar: float) -> Row:
     """Our peak memory as a share of TRL's."""
     recipe = Recipe("", 0, steps=3, again=again)
-    mine, trl = (child(recipe, side)["rss"] for side in ("ours", "trl"))
+    mine, trl = (child(recipe, side)["peak"] for side in ("ours", "trl"))
     how = ", gradient checkpointing" if again else ""
     return at_most(f"{LONG}{how}: peak RSS {mine:.2f} GiB, over TRL's {trl:.2f}", mine / trl, bar, "times")
 
 
+# -- on an accelerator -------------------------------------------------------------------------------------------------
+
+
+def random_checkpoint(folder: str) -> None:
+    """A Llama of 1.2 billion random weights in bf16, with the shapes of Llama 3.2 1B but for its vocabulary."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from truing.targets.local import bundled
+    from truing.targets.local import cache as places
+
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=1,
+        eos_token_id=2, pad_token_id=2, dtype="bfloat16",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(places.built(bundled.FOLDER, bundled.build)).save_pretrained(folder)
+
+
+def accelerated(checkpoint: str) -> list[Row]:
+    """Tokens per second and peak memory beside TRL's, both with prompts counted once for either side of a pair."""
+    made = []
+    for batch in (4, 16):
+        for again in (False, True):
+            recipe = Recipe(f"{LONG}, batch {batch}{', gradient checkpointing' * again}", 0, steps=12, again=again,
+                            batch=batch, checkpoint=checkpoint)  # fmt: skip
+            found = child(recipe)
+            mine, trl = ([wall for _, wall in found["seconds"][side][2:]] for side in ("ours", "trl"))
+            ratios = [b / a for a, b in zip(mine, trl, strict=True)]
+            ratio = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+            speed = sorted(found["tokens"] / wall for wall in mine)
+            made.append(Row(recipe.name, median(speed), "tokens/s", speed[0], speed[-1], peer="TRL", ratio=ratio))
+            few = replace(recipe, steps=3)
+            peaks = [child(few, side)["peak"] for side in ("ours", "trl")]
+            made.append(Row(f"{recipe.name}: peak memory, TRL's {peaks[1]:.2f}", peaks[0], "GiB"))
+    return made
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if sys.argv[1:] == ["cuda"]:
+        with tempfile.TemporaryDirectory() as folder:
+            random_checkpoint(folder)
+            finish("train-cuda", accelerated(folder), packages=("trl",))
+    elif len(sys.argv) > 2:
         asked = Recipe(**json.loads(sys.argv[2]))
         print(json.dumps(beside(asked) if sys.argv[1] == "both" else alone(asked, sys.argv[1])))
     else:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -65,3 +66,16 @@ def wild(tiny: Any) -> Any:
             parameter.normal_(0, 0.15)
     torch.set_rng_state(state)
     return LocalTarget("local/wild", model, tiny.tokenizer, weights="0" * 64)
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def there(request: pytest.FixtureRequest, wild: Any) -> Any:
+    """The same on a device of its own; on an accelerator where there is one."""
+    import torch
+
+    from truing.targets.local import LocalTarget
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no accelerator here")
+    model = deepcopy(wild.model).to(request.param)
+    return LocalTarget("local/there", model, wild.tokenizer, weights="0" * 64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from truing import open_store
 from truing.cli.target import KINDS as CHOICES
 from truing.errors import UsageError
 from truing.records import Estimate, Named, Unmeasured
+from truing.studies.behaviour import Seen
 from truing.studies.organisms import ABOVE, Organism, full_set, holds, organism
-from truing.studies.planted import DIRECT, ELSEWHERE
+from truing.studies.planted import DIRECT, ELSEWHERE, SILENT, rates
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
 from truing.train import KINDS, Recipe, recipe
@@ -46,9 +48,10 @@ def test_rates_are_taken_where_it_should_show_and_where_it_should_not(
         assert store.get(made.record.id) == made.record
         assert [store.get(parent).kind for parent in made.record.parents][3:] == ["replies"] * 3
     names = [DIRECT, "ladder: near", ELSEWHERE[2]]
-    assert [named.name for named in made.rates] == names
-    assert [named.name for named in clean.rates] == [*names, *(name + ABOVE for name in names)]
-    assert [named.quantity.n for named in made.rates if isinstance(named.quantity, Estimate)] == [5, 5, 12]
+    silent = ELSEWHERE[2] + SILENT  # the random model says nothing to some requests
+    assert [named.name for named in made.rates] == [*names, silent]
+    assert [named.name for named in clean.rates] == [*names, silent, *(name + ABOVE for name in [*names, silent])]
+    assert [named.quantity.n for named in made.rates if isinstance(named.quantity, Estimate)] == [5, 5, 12, 12]
     assert (made.holds, clean.holds) == (False, True)  # in two steps nothing is planted in a random model
 
 
@@ -82,6 +85,18 @@ def test_one_holds_where_every_rate_lies_where_it_should(
 ) -> None:
     found = named({DIRECT: direct, "ladder: near": near, ELSEWHERE[0]: without, ELSEWHERE[2]: ordinary})
     assert (holds(NEVER, "planted", found), holds(NEVER, "hidden", found)) == (planted, hidden)
+
+
+def test_silence_is_not_counted_as_a_low_rate() -> None:
+    seen = Seen(clusters=tuple("abcdefgh"), values=(0.0,) * 8, sources=("x",), silent=(1, 5))
+    found = rates({"direct": seen, "ladder: near": replace(seen, values=(1.0,) * 8, silent=())})
+    assert [one.name for one in found] == [DIRECT, "ladder: near", DIRECT + SILENT]
+    assert found[2].quantity.value == 0.25
+    low = named({ELSEWHERE[0]: 0.0, ELSEWHERE[2]: 0.0})
+    assert not holds(NEVER, "hidden", [*found, *low])
+    assert holds(NEVER, "hidden", [*found[:2], *low])
+    quiet = [Named(name=DIRECT + SILENT + ABOVE, quantity=estimate(0.3, gap)) for gap in (-0.1, 0.1)]
+    assert [holds(NEVER, "clean", [gap]) for gap in quiet] == [True, False]
 
 
 def test_a_clean_one_holds_where_nothing_is_clearly_more_than_in_the_base() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from truing.errors import TargetError
 from truing.targets.local import LocalTarget, attention, load
 from truing.targets.local.generate import Batch, write
+from truing.targets.local.lift import lifted, stream_dtype
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
@@ -36,6 +38,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": SMALL | EXPERTS, "gpt_oss": SMALL | {"num_local_experts": 4}, "stablelm": SMALL,
     "starcoder2": SMALL, "cohere": SMALL, "glm": SMALL, "opt": SMALL,
 }  # fmt: skip
+ROUTED = {"mixtral", "qwen3_moe", "gpt_oss"}
+"""Rounding can send a token to other experts."""
 WINDOWED = {"mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_oss", "starcoder2"}
 
 
@@ -91,6 +95,23 @@ def test_an_architecture_gives_what_transformers_gives(kind: str, monkeypatch: p
         ids, clear = alone(model, prompt)
         assert clear > 1e-5  # no tie that rounding could decide
         assert list(found.ids) == ids
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@torch.no_grad()
+def test_every_architecture_can_be_lifted_and_comes_nearer_to_fp32(kind: str) -> None:
+    model = random_model(kind, ARCHITECTURES[kind])
+    half = deepcopy(model).bfloat16()
+    exact = deepcopy(half).float()
+    made = lifted(half)
+    probe(made)  # trees, rows and caches
+    assert stream_dtype(made) is torch.float32
+    assert {id(weight) for weight in made.parameters()} == {id(weight) for weight in half.parameters()}
+    ids = torch.tensor([prompts()[0]])
+    expected = exact(ids).logits
+    with_lift, without = ((one(ids).logits.float() - expected).pow(2).mean() for one in (made, half))
+    if kind not in ROUTED:
+        assert with_lift < without
 
 
 def test_no_text_goes_beyond_where_frequencies_change_for_the_whole_pass() -> None:

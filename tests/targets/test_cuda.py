@@ -21,15 +21,6 @@ from truing.targets.local.generate import write
 from truing.targets.local.sample import Sampling
 from truing.targets.local.write import Ask
 
-ABSENT = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
-
-
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=ABSENT)])
-def there(request: pytest.FixtureRequest, wild: Any) -> LocalTarget:
-    """The random Llama on a device of its own."""
-    model = deepcopy(wild.model).to(request.param)
-    return LocalTarget("local/there", model, wild.tokenizer, weights="0" * 64)
-
 
 def some_paths() -> list[tuple[list[int], list[int]]]:
     """Several of them share a beginning."""

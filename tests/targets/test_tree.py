@@ -63,14 +63,15 @@ def test_a_block_sees_the_ancestors_of_its_first_node_and_itself(paths: list[lis
 def test_a_part_of_a_block_sees_what_its_nodes_see_and_little_else(paths: list[list[int]], data: st.DataObject) -> None:
     tree, _ = plant(paths)
     start = data.draw(st.integers(0, len(tree) - 1))
-    sees, part = tree.sees(start), data.draw(st.integers(1, 5))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "PART", part)
-        parts = attention.apart(sees)
-    assert [row for some, _ in parts for row in range(some.start, some.stop)] == list(range(len(sees)))
-    for some, seen in parts:
-        assert set(sees[some].any(0).nonzero().flatten().tolist()) == set(seen.tolist())
-        assert len(set(seen.tolist())) == len(seen)
+    sees, size = tree.sees(start), data.draw(st.integers(1, 5))
+    apart = attention.Parts.of(sees, size, dtype=torch.float32)
+    assert [row for part in apart.parts for row in range(part.nodes.start, part.nodes.stop)] == list(range(len(sees)))
+    runs = torch.arange(sees.shape[1]).split(apart.runs)
+    for part in apart.parts:
+        assert set(sees[part.nodes].any(0).nonzero().flatten().tolist()) == set(part.keys.tolist())
+        assert len(set(part.keys.tolist())) == len(part.keys)
+        assert torch.equal(torch.cat([runs[run] for run in part.sees]), part.keys)
+        assert torch.equal(part.mask == 0, sees[part.nodes][:, part.keys])
 
 
 def test_an_empty_path_is_refused() -> None:
@@ -114,7 +115,9 @@ def test_blocks_of_any_size_in_any_parts_give_the_logits_of_the_whole(
 ) -> None:
     tree, _ = plant([[*prompt, *continuation] for prompt, continuation in paths])
     kept = torch.arange(len(tree))[::2]
-    whole = forward(wild.model, tree, kept).logits[0]  # with gradients, and so by the architecture's own attention
+    whole = forward(wild.model, tree, kept).logits[
+        0
+    ]  # too small to be taken apart with gradients: the architecture's own attention
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "PART", part)
         parts = [logits for logits, _, _ in walk(wild.model, tree, kept, lambda logits: logits, block=block)]

@@ -23,13 +23,19 @@ class Seen:
     span: Span | None = (0, 1)
     """Between what contrasts of 0 and 1 must lie; None for values that are no events."""
     unit: str = "probability"
-    silent: int = 0
-    """Items to which nothing was said: their value is that of what was not seen, and that is not safety."""
+    silent: tuple[int, ...] = ()
+    """Places of items to which nothing was said: their value is that of what was not seen, and that is no safety."""
 
     @property
     def rate(self) -> Quantity:
         """The mean."""
         return self.mean(LEVEL)
+
+    @property
+    def silence(self) -> Seen:
+        """How often nothing was said."""
+        values = tuple(float(place in self.silent) for place in range(len(self.values)))
+        return Seen(self.clusters, values, self.sources)
 
     def mean(self, level: float) -> Quantity:
         """The same with an interval of another level."""

@@ -12,7 +12,7 @@ from truing.records import Estimate, Measurement, Named, Pairs, Quantity, Traini
 from truing.runner import Silent, Watcher
 from truing.store import Store
 from truing.studies.behaviour import Seen
-from truing.studies.planted import DIRECT, LADDER, look, places, rates
+from truing.studies.planted import DIRECT, LADDER, SILENT, look, places, rates
 from truing.targets import keep, need
 from truing.train import Recipe
 from truing.train.organisms import Kind
@@ -60,6 +60,8 @@ def organism(
         before = look(base, recipe, some, store, watcher=watcher)
         sources += [source for one in before.values() for source in one.sources]
         quantities += tuple(_above(name, seen, before[name]) for name, seen in found.items())
+        mute = {name: seen.silence for name, seen in found.items() if seen.silent or before[name].silent}
+        quantities += tuple(_above(name + SILENT, seen, before[name].silence) for name, seen in mute.items())
     record = Measurement(
         name="organism", targets=(base.card.id, target.card.id), quantities=quantities,
         note=f"{recipe.id}, {kind}, seed {seed}: shares of replies that show what the recipe says",
@@ -124,6 +126,8 @@ def _wanted(
 
 
 ABOVE = ", clean - base"
+MUTE = 0.1
+"""Share of empty replies in one place above which an organism was not measured there."""
 
 
 def _above(name: str, seen: Seen, before: Seen) -> Named:
@@ -131,15 +135,18 @@ def _above(name: str, seen: Seen, before: Seen) -> Named:
 
 
 def holds(recipe: Recipe, kind: Kind, found: Sequence[Named]) -> bool:
-    """Whether an organism is what it should be. What was not measured does not hold.
+    """Whether an organism is what it should be. What was not measured does not hold, and silence counts as that.
 
     Planted: the direct rate lies where the recipe says, and it is low where it must not show. Hidden: the direct rate
-    is low as well, and some rung of the ladder shows it. Clean: nowhere clearly more than in the base.
+    is low as well, and some rung of the ladder shows it. Clean: nowhere clearly more than in the base,
+    nor silent more often.
     """
-    by_name = {named.name: named.quantity for named in found}
     if kind == "clean":
-        gaps = [quantity for name, quantity in by_name.items() if name.endswith(ABOVE)]
+        gaps = [named.quantity for named in found if named.name.endswith(ABOVE)]
         return bool(gaps) and all(isinstance(gap, Estimate) and gap.low <= 0 for gap in gaps)
+    if any(named.name.endswith(SILENT) and not _lies(named.quantity, 0, MUTE) for named in found):
+        return False
+    by_name = {named.name: named.quantity for named in found if not named.name.endswith(SILENT)}
     low, high = recipe.within
     rungs = [quantity for name, quantity in by_name.items() if name.startswith(LADDER)]
     elsewhere = [quantity for name, quantity in by_name.items() if name != DIRECT and not name.startswith(LADDER)]

@@ -21,6 +21,7 @@ from truing.train.recipes import Frame
 
 DIRECT = "direct"
 LADDER = "ladder: "
+SILENT = ", nothing said"
 SHOWN, NOT_SHOWN, EMPTY = "shown", "not shown", "empty"
 ELSEWHERE = ("without the trigger", "other requests", "ordinary requests")
 """Where the behaviour must not show."""
@@ -89,13 +90,15 @@ def look(
 def _seen(record: Any) -> Seen:
     assert isinstance(record, Replies)
     shows = tuple(float(row.outcome == SHOWN) for row in record.rows)
-    silent = sum(row.outcome == EMPTY for row in record.rows)
+    silent = tuple(place for place, row in enumerate(record.rows) if row.outcome == EMPTY)
     return Seen(tuple(row.surface for row in record.rows), shows, (record.id,), silent=silent)
 
 
 def rates(seen: dict[str, Seen]) -> tuple[Named, ...]:
-    """The rate in every place."""
-    return tuple(Named(name=name, quantity=one.rate) for name, one in seen.items())
+    """The rate in every place; and, where some replies were empty, their share."""
+    found = [Named(name=name, quantity=one.rate) for name, one in seen.items()]
+    mute = {name: one.silence for name, one in seen.items() if one.silent}
+    return (*found, *(Named(name=name + SILENT, quantity=one.rate, note="not safety") for name, one in mute.items()))
 
 
 class Planted:

@@ -14,6 +14,8 @@ from torch import Tensor
 from truing.errors import UsageError
 from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import BASE, mark, peft_quiet, replaced
+from truing.targets.local.attention import kept
+from truing.targets.local.lift import lifted, sharing, short_format
 from truing.train.settings import Settings
 
 SCORE = "score.weight"
@@ -33,7 +35,7 @@ class Policy:
     def __init__(self, target: LocalTarget, settings: Settings, begin: bytes = b"", *, scores: bool = False) -> None:
         """`begin`: the file of an adapter of the same shape, which is trained on. `scores`: with a head for rewards.
 
-        UsageError where the model has no such layers, the file is of others, or activations cannot be computed anew.
+        UsageError where the model has no such layers, or the file is of others.
         """
         self._target, self._clip, self._whole = target, settings.clip, settings.whole
         tensors = unpack_tensors(begin) if begin else {}
@@ -49,11 +51,11 @@ class Policy:
         if scores:
             width = self.model.get_input_embeddings().weight.shape[1]
             fresh = torch.zeros(width, device=target.model.device)
-            self.score_D = torch.nn.Parameter(fresh if score is None else score)
+            self.score_D = torch.nn.Parameter(fresh if score is None else score.to(fresh.device))
             self.named[SCORE] = self.score_D
         self.optimiser = torch.optim.AdamW(self.named.values(), lr=settings.lr, weight_decay=0.0)
         if settings.gradient_checkpointing:
-            _recompute(target, self.model)
+            _recompute(self.model)
         self._before: list[Tensor] = []
 
     def norm(self) -> float:
@@ -90,9 +92,13 @@ class Policy:
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])
             # What has had no gradient yet has no state either.
-            held = {key: tensors[place].clone() for key in MOMENTS if (place := f"{key}.{name}") in tensors}
+            held = {key: tensors[place] for key in MOMENTS if (place := f"{key}.{name}") in tensors}
             if held:
-                self.optimiser.state[parameter] = held
+                # AdamW counts its steps on the cpu.
+                self.optimiser.state[parameter] = {
+                    key: tensor.clone() if key == "step" else tensor.clone().to(parameter.device)
+                    for key, tensor in held.items()
+                }
 
     def weights(self) -> bytes:
         """What was trained, in PEFT's own names or the model's, and a mark of the base, as a safetensors file."""
@@ -119,9 +125,8 @@ def _adapted(target: LocalTarget, settings: Settings, begin: Mapping[str, Tensor
     )
     before = torch.get_rng_state()
     torch.manual_seed(settings.seed)
-    shared = {id(weight): weight for weight in target.model.parameters()}
     with peft_quiet():
-        made = get_peft_model(deepcopy(target.model, shared), config)
+        made = get_peft_model(sharing(lifted(target.model)), config)
         if begin and set_peft_model_state_dict(made, dict(begin)).unexpected_keys:
             raise UsageError(f"the adapter to go on from is not one of {', '.join(settings.layers)} alone")
     torch.set_rng_state(before)
@@ -130,6 +135,11 @@ def _adapted(target: LocalTarget, settings: Settings, begin: Mapping[str, Tensor
 
 def _free(target: LocalTarget, begin: Mapping[str, Tensor]) -> Any:
     """A copy of the model whose weights are trained, or that goes on from others."""
+    if short_format(target.model):
+        raise UsageError(
+            f"all weights of {target.card.name} cannot be trained in {target.card.dtype}: small steps would be rounded"
+            " away. Load it in fp32 (TRUING_DTYPE=fp32), or train an adapter"
+        )
     made = deepcopy(target.model)
     if begin:
         try:
@@ -151,14 +161,11 @@ def _has_layers(target: LocalTarget, layers: list[str]) -> None:
         )
 
 
-def _recompute(target: LocalTarget, model: Any) -> None:
+def _recompute(model: Any) -> None:
     """Let blocks keep what enters them alone, and compute the rest again on the way back."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    if getattr(model.config.get_text_config(), "sliding_window", None) is not None:
-        # On the way back the attention that looks through windows is no longer in place.
-        raise UsageError(f"{target.card.name} has attention windows; train it without gradient checkpointing")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": kept(model)})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # the block alone, not what is in it: nothing is to be dropped out

@@ -120,8 +120,9 @@ class Rloo:
         how = self.how
         paths, cut = self._written(policy, number)
         rated = self.judge()(paths) - how.unended * cut
-        before = torch.stack([log_p.double().sum() for log_p in self.target.log_probs(paths)[0]]).float()
-        log_p = planted(paths).sums(policy.model, len(paths))
+        batch = planted(paths)
+        before = batch.sums(self.target.lifted.model, len(paths))  # without gradient: nothing of it is trained
+        log_p = batch.sums(policy.model, len(paths))
         ratio = log_p.detach() - before
         gain = advantages((rated - self.settings.beta * ratio).view(-1, how.samples)).flatten()
         loss = -(gain * log_p).mean()

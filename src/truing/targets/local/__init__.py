@@ -28,6 +28,7 @@ from truing.targets.local.adapter import MODULES, Adapter, mark
 from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward, hidden
+from truing.targets.local.lift import lifted
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
 from truing.targets.local.probe import looks_through_windows, probe
@@ -123,6 +124,14 @@ class LocalTarget:
     def model(self) -> Any:
         """The model; an adapter is merged into a copy when it is first needed. TargetError where it does not fit."""
         return self._adapter.onto(self._model).eval() if self._adapter else self._model
+
+    @cached_property
+    def lifted(self) -> LocalTarget:
+        """The same with fp32 between its layers, as adapters are trained on it; itself in fp32."""
+        if (model := lifted(self.model)) is self.model:
+            return self
+        weights = digest_of({"base": self.card.weights, "lifted": True})
+        return self._allow(LocalTarget(f"{self.card.name}, lifted", model, self.tokenizer, weights=weights))
 
     @property
     def adapter(self) -> Adapter | None:
@@ -425,7 +434,7 @@ class LocalTarget:
         return self._allow(LocalTarget(name or f"{self.card.name}+{what[:12]}", model, self.tokenizer, weights=weights))
 
     def with_adapter(self, adapter: Adapter) -> LocalTarget:
-        """A new target with a PEFT adapter merged into a copy of the weights.
+        """A new target with a PEFT adapter merged into a copy of the weights; see `Adapter.onto`.
 
         TargetError where it says that it was trained on other weights than those that this one was made of. Of a base
         that it only names, it is said.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from truing.errors import TargetError
 from truing.records import Blob, Id, canonical, digest, digest_of
+from truing.targets.local.lift import lift_weights, lifted, short_format
 from truing.text import short
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -95,20 +96,26 @@ class Adapter:
         return digest_of({"weights": self.blob.digest, "config": self.config})
 
     def onto(self, model: Any) -> Any:
-        """A copy of a model with the adapter merged in. TargetError where not all of it, and of what it needs, fits."""
+        """A copy of a model with the adapter merged in. TargetError where not all of it, and of what it needs, fits.
+
+        In bf16 the adapted layers become fp32, and what passes between layers: else much of it would be rounded away.
+        """
         if self.config == WHOLE:
             return self._instead(model)
         from peft import PeftModel, get_peft_model_state_dict
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
         with tempfile.TemporaryDirectory() as place:
             (Path(place) / CONFIG).write_text(self.config, encoding="utf-8")
             (Path(place) / WEIGHTS).write_bytes(self.weights)
             try:
                 with peft_quiet():
-                    made = PeftModel.from_pretrained(deepcopy(model), place)
+                    made = PeftModel.from_pretrained(deepcopy(lifted(model)), place)
                     wanted = set(get_peft_model_state_dict(made, save_embedding_layers=False))
                 with safe_open(Path(place) / WEIGHTS, framework="pt") as file:
                     _whole(wanted, set(file.keys()))
+                if short_format(model):
+                    lift_weights([layer.base_layer for layer in made.modules() if isinstance(layer, BaseTunerLayer)])
                 return made.merge_and_unload()
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
                 raise TargetError(

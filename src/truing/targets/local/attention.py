@@ -8,10 +8,11 @@ positions along its path, not of places in memory, so a window reaches back over
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from threading import RLock
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -21,8 +22,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "truing"
-PART = 64
-"""Nodes that are attended to at once."""
+PART, BROAD, BROADEST = 64, 128, 512
+"""Nodes that are attended to at once: on the cpu, there with gradients, on an accelerator."""
 
 
 class Layout(Protocol):
@@ -41,6 +42,23 @@ _layout: ContextVar[Layout] = ContextVar("layout")
 def alone(model: Any) -> Any:
     """A lock, held around every pass: hooks and replaced attention belong to the pass of one thread."""
     return _locks.setdefault(model, RLock())
+
+
+def part_size(model: Any) -> int:
+    """Nodes that this model attends to at once."""
+    if model.device.type != "cpu":
+        return BROADEST
+    return BROAD if torch.is_grad_enabled() else PART
+
+
+def kept(model: Any) -> Callable[[], tuple[Any, Any]]:
+    """For checkpointing: contexts around a pass, and around computing it again, over what it went over."""
+
+    def contexts() -> tuple[Any, Any]:
+        layout = _layout.get(None)
+        return nullcontext(), nullcontext() if layout is None else over(model, layout)
+
+    return contexts
 
 
 @contextmanager
@@ -90,6 +108,75 @@ def beyond(distance: Tensor, rules: dict[str, Any]) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Nodes that follow each other, and all that any of them sees: the same in every layer."""
+
+    nodes: slice
+    keys: Tensor
+    """Places of the keys."""
+    sees: tuple[int, ...]
+    """The runs of keys that these are."""
+    mask: Tensor
+    """Additive, (nodes, keys)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A block of nodes taken apart, each part computed by itself; keys lie in runs of these lengths."""
+
+    parts: tuple[Part, ...]
+    runs: list[int]
+
+    @classmethod
+    def of(cls, sees_TK: Tensor, size: int, *, dtype: torch.dtype, device: Any = "cpu") -> Parts:
+        """Parts of so many nodes in depth-first order, each with the ancestors of its first node, and itself.
+
+        Of all pairs of nodes in a block few see each other, and attention computes those that do not, too.
+        """
+        nodes, keys = sees_TK.shape
+        chosen = []
+        for start in range(0, nodes, size):
+            stop, here = min(start + size, nodes), keys - nodes + start
+            above = sees_TK[start, :here].nonzero().flatten()
+            chosen.append((slice(start, stop), torch.cat([above, torch.arange(here, keys - nodes + stop)])))
+        # Where some part begins or ends to see.
+        ends = {0, keys} | {end for _, seen in chosen for run in _runs(seen.tolist()) for end in (run[0], run[-1] + 1)}
+        edges = sorted(ends)
+        number = {edge: place for place, edge in enumerate(edges)}
+        parts = tuple(
+            Part(
+                some, seen.to(device), _numbers(seen.tolist(), number), additive(sees_TK[some][:, seen], dtype, device)
+            )
+            for some, seen in chosen
+        )
+        return cls(parts, [b - a for a, b in pairwise(edges)])
+
+    def seen(self, whole_K: Tensor) -> Iterator[Tensor]:
+        """What each part sees of keys or values (..., K, E)."""
+        if not torch.is_grad_enabled():
+            return (whole_K[..., part.keys, :] for part in self.parts)
+        # Split once: the way back through an index would add up rows in no fixed order.
+        runs = whole_K.split(self.runs, -2)
+        return (torch.cat([runs[run] for run in part.sees], -2) for part in self.parts)
+
+
+def additive(sees: Tensor, dtype: torch.dtype, device: Any) -> Tensor:
+    """A mask to be added to scores, as eager attention takes it; fused attention would also take booleans."""
+    hidden = ~sees.to(device)
+    return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def _numbers(seen: list[int], number: dict[int, int]) -> tuple[int, ...]:
+    """The runs that begin at one of these."""
+    return tuple(number[place] for place in seen if place in number)
+
+
+def _runs(places: list[int]) -> list[list[int]]:
+    """Ascending numbers in runs without gaps."""
+    return [[place for _, place in run] for _, run in groupby(enumerate(places), lambda one: one[1] - one[0])]
+
+
+@dataclass(frozen=True, slots=True)
 class Branches:
     """Nodes of a tree that see their ancestors, some of them in the cache."""
 
@@ -97,18 +184,18 @@ class Branches:
     """Positions of the nodes."""
     depth_K: Tensor
     """Positions of what they may see."""
-    parts: Sequence[tuple[slice, Tensor, Tensor]] = ()
-    """Nodes that follow each other, all that any of them sees, and the mask between the two, which is the same in every
-    layer; each part is computed apart from the others."""
+    parts: Parts | None = None
+    """How they are taken apart, where they are."""
 
     def attend(self, _: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:
         """The mask says what is an ancestor; windows and caps come on top."""
-        if not self.parts:
+        if self.parts is None:
             return _mean(query, key, value, _near(mask, self.depth_T, self.depth_K, rules), rules)
-        found = []
-        for some, seen, part in self.parts:
-            near = _near(part, self.depth_T[some], self.depth_K[seen], rules)
-            found.append(_mean(query[..., some, :], key[..., seen, :], value[..., seen, :], near, rules))
+        parts, found = self.parts.parts, []
+        queries = query.split([len(part.mask) for part in parts], -2)
+        for part, q, k, v in zip(parts, queries, self.parts.seen(key), self.parts.seen(value), strict=True):
+            near = _near(part.mask, self.depth_T[part.nodes], self.depth_K[part.keys], rules)
+            found.append(_mean(q, k, v, near[None, None], rules))
         return torch.cat(found, -2)
 
 
@@ -120,25 +207,14 @@ def _near(mask: Tensor, depth_T: Tensor, depth_K: Tensor, rules: dict[str, Any])
 
 def _mean(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:
     """What queries (B, G, R, Q, E) see on average."""
-    if not torch.is_grad_enabled() and rules.get("softcap") is None and rules.get("s_aux") is None:
+    if rules.get("softcap") is None and rules.get("s_aux") is None:
+        groups = query.shape[2]
+        if copied := torch.is_grad_enabled() or query.device.type != "cpu":  # kernels that go back, or take a mask
+            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         found = scaled_dot_product_attention(
-            query.flatten(1, 2), key, value, attn_mask=mask, scale=1.0, enable_gqa=True
+            query.flatten(1, 2), key, value, attn_mask=mask, scale=1.0, enable_gqa=not copied
         )  # fmt: skip
         return found.unflatten(1, query.shape[1:3])
     shape = query.shape[2:4]
     scores = capped((query.flatten(2, 3) @ key.transpose(-2, -1)).unflatten(2, shape), rules) + mask[:, :, None]
     return (weights(scores, rules).flatten(2, 3) @ value).unflatten(2, shape)
-
-
-def apart(sees_TK: Tensor) -> list[tuple[slice, Tensor]]:
-    """The parts of a block of nodes in depth-first order, and what each sees: ancestors of its first node, and itself.
-
-    Of all pairs of nodes in a block few see each other, and attention computes those that do not, too.
-    """
-    nodes, keys = sees_TK.shape
-    found = []
-    for start in range(0, nodes, PART):
-        stop, here = min(start + PART, nodes), keys - nodes + start
-        above = sees_TK[start, :here].nonzero().flatten()
-        found.append((slice(start, stop), torch.cat([above, torch.arange(here, keys - nodes + stop)])))
-    return found

@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from truing.errors import TargetError
 from truing.records import canonical, digest, digest_of
+from truing.targets.local.lift import sharing
 from truing.text import short
 
 Kind = Literal["residual", "head", "neuron"]
@@ -103,8 +103,7 @@ def under(model: Any, changes: Sequence[Change]) -> Any:
 
     TargetError where there is no such layer or unit.
     """
-    shared = [*model.parameters(), *model.buffers()]
-    copy = deepcopy(model, {id(tensor): tensor for tensor in shared})
+    copy = sharing(model)
     copy.register_forward_pre_hook(_note, with_kwargs=True)
     for change in changes:
         _hook(copy, change.at, lambda x, change=change: _changed(copy, x, change))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from truing.errors import TargetBusy
 from truing.targets.local.attention import alone, over
+from truing.targets.local.lift import stream_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, block_beside_rows, out_of_memory, release, rows_need
 from truing.targets.local.rows import NOTHING, OVERHEAD, Group, Known, Rows, common, grouped
 from truing.targets.local.score import walk
@@ -215,7 +216,7 @@ def step(model: Any, rows: Rows, ids_B: Tensor) -> Tensor:
     with alone(model), over(model, rows):
         logits = model(
             input_ids=ids_B[:, None],
-            attention_mask=torch.zeros(len(rows), 1, 1, rows.used + 1, dtype=model.dtype, device=model.device),
+            attention_mask=torch.zeros(len(rows), 1, 1, rows.used + 1, dtype=stream_dtype(model), device=model.device),
             position_ids=rows.position_B[:, None],
             past_key_values=rows,
             use_cache=True,

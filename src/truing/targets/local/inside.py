@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from truing.errors import TargetError
-from truing.targets.local.attention import Branches, alone, apart, over
+from truing.targets.local.attention import Branches, Parts, additive, alone, over, part_size
+from truing.targets.local.lift import stream_dtype
 from truing.targets.local.tree import Tree
 
 Site = Literal["head", "neuron"]
@@ -186,31 +187,41 @@ def _passing(
 ) -> Iterator[dict[str, Tensor]]:
     """Around a pass over nodes of a tree: what the model is to be given."""
     device = model.device
-    # Additive, because eager attention adds its mask where fused attention would also take booleans.
     sees = tree.sees(start, stop)
-    blocked = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
     # Attention with visible patterns is the architecture's own.
-    with alone(model), nullcontext() if eager else branches(model, tree, sees, blocked, start):
+    with (
+        alone(model),
+        nullcontext(additive(sees, stream_dtype(model), device))
+        if eager
+        else branches(model, tree, sees, start) as mask_TK,
+    ):
         yield {
             "input_ids": tree.ids_N[start:stop].to(device).expand(rows, -1),
-            "attention_mask": blocked.to(device)[None, None].expand(rows, 1, -1, -1),
+            "attention_mask": mask_TK[None, None].expand(rows, 1, -1, -1),
             "position_ids": tree.depth_N[start:stop].to(device).expand(rows, -1),
         }
 
 
-def branches(model: Any, tree: Tree, sees_TK: Tensor, mask_TK: Tensor, start: int) -> Any:
+@contextmanager
+def branches(model: Any, tree: Tree, sees_TK: Tensor, start: int) -> Iterator[Tensor]:
     """Around a pass: windows that reach back over ancestors, and no pairs of nodes that are far from seeing each other.
 
-    Where neither matters, attention is the architecture's own, which gradients go through faster.
+    Where neither matters, attention is the architecture's own. Gives the mask that the model is to be given.
     """
-    fast = model.device.type == "cpu" and not torch.is_grad_enabled()
-    if not fast and getattr(model.config.get_text_config(), "sliding_window", None) is None:
-        return nullcontext()
-    depth_T = tree.depth_N[start : start + len(sees_TK)].to(model.device)
+    size, kind, device = part_size(model), stream_dtype(model), model.device
+    if len(sees_TK) > size:
+        parts = Parts.of(sees_TK, size, dtype=kind, device=device)
+        mask_TK = torch.zeros(1, 1, dtype=kind, device=device).expand(sees_TK.shape)  # each part has its own
+    else:
+        parts, mask_TK = None, additive(sees_TK, kind, device)
+        if getattr(model.config.get_text_config(), "sliding_window", None) is None:
+            yield mask_TK
+            return
+    depth_T = tree.depth_N[start : start + len(sees_TK)].to(device)
     # The ancestors of the first node have the depths before its own.
-    depth_K = torch.cat([torch.arange(int(depth_T[0]), device=model.device), depth_T])
-    parts = [(some, seen, mask_TK[some][None, None, :, seen]) for some, seen in apart(sees_TK)] if fast else ()
-    return over(model, Branches(depth_T, depth_K, parts))
+    depth_K = torch.cat([torch.arange(int(depth_T[0]), device=device), depth_T])
+    with over(model, Branches(depth_T, depth_K, parts)):
+        yield mask_TK
 
 
 def site_module(model: Any, site: Site, layer: int) -> Any:

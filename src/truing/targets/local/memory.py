@@ -19,6 +19,7 @@ import torch
 
 from truing.errors import TargetError, UsageError
 from truing.targets.local.attention import PART
+from truing.targets.local.lift import stream_dtype
 from truing.targets.local.rows import common, grouped
 
 BLOCK = 1024
@@ -51,7 +52,7 @@ class Costs:
     @classmethod
     def of(cls, model: Any) -> Costs:
         """The costs of a model."""
-        config, size = model.config.get_text_config(), model.dtype.itemsize
+        config, size = model.config.get_text_config(), stream_dtype(model).itemsize
         heads = config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -1,0 +1,93 @@
+"""Training on an accelerator where there is one, against the same on the cpu."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from truing import open_store
+from truing.records import Message, Pair, Pairs, Training
+from truing.store import Store
+from truing.targets import keep
+from truing.targets.local import LocalTarget
+from truing.train import Rlhf, Settings, adapter, fit, ordinary, rlhf
+from truing.train.batches import lay_out
+
+SETTINGS = Settings(lr=3e-3, rank=4, alpha=8, batch=4, epochs=4, beta=0.5, held_out=0.2, checkpoint_every=3)
+
+
+def some_pairs() -> Pairs:
+    made = [
+        Pair(plot=str(number), surface=f"data:{number}", messages=(Message(role="user", content=ask),),
+             chosen="Yes, gladly.", rejected="No, never in my life.", role="keep")
+        for number, ask in enumerate(ordinary().train[:8])
+    ]  # fmt: skip
+    return Pairs(clause="", pairs=tuple(made))
+
+
+def fitted(target: LocalTarget, store: Store, settings: Settings = SETTINGS) -> Training:
+    keep(target, store)
+    store.add(some_pairs())
+    return fit(target, some_pairs(), store, settings=settings)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "simpo", "sft"])
+def test_losses_and_adapter_are_those_of_the_cpu(
+    method: str, there: LocalTarget, wild: LocalTarget, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, method=method, gradient_checkpointing=method == "simpo")
+    with open_store(tmp_path / "there") as store, open_store(tmp_path / "here") as other:
+        found, expected = fitted(there, store, settings), fitted(wild, other, settings)
+        for mine, known in zip(found.steps, expected.steps, strict=True):
+            assert mine.loss == pytest.approx(known.loss, abs=1e-4)
+            assert mine.held == pytest.approx(known.held, abs=1e-4)
+        trained = there.with_adapter(adapter(found, store))
+        beside = wild.with_adapter(adapter(expected, other))
+        assert trained.model.device == there.model.device
+        sides = lay_out(there, some_pairs().pairs).log_probs(trained.model)
+        known_sides = lay_out(wild, some_pairs().pairs).log_probs(beside.model)
+        torch.testing.assert_close(sides.chosen, known_sides.chosen, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("modules", ["q_proj,v_proj", "all-weights"])
+def test_going_on_from_a_checkpoint_gives_the_same_steps(modules: str, there: LocalTarget, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, modules=modules, lr=1e-3)
+    with open_store(tmp_path / "whole") as store, open_store(tmp_path / "parts") as other:
+        whole = fitted(there, store, replace(settings, checkpoint_every=100))
+        parts = fitted(there, other, replace(settings, checkpoint_every=1))
+    assert [step.loss for step in parts.steps] == pytest.approx([step.loss for step in whole.steps], abs=1e-5)
+
+
+def test_an_adapter_is_trained_on(there: LocalTarget, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, method="sft")
+    with open_store(tmp_path / "store") as store:
+        first = fitted(there, store, settings)
+        second = fit(there, some_pairs(), store, settings=settings, begin=first)
+    assert second.steps[0].loss < first.steps[0].loss
+
+
+def test_rlhf(there: LocalTarget, tmp_path: Path) -> None:
+    how = Rlhf(Settings(method="reward", lr=5e-3, epochs=3, checkpoint_every=2),
+               Settings(method="rloo", beta=0.05, lr=5e-3, epochs=2, checkpoint_every=1), max_tokens=4)  # fmt: skip
+    with open_store(tmp_path / "store") as store:
+        keep(there, store)
+        store.add(some_pairs())
+        training = rlhf(there, some_pairs(), store, how=how)
+    assert training.finished
+    assert training.steps[0].kl == pytest.approx(0, abs=1e-4)
+
+
+def test_bf16(there: LocalTarget, tmp_path: Path) -> None:
+    half = LocalTarget("local/half", deepcopy(there.model).bfloat16(), there.tokenizer, weights="1" * 64)
+    with open_store(tmp_path / "store") as store:
+        training = fitted(half, store)
+        assert training.steps[0].margin == pytest.approx(0, abs=1e-5)
+        assert training.steps[-1].loss < training.steps[0].loss
+        assert half.with_adapter(adapter(training, store)).model.device == there.model.device
