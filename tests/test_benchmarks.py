@@ -92,8 +92,8 @@ def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytes
             "seconds": {"trl": [(9, 9), (4, 3), (6, 5)], "ours": [(9, 9), (2, 1), (2, 1)]},
             "losses": [(0.7, 0.6998)],
         },
-        "ours": {"rss": 1.0},
-        "trl": {"rss": 4.0},
+        "ours": {"peak": 1.0},
+        "trl": {"peak": 4.0},
     }
     monkeypatch.setattr(train, "child", lambda recipe, side="both": said[side])
     rows = [*train.compared(train.Recipe("work", 3.0)), train.memory(again=False, bar=0.2)]
