@@ -1,4 +1,4 @@
-"""Put the figures of the last `make bench-train` into docs/explanation/fixing.md. None is typed by hand."""
+"""Put the figures of the last `make bench-train` and its `-cuda` into docs/explanation/fixing.md: none by hand."""
 
 from __future__ import annotations
 
@@ -30,16 +30,37 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| Memory | Ours over TRL's | Bar |", "|" + "---|" * 3]
     lines += [f"| {name} | {row['value']:.2f} | {row['bar']} |" for name, row in rows.items() if "peak RSS" in name]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return "\n".join(
-        [*lines, "", f"On {found['machine']['cores']} cores ({found['machine']['processor']}), with {versions}."]
+        [*lines, "", f"On {found['machine']['cores']} cores ({found['machine']['processor']}), {_with(found)}."]
     )
 
 
+def accelerated(found: dict[str, Any]) -> str:
+    """Tokens per second and peak memory, a line for each work."""
+    rows = {row["name"]: row for row in found["rows"]}
+    lines = [
+        "| 1.2 billion random weights, bf16 | Ours, tokens/s | Over TRL's, median [least, most] | Peak memory, GiB |",
+        "|" + "---|" * 4,
+    ]
+    for name, row in rows.items():
+        if not row["ratio"]:
+            continue
+        peak, one = next((other, one) for other, one in rows.items() if other.startswith(f"{name}: peak memory"))
+        theirs = peak.rpartition(" ")[2]
+        lines.append(f"| {name} | {row['value']:,.0f} | {spread(row)} | {one['value']:.2f}, TRL's {theirs} |")
+    return "\n".join([*lines, "", f"On one {found['machine']['accelerator']}, {_with(found)}."])
+
+
+def _with(found: dict[str, Any]) -> str:
+    return "with " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+
+
 def main() -> None:
-    """Rewrite the table."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "train.json").read_text())
-    PAGE.write_text(between(PAGE.read_text(), "train", table(found)))
+    """Rewrite the tables."""
+    page = PAGE.read_text()
+    for part, make in (("train", table), ("train-cuda", accelerated)):
+        page = between(page, part, make(json.loads((ROOT / "benchmarks" / "results" / f"{part}.json").read_text())))
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,24 @@ def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytes
     assert "peak RSS 1.00 GiB, over TRL's 4.00 | 0.25 | <= 0.2 |" in table
 
 
+def test_an_accelerator_has_a_table_of_its_own(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = modules("train")
+    said = {
+        "both": {"tokens": 100, "seconds": {"trl": [(9, 9)] * 2 + [(4, 3), (6, 5)], "ours": [(9, 9)] * 2 + [(2, 1)] * 2}},
+        "ours": {"peak": 1.0},
+        "trl": {"peak": 4.0},
+    }  # fmt: skip
+    monkeypatch.setattr(train, "child", lambda recipe, side="both": said[side])
+    rows = train.accelerated("somewhere")
+    assert {row.holds for row in rows} == {None}
+    table = modules("train_page").accelerated(
+        {"rows": [asdict(row) for row in rows], "versions": {"trl": "1"}, "machine": {"accelerator": "a card"}}
+    )
+    assert "| 229-token prompts, batch 4 | 100 | 4.00 [3.00, 5.00] | 1.00, TRL's 4.00 |" in table
+    assert table.count("gradient checkpointing") == 2
+    assert table.endswith("On one a card, with trl 1.")
+
+
 def estimate(value: float) -> Any:
     from truing.records import Estimate
 
