@@ -113,10 +113,13 @@ def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytes
 def test_an_accelerator_has_a_table_of_its_own(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train = modules("train")
     said = {
-        "both": {"tokens": 100, "seconds": {"trl": [(9, 9)] * 2 + [(4, 3), (6, 5)], "ours": [(9, 9)] * 2 + [(2, 1)] * 2}},
+        "both": {
+            "tokens": 100,
+            "seconds": {"trl": [(9, 9), (9, 9), (4, 3), (6, 5)], "ours": [(9, 9), (9, 9), (2, 1), (2, 1)]},
+        },
         "ours": {"peak": 1.0},
         "trl": {"peak": 4.0},
-    }  # fmt: skip
+    }
     monkeypatch.setattr(train, "child", lambda recipe, side="both": said[side])
     rows = train.accelerated("somewhere")
     assert {row.holds for row in rows} == {None}
