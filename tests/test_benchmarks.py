@@ -110,6 +110,37 @@ def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytes
     assert "peak RSS 1.00 GiB, over TRL's 4.00 | 0.25 | <= 0.2 |" in table
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "losses"),
+    [
+        ({"rank": 16, "alpha": 32, "modules": "all-linear", "lr": 1e-4}, [0.693147, 0.503215, 0.385208, 0.288102]),
+        ({"modules": "all-weights", "lr": 1e-5}, [0.693147, 0.269365, 0.118104, 0.052016]),
+    ],
+    ids=["lora", "all weights"],
+)
+def test_losses_are_those_that_trl_printed(modules: Any, how: dict[str, Any], losses: list[float]) -> None:
+    """By TRL 1.16 in fp32 on the same rows with the bundled model: batch 4, in order, beta 0.1, seed 42."""
+    pytest.importorskip("torch")
+    from truing.targets import resolve
+    from truing.train import Settings
+    from truing.train.batches import lay_out
+    from truing.train.dataset import gather_rows
+    from truing.train.fit import Preferences, Work, known
+    from truing.train.policy import Policy
+    from truing.train.reference import scored
+
+    target = resolve("local/smollm2-135m")
+    pairs = gather_rows(modules("train").rows(16, short=False), "oracle").pairs
+    laid = [lay_out(target, pairs, range(start, start + 4)) for start in range(0, 16, 4)]
+    settings = Settings.of("dpo", batch=4, seed=42, **how)
+    task = Preferences(
+        target, pairs, Work([[one] for one in laid], [], laid[0]), settings, known(scored(target, pairs))
+    )
+    policy = Policy(target, settings)
+    assert [task.step(policy, number).loss for number in range(4)] == pytest.approx(losses, abs=1e-4)
+
+
 def test_an_accelerator_has_a_table_of_its_own(modules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train = modules("train")
     said = {
