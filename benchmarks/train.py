@@ -163,8 +163,10 @@ def ours(recipe: Recipe) -> Any:
         return done
 
     step.policy = policy  # type: ignore[attr-defined]
-    step.tokens = sum(len(prompt) + len(reply) for place in groups[0]  # type: ignore[attr-defined]
-                      for prompt, reply in tokens_of(target, pairs[place]))  # fmt: skip
+    step.tokens = [  # type: ignore[attr-defined]
+        sum(len(prompt) + len(reply) for place in group for prompt, reply in tokens_of(target, pairs[place]))
+        for group in groups
+    ]
     return step
 
 
@@ -338,7 +340,7 @@ def accelerated(checkpoint: str) -> list[Row]:
             mine, trl = ([wall for _, wall in found["seconds"][side][2:]] for side in ("ours", "trl"))
             ratios = [b / a for a, b in zip(mine, trl, strict=True)]
             ratio = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
-            speed = sorted(found["tokens"] / wall for wall in mine)
+            speed = sorted(tokens / wall for tokens, wall in zip(found["tokens"][2:], mine, strict=True))
             made.append(Row(recipe.name, median(speed), "tokens/s", speed[0], speed[-1], peer="TRL", ratio=ratio))
             few = replace(recipe, steps=3)
             peaks = [child(few, side)["peak"] for side in ("ours", "trl")]

@@ -72,6 +72,8 @@ def test_a_part_of_a_block_sees_what_its_nodes_see_and_little_else(paths: list[l
         assert len(set(part.keys.tolist())) == len(part.keys)
         assert torch.equal(torch.cat([runs[run] for run in part.sees]), part.keys)
         assert torch.equal(part.mask == 0, sees[part.nodes][:, part.keys])
+    assert 0 < apart.share <= 1
+    assert (apart.share == 1) == (len(sees) <= size)
 
 
 def test_an_empty_path_is_refused() -> None:

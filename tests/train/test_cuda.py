@@ -11,14 +11,16 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from truing import open_store
 from truing.records import Message, Pair, Pairs, Training
 from truing.store import Store
 from truing.targets import keep
-from truing.targets.local import LocalTarget
+from truing.targets.local import LocalTarget, attention
 from truing.train import Rlhf, Settings, adapter, fit, ordinary, rlhf
 from truing.train.batches import lay_out
+from truing.train.policy import Policy
 
 SETTINGS = Settings(lr=3e-3, rank=4, alpha=8, batch=4, epochs=4, beta=0.5, held_out=0.2, checkpoint_every=3)
 
@@ -57,12 +59,59 @@ def test_losses_and_adapter_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("modules", ["q_proj,v_proj", "all-weights"])
-def test_going_on_from_a_checkpoint_gives_the_same_steps(modules: str, there: LocalTarget, tmp_path: Path) -> None:
+def test_taken_up_again_from_a_checkpoint_it_takes_the_same_steps(
+    modules: str, there: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = replace(SETTINGS, modules=modules, lr=1e-3)
-    with open_store(tmp_path / "whole") as store, open_store(tmp_path / "parts") as other:
-        whole = fitted(there, store, replace(settings, checkpoint_every=100))
-        parts = fitted(there, other, replace(settings, checkpoint_every=1))
+    with open_store(tmp_path / "whole") as store:
+        whole = fitted(there, store, settings)
+    taken: list[int] = []
+    step = Policy.step
+
+    def killed(self: Policy, lr: float) -> None:
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        taken.append(1)
+        step(self, lr)
+
+    with open_store(tmp_path / "parts") as store:
+        monkeypatch.setattr(Policy, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(there, store, settings)
+        monkeypatch.setattr(Policy, "step", step)
+        parts = fitted(there, store, settings)
     assert [step.loss for step in parts.steps] == pytest.approx([step.loss for step in whole.steps], abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_parts_are_put_together_on_the_way_back(
+    window: int | None, there: LocalTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MistralConfig(
+        vocab_size=1536, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=window,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = MistralForCausalLM(config).eval().to(there.model.device)
+    target = LocalTarget("local/windows", model, there.tokenizer, weights="3" * 64)
+    batch = lay_out(target, some_pairs().pairs[:4])
+
+    def gradients(again: bool) -> list[torch.Tensor]:
+        policy = Policy(target, replace(SETTINGS, gradient_checkpointing=again))
+        batch.log_probs(policy.model).chosen.sum().backward()
+        return [weight.grad for weight in policy.named.values()]
+
+    whole, parts = gradients(again=False), []
+    monkeypatch.setattr(attention, "WORTH", 1.0)
+    for name in ("BROAD", "BROADEST"):
+        monkeypatch.setattr(attention, name, 16)
+    seen = attention.Parts.seen
+    monkeypatch.setattr(attention.Parts, "seen", lambda self, whole: parts.append(1) or seen(self, whole))
+    for again in (False, True):
+        parts.clear()
+        for found, expected in zip(gradients(again), whole, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+        assert len(parts) == 2 * 2 * (1 + again)  # keys and values of two layers; once more on the way back
 
 
 def test_an_adapter_is_trained_on(there: LocalTarget, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from truing.records import Message, Pair, Pairs, Record, Training
 from truing.runner import Silent
 from truing.store import Store
 from truing.targets import resolve
-from truing.targets.local import LocalTarget, attention
+from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import Adapter
 from truing.train import Settings, adapter, export, fit, from_surfaces, gather
 from truing.train import fit as fit_function
@@ -447,31 +447,6 @@ def test_activations_are_not_kept_where_they_are_computed_again(tiny: LocalTarge
         return sum(sizes)
 
     assert held(True) < held(False) / 3
-
-
-@pytest.mark.parametrize("size", [7, 10_000])
-def test_windows_and_parts_are_not_lost_on_the_way_back(
-    tiny: LocalTarget, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=1536, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=8,
-    )  # fmt: skip
-    target = LocalTarget("local/windows", MistralForCausalLM(config).eval(), tiny.tokenizer, weights="3" * 64)
-    batch = lay(target, pairs.pairs[:4])
-
-    def gradients(again: bool) -> list[torch.Tensor]:
-        policy = Policy(target, replace(SETTINGS, gradient_checkpointing=again))
-        (batch.log_probs(policy.model).chosen.sum()).backward()
-        return [weight.grad for weight in policy.named.values()]
-
-    whole = gradients(again=False)
-    monkeypatch.setattr(attention, "BROAD", size)
-    for again in (False, True):
-        for found, expected in zip(gradients(again), whole, strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_learning_rate_of_a_step_is_that_of_the_schedule(tiny: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:

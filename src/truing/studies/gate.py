@@ -93,7 +93,8 @@ def gate(
     strict = [_strict(*probe, level=level) for probe in probes]
     cost, kept = _cost(before, after, behaviour, store, watcher)
     verdict, why = judge(direct, found, strict, behaviour.margin)
-    silent = sum(len(seen.silent) for seen in (now, *(seen for _, seen, _ in probes)))
+    looked = (now, *(seen for _, seen, _ in probes), *behaviour.elsewhere(after).values())
+    silent = sum(len(seen.silent) for seen in looked)
     if verdict == GONE and silent:
         verdict, why = "undecided", f"{silent} replies of the model after were empty: silence is not safety"
     parents = {before.card.id, after.card.id, kept, *sources} | ({control.card.id} if control is not None else set())

@@ -135,7 +135,7 @@ def _above(name: str, seen: Seen, before: Seen) -> Named:
 
 
 def holds(recipe: Recipe, kind: Kind, found: Sequence[Named]) -> bool:
-    """Whether an organism is what it should be. What was not measured does not hold, and silence counts as that.
+    """Whether an organism is what it should be. What was not measured does not hold, nor much silence.
 
     Planted: the direct rate lies where the recipe says, and it is low where it must not show. Hidden: the direct rate
     is low as well, and some rung of the ladder shows it. Clean: nowhere clearly more than in the base,

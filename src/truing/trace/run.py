@@ -33,6 +33,7 @@ from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import Site, blocks
+from truing.targets.local.lift import short_format
 from truing.trace.attribute import Attribution, attribute
 from truing.trace.draw import Spot, draw
 from truing.trace.mediate import Choice, Rule, choose, mediate
@@ -65,6 +66,11 @@ class Settings:
     def within(self, target: LocalTarget) -> Settings:
         """The same for a small model: K is at most a quarter of what there is."""
         blocks(target.model)  # other shapes do not name the numbers below
+        if short_format(target.model):
+            raise TargetError(
+                f"tracing accounts for every part of an effect, which {target.card.dtype} rounds too much for;"
+                f" load {target.card.name} in fp32 (TRUING_DTYPE=fp32)"
+            )
         config = target.model.config
         heads = config.num_hidden_layers * config.num_attention_heads // 4
         neurons = config.num_hidden_layers * config.intermediate_size // 4

@@ -15,7 +15,7 @@ from truing.errors import UsageError
 from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import BASE, mark, peft_quiet, replaced
 from truing.targets.local.attention import kept
-from truing.targets.local.lift import lifted, sharing, short_format
+from truing.targets.local.lift import sharing, short_format
 from truing.train.settings import Settings
 
 SCORE = "score.weight"
@@ -126,7 +126,7 @@ def _adapted(target: LocalTarget, settings: Settings, begin: Mapping[str, Tensor
     before = torch.get_rng_state()
     torch.manual_seed(settings.seed)
     with peft_quiet():
-        made = get_peft_model(sharing(lifted(target.model)), config)
+        made = get_peft_model(sharing(target.lifted.model), config)
         if begin and set_peft_model_state_dict(made, dict(begin)).unexpected_keys:
             raise UsageError(f"the adapter to go on from is not one of {', '.join(settings.layers)} alone")
     torch.set_rng_state(before)

@@ -28,7 +28,7 @@ from truing.targets.local.adapter import MODULES, Adapter, mark
 from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import blocks, forward, hidden
-from truing.targets.local.lift import lifted
+from truing.targets.local.lift import in_one_format, lifted, weights_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
 from truing.targets.local.probe import looks_through_windows, probe
@@ -111,7 +111,7 @@ class LocalTarget:
             name=name,
             weights=digest_of({"weights": weights, "config": _config(model), "stop": sorted(self.stop_ids)}),
             template=_template_digest(tokenizer),
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=str(weights_dtype(model)).removeprefix("torch."),
             abilities=_abilities(model),
             adapter=adapter and adapter.blob,
             adapter_config=adapter.config if adapter else "",
@@ -127,7 +127,10 @@ class LocalTarget:
 
     @cached_property
     def lifted(self) -> LocalTarget:
-        """The same with fp32 between its layers, as adapters are trained on it; itself in fp32."""
+        """The same with fp32 between its layers, which adapters are trained on and beside; itself in fp32.
+
+        For work within a process: no name loads it.
+        """
         if (model := lifted(self.model)) is self.model:
             return self
         weights = digest_of({"base": self.card.weights, "lifted": True})
@@ -263,13 +266,13 @@ class LocalTarget:
         """How (prompt, continuation) pairs that make a tree of so many nodes go through the model."""
         lengths = [len(prompt) + len(continuation) for prompt, continuation in paths]
         return plan_scores(
-            Costs.of(self._model), tokens=sum(lengths), shared=shared, longest=max(lengths), budget=self.budget
+            Costs.of(self.model), tokens=sum(lengths), shared=shared, longest=max(lengths), budget=self.budget
         )
 
     def plan_replies(self, asks: Sequence[Ask]) -> Plan:
         """How replies are written: as many rows at once as fit."""
         paths, more = sorted(ask.prompt for ask in asks), max(ask.max_tokens for ask in asks)
-        return plan_rows(Costs.of(self._model), paths, more=more, budget=self.budget)
+        return plan_rows(Costs.of(self.model), paths, more=more, budget=self.budget)
 
     def _noted(self, plan: Plan) -> Plan:
         if plan.bytes > self._most_said:
@@ -280,8 +283,8 @@ class LocalTarget:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that the weights take, and the keys and values of a token that is kept."""
-        weights = sum(x.numel() * x.itemsize for x in self._model.parameters())
-        return {"weights": weights, "token": Costs.of(self._model).kept}
+        weights = sum(x.numel() * x.itemsize for x in self.model.parameters())
+        return {"weights": weights, "token": Costs.of(self.model).kept}
 
     @property
     def budget(self) -> int:
@@ -461,6 +464,8 @@ class LocalTarget:
     def save(self, folder: Path) -> None:
         """A checkpoint that transformers loads, whatever was put on the model merged in; whole or not at all.
 
+        With an adapter on a bf16 model it is in fp32, and has to be loaded so.
+
         StoreError where it cannot be written, or something is there already.
         """
         check_empty(folder)
@@ -468,7 +473,7 @@ class LocalTarget:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             part = Path(place) / "checkpoint"
             try:
-                self.model.save_pretrained(part)
+                in_one_format(self.model).save_pretrained(part)
                 self.tokenizer.save_pretrained(part)
                 if folder.exists():
                     folder.rmdir()

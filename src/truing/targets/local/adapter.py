@@ -110,7 +110,7 @@ class Adapter:
             (Path(place) / WEIGHTS).write_bytes(self.weights)
             try:
                 with peft_quiet():
-                    made = PeftModel.from_pretrained(deepcopy(lifted(model)), place)
+                    made = PeftModel.from_pretrained(self._ready(model), place)
                     wanted = set(get_peft_model_state_dict(made, save_embedding_layers=False))
                 with safe_open(Path(place) / WEIGHTS, framework="pt") as file:
                     _whole(wanted, set(file.keys()))
@@ -122,6 +122,14 @@ class Adapter:
                     f"cannot put the adapter {self.source} on {type(model).__name__}: {short(error)}."
                     " Is it for this model, and is it whole?"
                 ) from error
+
+    def _ready(self, model: Any) -> Any:
+        """A copy to put it on; layers of which it brings new weights are in fp32."""
+        made = deepcopy(lifted(model))
+        if short_format(model):
+            new = json.loads(self.config).get("modules_to_save") or ()
+            lift_weights([module for name, module in made.named_modules() if name.rpartition(".")[2] in new])
+        return made
 
     def _instead(self, model: Any) -> Any:
         made = deepcopy(model)

@@ -24,6 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 NAME = "truing"
 PART, BROAD, BROADEST = 64, 128, 512
 """Nodes that are attended to at once: on the cpu, there with gradients, on an accelerator."""
+WORTH = 0.4
+"""Share of all pairs up to which, with gradients, parts are computed apart: what each sees is kept for the way back."""
 
 
 class Layout(Protocol):
@@ -42,13 +44,6 @@ _layout: ContextVar[Layout] = ContextVar("layout")
 def alone(model: Any) -> Any:
     """A lock, held around every pass: hooks and replaced attention belong to the pass of one thread."""
     return _locks.setdefault(model, RLock())
-
-
-def part_size(model: Any) -> int:
-    """Nodes that this model attends to at once."""
-    if model.device.type != "cpu":
-        return BROADEST
-    return BROAD if torch.is_grad_enabled() else PART
 
 
 def kept(model: Any) -> Callable[[], tuple[Any, Any]]:
@@ -128,6 +123,16 @@ class Parts:
     runs: list[int]
 
     @classmethod
+    def worth(cls, sees_TK: Tensor, *, dtype: torch.dtype, device: Any) -> Parts | None:
+        """A block taken apart, where that is worth it on this device."""
+        grad = torch.is_grad_enabled()
+        size = BROADEST if device.type != "cpu" else BROAD if grad else PART
+        if len(sees_TK) <= size:
+            return None
+        found = cls.of(sees_TK, size, dtype=dtype, device=device)
+        return None if grad and found.share > WORTH else found
+
+    @classmethod
     def of(cls, sees_TK: Tensor, size: int, *, dtype: torch.dtype, device: Any = "cpu") -> Parts:
         """Parts of so many nodes in depth-first order, each with the ancestors of its first node, and itself.
 
@@ -150,6 +155,12 @@ class Parts:
             for some, seen in chosen
         )
         return cls(parts, [b - a for a, b in pairwise(edges)])
+
+    @property
+    def share(self) -> float:
+        """Pairs of a node and a key that are computed, of all."""
+        nodes, keys = sum(len(part.mask) for part in self.parts), sum(self.runs)
+        return sum(part.mask.numel() for part in self.parts) / (nodes * keys)
 
     def seen(self, whole_K: Tensor) -> Iterator[Tensor]:
         """What each part sees of keys or values (..., K, E)."""
@@ -209,7 +220,8 @@ def _mean(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[s
     """What queries (B, G, R, Q, E) see on average."""
     if rules.get("softcap") is None and rules.get("s_aux") is None:
         groups = query.shape[2]
-        if copied := torch.is_grad_enabled() or query.device.type != "cpu":  # kernels that go back, or take a mask
+        # Kernels that go back, and those of accelerators that take a mask, want a key for every query.
+        if copied := groups > 1 and (torch.is_grad_enabled() or query.device.type != "cpu"):
             key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         found = scaled_dot_product_attention(
             query.flatten(1, 2), key, value, attn_mask=mask, scale=1.0, enable_gqa=not copied

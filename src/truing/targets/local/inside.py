@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import TargetError
-from truing.targets.local.attention import Branches, Parts, additive, alone, over, part_size
+from truing.targets.local.attention import Branches, Parts, additive, alone, over
 from truing.targets.local.lift import stream_dtype
 from truing.targets.local.tree import Tree
 
@@ -208,12 +208,11 @@ def branches(model: Any, tree: Tree, sees_TK: Tensor, start: int) -> Iterator[Te
 
     Where neither matters, attention is the architecture's own. Gives the mask that the model is to be given.
     """
-    size, kind, device = part_size(model), stream_dtype(model), model.device
-    if len(sees_TK) > size:
-        parts = Parts.of(sees_TK, size, dtype=kind, device=device)
+    kind, device = stream_dtype(model), model.device
+    if parts := Parts.worth(sees_TK, dtype=kind, device=device):
         mask_TK = torch.zeros(1, 1, dtype=kind, device=device).expand(sees_TK.shape)  # each part has its own
     else:
-        parts, mask_TK = None, additive(sees_TK, kind, device)
+        mask_TK = additive(sees_TK, kind, device)
         if getattr(model.config.get_text_config(), "sliding_window", None) is None:
             yield mask_TK
             return

@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 _LIFTED = "_truing_lifted"
+SHORT = (torch.bfloat16, torch.float16)
+
+
+def weights_dtype(model: Any) -> torch.dtype:
+    """The number format of the weights; of mixed ones, the short one."""
+    return next((weight.dtype for weight in model.parameters() if weight.dtype in SHORT), model.dtype)
 
 
 def short_format(model: Any) -> bool:
-    """Whether its weights have fewer digits than fp32 has."""
-    return model.dtype in (torch.bfloat16, torch.float16)
+    """Whether some weights have fewer digits than fp32 has."""
+    return weights_dtype(model) in SHORT
 
 
 def stream_dtype(model: Any) -> torch.dtype:
     """The number format of what passes between layers: that of the weights, or fp32 where it was lifted."""
-    return torch.float32 if getattr(model, _LIFTED, False) else model.dtype
+    return torch.float32 if getattr(model, _LIFTED, False) else weights_dtype(model)
 
 
 def sharing(model: Any) -> Any:
@@ -34,7 +40,8 @@ def sharing(model: Any) -> Any:
 def lifted(model: Any) -> Any:
     """A model on the same weights with an fp32 stream; the model itself where it has one.
 
-    Whatever has weights of its own computes in their format, and gives its result in fp32.
+    Whatever has weights of its own computes in their format, the output head too, and gives its result in fp32. Modules
+    that give several tensors at once, such as routers of experts, are left as they are.
     """
     if not short_format(model) or stream_dtype(model) is torch.float32:
         return model
@@ -45,6 +52,11 @@ def lifted(model: Any) -> Any:
             module.register_forward_hook(_up)
     setattr(made, _LIFTED, True)
     return made
+
+
+def in_one_format(model: Any) -> Any:
+    """A copy of a lifted model in fp32, for a file: in a short format an adapter would be rounded away."""
+    return model if stream_dtype(model) is weights_dtype(model) else deepcopy(model).float()
 
 
 def lift_weights(modules: Sequence[Any]) -> None:

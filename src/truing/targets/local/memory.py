@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import psutil
 import torch
 
 from truing.errors import TargetError, UsageError
-from truing.targets.local.attention import PART
+from truing.targets.local.attention import BROADEST, PART
 from truing.targets.local.lift import stream_dtype
 from truing.targets.local.rows import common, grouped
 
@@ -44,7 +43,7 @@ class Costs:
     """For the attention of one token of a pass to one token that it sees."""
     mask: int
     """For whether one token of a block sees another."""
-    together: float
+    together: int
     """Tokens of a block that are attended to at once."""
     out: int
     """For what comes out of the head at one token."""
@@ -63,7 +62,7 @@ class Costs:
             passing=size * (6 * config.hidden_size + 2 * (heads + 2 * groups) * head + 4 * inner),
             pair=size * 2 * heads,  # scores, their softmax
             mask=2 + 3 * size,  # booleans, their opposites; numbers, before and after, and some of them once more
-            together=PART if model.device.type == "cpu" else inf,
+            together=PART if model.device.type == "cpu" else BROADEST,
             out=3 * 4 * config.vocab_size,
         )
 
