@@ -59,7 +59,7 @@ bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baseli
 game-full: $(VENV)/.dev ## the same over the whole set; 80 minutes, as estimated from twelve targets
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
 
-organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 40 minutes
+organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 32 minutes
 	$(BIN)/truing target organisms --store $(STORE)
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
