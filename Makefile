@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
-.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-train-cuda bench-compare bench-gate \
+.PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-compare bench-gate \
 	bench-game game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
@@ -43,9 +43,6 @@ bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transform
 
 bench-train: $(VENV)/.bench ## training beside TRL; about 20 minutes
 	$(BIN)/python benchmarks/train.py
-
-bench-train-cuda: $(VENV)/.bench ## the same on an accelerator: random weights of the 1B class in bf16
-	$(BIN)/python benchmarks/train.py cuda
 
 bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known rule; 45 minutes, as estimated from single trainings
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/compare.py

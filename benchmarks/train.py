@@ -1,4 +1,4 @@
-"""Training beside TRL: `make bench-train`; with an accelerator also `make bench-train-cuda`.
+"""Training beside TRL: `make bench-train`; on an accelerator, where torch has CUDA: `python benchmarks/train.py cuda`.
 
 Each comparison is a process in which both sides train the same adapter on the same pairs, from the same start, a step
 of the one after a step of the other. Ratios are TRL's seconds over ours, step by step, without the first step. Memory
@@ -350,6 +350,10 @@ def accelerated(checkpoint: str) -> list[Row]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["cuda"]:
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit(f"no accelerator here, or torch {torch.__version__} is not built for it")
         with tempfile.TemporaryDirectory() as folder:
             random_checkpoint(folder)
             finish("train-cuda", accelerated(folder), packages=("trl",))

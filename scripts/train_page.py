@@ -1,4 +1,4 @@
-"""Put the figures of the last `make bench-train` and its `-cuda` into docs/explanation/fixing.md: none by hand."""
+"""Put the figures of the last `make bench-train`, and of train.py on cuda, into docs/explanation/fixing.md."""
 
 from __future__ import annotations
 
