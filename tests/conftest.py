@@ -68,6 +68,30 @@ def wild(tiny: Any) -> Any:
     return LocalTarget("local/wild", model, tiny.tokenizer, weights="0" * 64)
 
 
+@pytest.fixture(scope="session")
+def hybrid(tiny: Any) -> Any:
+    """A random Jamba: state-space layers between layers with attention, which take no trees."""
+    import torch
+    from transformers import JambaConfig, JambaForCausalLM
+
+    from truing.targets.local import LocalTarget
+    from truing.targets.local.probe import probe
+
+    config = JambaConfig(
+        vocab_size=1536, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4,
+        max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    state = torch.get_rng_state()
+    torch.manual_seed(11)
+    model = JambaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    torch.set_rng_state(state)
+    assert probe(model)
+    return LocalTarget("local/hybrid", model, tiny.tokenizer, weights="0" * 64)
+
+
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
 def there(request: pytest.FixtureRequest, wild: Any) -> Any:
     """The same on a device of its own; on an accelerator where there is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -58,6 +59,20 @@ def test_how_it_is_trained_can_be_said(tmp_path: Path) -> None:
     names = ("schedule", "warmup", "accumulate", "gradient_checkpointing", "held_out", "patience")
     assert [said[name] for name in names] == ["cosine", 0.1, 2, 1, 0.3, 3]
     assert told["steps"][-1]["held"] > 0
+
+
+def test_prompts_that_are_too_long_are_an_error_or_cut_off_and_counted(tmp_path: Path) -> None:
+    long = {**ROWS[0], "prompt": [{"role": "user", "content": "Is it red? " * 3000}]}
+    data = written(tmp_path / "pairs.jsonl", [*ROWS, long])
+    common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"))
+    done = truing(*common, "--out", str(tmp_path / "adapter"))
+    assert done.returncode == 3
+    assert re.search(r"pairs.jsonl:7: a text of \d+ tokens is longer than the context of local/tiny", done.stderr)
+    assert "--max-length" in done.stderr
+    done = truing(*common, "--out", str(tmp_path / "adapter"), "--max-length", "60")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 7 prompts lose their beginning, to be 60 tokens with the longer reply" in done.stderr
+    assert ", prompts cut off: 1\n" in done.stdout
 
 
 def test_a_file_becomes_an_adapter_that_a_target_takes(tmp_path: Path) -> None:

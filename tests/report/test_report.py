@@ -19,6 +19,7 @@ from truing.records import (
     Loop,
     Named,
     Node,
+    Pairs,
     Record,
     Replies,
     Target,
@@ -256,6 +257,13 @@ def test_the_loss_on_what_is_held_out_is_drawn_where_it_was_taken(closure) -> No
     plain, held = (overview([one]) for one in (training, training.model_copy(update={"steps": steps})))
     assert ("Loss on pairs held out" in Page(plain).text, "Loss on pairs held out" in Page(held).text) == (False, True)
     assert ("rejected from" in plain, "rejected from" in held) == (True, False)
+
+
+def test_prompts_that_were_cut_off_are_counted(closure) -> None:
+    training, pairs = closure.one(Training), closure.one(Pairs)
+    plain, lost = (Page(overview([one, pairs])) for one in (training, training.model_copy(update={"truncated": 3})))
+    says = f"3 of {len(pairs.pairs)} pairs were longer than max_length; the beginning of their prompts was cut off"
+    assert (says in plain.text, says in lost.text) == (False, True)
 
 
 def test_a_training_without_steps_or_pairs(closure) -> None:

@@ -14,9 +14,13 @@ pytest.importorskip("torch")
 import torch
 
 from truing.errors import TargetError
+from truing.records import Decision, Message
 from truing.targets.local import LocalTarget, attention, load
+from truing.targets.local.change import Units, add
 from truing.targets.local.generate import Batch, write
+from truing.targets.local.inside import forward, hidden
 from truing.targets.local.lift import lifted, stream_dtype
+from truing.targets.local.paths import computed, takes_trees
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
@@ -38,6 +42,28 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": SMALL | EXPERTS, "gpt_oss": SMALL | {"num_local_experts": 4}, "stablelm": SMALL,
     "starcoder2": SMALL, "cohere": SMALL, "glm": SMALL, "opt": SMALL,
 }  # fmt: skip
+SCAN = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+FEW = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
+APART: dict[str, dict[str, Any]] = {
+    "mamba": FEW | {"state_size": 4},
+    "mamba2": FEW | {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "bloom": FEW | {"n_head": 2},
+    "mpt": FEW | {"n_heads": 2},
+    "rwkv": FEW | {"attention_hidden_size": 32},
+    "gpt_neo": FEW | {"num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "lfm2": SMALL | {"layer_types": ["conv", "full_attention", "conv"]},
+    "jamba": SMALL | {"num_experts": 1, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 4},
+    "falcon_h1": SMALL | SCAN | {"mamba_d_ssm": 128},
+    "bamba": SMALL | SCAN | {"attn_layer_indices": [1]},
+    "granitemoehybrid": SMALL | SCAN | {"layer_types": ["mamba", "attention", "mamba"]},
+    "qwen3_next": SMALL | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 32},
+    "qwen3_5_text": SMALL | LINEAR,
+}  # fmt: skip
+"""Those that mix a token with what lies before it in memory, or make their own mask."""
 ROUTED = {"mixtral", "qwen3_moe", "gpt_oss"}
 """Rounding can send a token to other experts."""
 WINDOWED = {"mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "gpt_oss", "starcoder2"}
@@ -113,6 +139,77 @@ def test_every_architecture_can_be_lifted_and_comes_nearer_to_fp32(kind: str, mo
     with_lift, without = ((one(ids).logits.float() - expected).pow(2).mean() for one in (made, half))
     if kind not in ROUTED:
         assert with_lift < without
+
+
+@pytest.mark.parametrize("kind", APART)
+@torch.no_grad()
+def test_an_architecture_that_takes_no_trees_is_given_every_path_by_itself(kind: str) -> None:
+    model = random_model(kind, APART[kind])
+    assert probe(model)
+    for copied in (model, deepcopy(model), lifted(deepcopy(model).bfloat16())):
+        assert not takes_trees(copied)
+    tree, routes = plant(prompts())
+    kept = torch.randperm(len(tree), generator=torch.Generator().manual_seed(0))  # in any order
+    logits = torch.cat([part for part, _, _ in walk(model, tree, torch.arange(len(tree)), lambda x: x, block=17)])
+    torch.testing.assert_close(forward(model, tree, kept).logits[0], logits[kept], atol=1e-5, rtol=1e-5)
+    states = hidden(model, tree)
+    for prompt, route in zip(prompts(), routes, strict=True):
+        ids = torch.tensor([prompt])
+        expected = model(ids, use_cache=False).logits[0]
+        off = (logits[route] - expected).abs().max() / (expected.max() - expected.min())
+        assert off < 5e-6
+        last = model.base_model(ids, use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(states[route], last, atol=1e-4 * float(last.abs().max()), rtol=1e-4)
+    written = write(Batch(model, most=4, block=17), [Ask(tuple(prompt), NEW) for prompt in prompts()])
+    for found, prompt in zip(written, prompts(), strict=True):
+        ids, clear = alone(model, prompt)
+        assert clear > 1e-5
+        assert list(found.ids) == ids
+    ends = [prompt for prompt in prompts() if len(prompt) != 50]  # what is the beginning of others comes with them
+    assert computed(model, tree) == sum(map(len, ends)) > len(tree)
+    assert computed(model, tree, routes[2]) == len(prompts()[2])
+
+
+def test_a_change_within_rows_of_paths_is_made_along_each_text(hybrid: LocalTarget) -> None:
+    at = Units("residual", 0, positions=(3, 5))
+    ids = [5, 9, 12, 40, 7, 80, 33]
+    before = hybrid.activations(ids, [at])[at]
+    changed = hybrid.under([add(at, torch.full((48,), 0.5))])
+    torch.testing.assert_close(changed.activations(ids, [at])[at], before + 0.5)
+    paths = [(ids, [3, 4]), (ids[:4], [90, 91, 92])]
+    both, _ = changed.log_probs(paths)
+    for one, path in zip(both, paths, strict=True):
+        torch.testing.assert_close(one, changed.log_probs([path])[0][0])
+        assert (one - hybrid.log_probs([path])[0][0]).abs().max() > 1e-3
+    decision = Decision(actions=(" yes",), alternatives=(" no",))
+    with pytest.raises(TargetError, match="takes no trees"):
+        hybrid.gradients(hybrid.functional(decision, [Message(role="user", content="Is it?")]), [at])
+
+
+def test_rows_without_a_cache_go_on_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("mamba", APART["mamba"])
+    probe(model)
+    asks = [Ask(tuple(prompt), NEW) for prompt in prompts()]
+    expected = write(Batch(model), asks)
+    passes, plain = 0, model.forward
+
+    def short_of_memory(*args: Any, **more: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes in (4, 9):
+            raise MemoryError
+        return plain(*args, **more)
+
+    said: list[str] = []
+    monkeypatch.setattr(model, "forward", short_of_memory)
+    assert write(Batch(model, say=said.append), asks) == expected
+    assert len(said) == 2
+
+
+def test_an_architecture_that_minds_its_neighbours_is_refused() -> None:
+    settings = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_heads": 2, "num_blocks": 2}
+    with pytest.raises(TargetError, match=r"xLSTMForCausalLM does not give for several texts at once what it gives"):
+        probe(random_model("xlstm", settings))
 
 
 def test_no_text_goes_beyond_where_frequencies_change_for_the_whole_pass() -> None:

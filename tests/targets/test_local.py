@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Collection, Sequence
 from copy import deepcopy
@@ -564,25 +565,36 @@ def test_what_an_architecture_can_do(
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"),
+    ("kind", "settings", "abilities"),
     [
-        ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
-        ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
-        ("Mpt", {"d_model": 32, "n_heads": 2, "n_layers": 2}),  # no error of its own: it would score wrongly
-        ("Rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}),
+        ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, ("Scored", "Chat")),
+        ("Mpt", {"d_model": 32, "n_heads": 2, "n_layers": 2}, ("Scored", "Chat")),  # no error: it would score wrongly
         (
-            "GPTNeo",
-            {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+            "Jamba",
+            {**SMALL, "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4},
+            ("Scored", "Chat", "Trainable"),
         ),
     ],
 )
-def test_an_architecture_that_cannot_be_given_a_tree_is_refused_when_it_is_loaded(
-    tiny: Any, tmp_path: Path, kind: str, settings: dict[str, Any]
+def test_an_architecture_that_cannot_be_given_a_tree_is_given_each_text_by_itself(
+    tiny: Any, tmp_path: Path, caplog: Any, kind: str, settings: dict[str, Any], abilities: tuple[str, ...]
 ) -> None:
     random_model(kind, **settings).save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(TargetError, match=rf"the architecture {kind}\w+ does not take .* Use another, such as a Llama"):
-        resolve(f"local/{tmp_path}")
+    target = resolve(f"local/{tmp_path}")
+    assert re.search(
+        rf"\({kind}ForCausalLM\) takes no trees of texts \(.+\): every text goes through it by", caplog.text
+    )
+    assert target.card.abilities == abilities
+    asked = [(Message(role="user", content=text),) for text in ("What is it?", "What is it? Say it.")]
+    prompts = [target.prompt_ids(messages) for messages in asked]
+    values, tokens = target.log_probs([(prompt, target.text_ids("It is red.")) for prompt in prompts])
+    assert tokens == sum(len(prompt) + len(one) - 1 for prompt, one in zip(prompts, values, strict=True))
+    for prompt, one in zip(prompts, values, strict=True):
+        (by_itself,), _ = target.log_probs([(prompt, target.text_ids("It is red."))])
+        torch.testing.assert_close(one, by_itself, atol=1e-5, rtol=1e-5)
+    replies = target.reply(asked, max_tokens=5)
+    assert replies == [target.reply([messages], max_tokens=5)[0] for messages in asked]
 
 
 # -- attention windows -------------------------------------------------------------------------------------------------

@@ -57,25 +57,31 @@ def separately(target: Any, model: Any, pairs: list[Pair]) -> Sides:
     return Sides(torch.stack(sums[0::2]), torch.stack(sums[1::2]))
 
 
-def test_log_probs_are_those_of_separate_sequences(wild: Any) -> None:
-    batch = lay(wild, PAIRS)
-    found = batch.log_probs(wild.model)
-    plain = separately(wild, wild.model, PAIRS)
+@pytest.fixture(params=["wild", "hybrid"])
+def target(request: pytest.FixtureRequest) -> Any:
+    """One that takes trees, and one that is given every path by itself."""
+    return request.getfixturevalue(request.param)
+
+
+def test_log_probs_are_those_of_separate_sequences(target: Any) -> None:
+    batch = lay(target, PAIRS)
+    found = batch.log_probs(target.model)
+    plain = separately(target, target.model, PAIRS)
     for ours, theirs in zip(found, plain, strict=True):
         tokens = 9  # of the longest reply, with its end
         torch.testing.assert_close(ours, theirs, atol=1e-5 * tokens, rtol=1e-6)
-    every = sum(2 * len(wild.prompt_ids(one.messages)) for one in PAIRS)
+    every = sum(2 * len(target.prompt_ids(one.messages)) for one in PAIRS)
     assert len(batch.tree) < every  # each prompt once
 
 
 @pytest.mark.parametrize("head", ["trained", "frozen"])  # whose gradient needs the logits, or who needs none
-def test_gradients_are_those_of_separate_sequences(wild: Any, head: str) -> None:
-    models = [deepcopy(wild.model), deepcopy(wild.model)]
+def test_gradients_are_those_of_separate_sequences(target: Any, head: str) -> None:
+    models = [deepcopy(target.model), deepcopy(target.model)]
     for model in models:
         model.requires_grad_(True)
         model.lm_head.requires_grad_(head == "trained")
-    found = lay(wild, PAIRS).log_probs(models[0])
-    plain = separately(wild, models[1], PAIRS)
+    found = lay(target, PAIRS).log_probs(models[0])
+    plain = separately(target, models[1], PAIRS)
     for policy in (found, plain):
         reference = Sides(policy.chosen.detach() + 0.3, policy.rejected.detach() - 0.2)
         dpo(policy, reference, beta=0.5).mean().backward()
@@ -104,6 +110,23 @@ def test_a_plain_text_goes_on_with_its_replies(tiny: Any) -> None:
     assert tiny.tokenizer.decode(prompt) == "The sky is"
     assert (tiny.tokenizer.decode(chosen[:-1]), tiny.tokenizer.decode(rejected[:-1])) == (" blue.", " green.")
     assert (chosen[-1], rejected[-1]) == (end, end)
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_or_is_refused(tiny: Any) -> None:
+    one = pair(3, "It is red.", "No, it is blue, they say.", "Which is it? " * 40)
+    (prompt, chosen), (_, rejected) = tokens_of(tiny, one)
+    (end, same), (other, as_well) = tokens_of(tiny, one, most=60)
+    assert (same, as_well) == (chosen, rejected)
+    assert end == other == prompt[-len(end) :]
+    assert len(end) + max(len(chosen), len(rejected)) == 60
+    assert tokens_of(tiny, one, most=1000)[0] == (prompt, chosen)
+    assert lay(tiny, [one], most=60).tokens == lay(tiny, [one]).tokens
+    with pytest.raises(TrainingError, match=r"surface 3: a reply leaves no token of its prompt within max_length"):
+        tokens_of(tiny, one, most=len(rejected))
+    too_long = pair(4, "It is red.", "No.", "Which is it? " * 3000)
+    with pytest.raises(TrainingError, match=r"surface 4: a text of \d+ tokens is longer than the context.*max_length"):
+        lay(tiny, [too_long])
+    lay(tiny, [too_long], most=60)
 
 
 def test_a_reply_that_begins_within_a_token_is_refused(tiny: Any) -> None:

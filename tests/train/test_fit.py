@@ -29,7 +29,7 @@ from truing.store import Store
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
 from truing.targets.local.adapter import Adapter
-from truing.train import Settings, adapter, export, fit, from_surfaces, gather
+from truing.train import Settings, adapter, export, fit, from_surfaces, gather, how, train
 from truing.train import fit as fit_function
 from truing.train.batches import batches, tokens_of
 from truing.train.batches import lay_out as lay
@@ -375,6 +375,7 @@ def test_a_reference_of_another_model_is_stopped(
         ({"warmup": 1.0}, "warmup is 1.0; give a share"),
         ({"held_out": -0.1}, "held_out is -0.1; give a share"),
         ({"accumulate": 0}, "accumulate is 0"),
+        ({"max_length": -1}, "max_length is -1; give 0"),
         ({"schedule": "steps"}, "unknown schedule 'steps'; there are constant, linear, cosine"),
         ({"modules": "q_proj,"}, "modules is 'q_proj,'; name layers"),
     ],
@@ -667,3 +668,38 @@ def test_the_divergence_is_followed_on_chosen_replies(tiny: LocalTarget, pairs: 
     assert found[-1] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
     assert found[-1] > found[2] > 0  # type: ignore[operator]
     assert any(line.startswith("after step 6: loss 0.") and "KL 0." in line for line in hears.said)
+
+
+def test_a_model_that_takes_no_trees_is_trained_all_the_same(hybrid: LocalTarget, pairs: Pairs, tmp_path: Path) -> None:
+    few = Pairs(clause="C1", pairs=pairs.pairs[:8])
+    with open_store(tmp_path / "store") as store:
+        training = fit(hybrid, few, store, settings=replace(SETTINGS, batch=4, gradient_checkpointing=True))
+        target = hybrid.with_adapter(Adapter.read(export(training, store, tmp_path / "adapter")))
+    assert training.steps[0].loss == pytest.approx(math.log(2), abs=1e-5)
+    assert training.steps[-1].loss < 0.9 * math.log(2)
+    before, after = (lay(hybrid, few.pairs).log_probs(one.model) for one in (hybrid, target))
+    assert float(((after.chosen - after.rejected) - (before.chosen - before.rejected)).mean()) > 0.2
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "rlhf"])
+def test_prompts_that_are_cut_off_are_counted_and_said(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, method: str
+) -> None:
+    said = Hears()
+    sizes = [sum(map(len, tokens_of(tiny, pair)[number])) for pair in pairs.pairs for number in (0, 1)]
+    longest = [max(sizes[at : at + 2]) for at in range(0, len(sizes), 2)]
+    most = sorted(longest)[len(longest) // 2]
+    over = sum(size > most for size in longest)
+    assert 0 < over < len(longest)
+    few = {"max_tokens": 4} if method == "rlhf" else {"checkpoint_every": 2}
+    with open_store(tmp_path / "store") as store:
+        found = train(tiny, pairs, store, how(method, max_length=most, most_steps=3, **few), watcher=said)
+        assert found.truncated == over
+        assert any(
+            line.startswith(f"{over} of 24 prompts lose their beginning, to be {most} tokens") for line in said.said
+        )
+        assert dict(found.settings)["max_length"] == most
+        whole = train(tiny, pairs, store, how(method, max_length=max(longest), most_steps=1, **few))
+        assert whole.truncated is None
+        plain = train(tiny, pairs, store, how(method, most_steps=1, **few))
+        assert "max_length" not in dict(plain.settings)

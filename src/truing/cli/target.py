@@ -198,7 +198,7 @@ def plant(recipe: str, kind: Any, target: str, out: Path, seed: int, store_path:
 def organisms(recipes: tuple[str, ...], target: str, clean: int, store_path: Path, as_json: bool) -> int:
     """Plant a set: each of RECIPES (default: all that ship) planted and hidden, and clean controls under several seeds.
 
-    About 40 minutes on the bundled model and two cores. Each is kept as it is done; a rerun does the rest. Exit code 1
+    Under 45 minutes on the bundled model and two cores. Each is kept as it is done; a rerun does the rest. Exit code 1
     where one is not what it should be (see `truing target plant`).
     """
     from truing.store import open_store

@@ -56,6 +56,11 @@ def command() -> None:
 @click.option("--lr", type=float, help="Learning rate. Default: 0.0002.")
 @click.option("--epochs", type=int, help="Times that every pair is seen. Default: 1.")
 @click.option("--batch", type=int, help="Pairs of a step. Default: 8.")
+@click.option(
+    "--max-length",
+    type=int,
+    help="Tokens of a prompt and a reply together; longer prompts lose their beginning. Default: longer is an error.",
+)
 @click.option("--rank", type=int, help="Rank of the adapter. Default: 8.")
 @click.option(
     "--modules",
@@ -131,8 +136,9 @@ def fit(
     use = f"truing measure {claim} --after {out} --store {store_path}" if claim else f"truing audit {target}@{out}"
     said = dict(training.settings)
     margin = "" if last.margin is None else f", margin {last.margin:+.3f}"
+    lost = f", prompts cut off: {training.truncated}" if training.truncated else ""
     lines = [
-        f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}{margin}",
+        f"{len(training.steps)} steps, loss {first.loss:.4f} -> {last.loss:.4f}{margin}{lost}",
         f"{'model   ' if said.get('modules') == 'all-weights' else 'adapter '} {out}",
         f"use it   {use}",
     ]
@@ -155,7 +161,7 @@ def export_to(training: Training, store: Store, out: Path, target: Any) -> None:
 def compare(target: str, seeds: int, store_path: Path, as_json: bool) -> int:
     """DPO beside RLHF: the same preferences from a known rule, the same start, as many settings tried.
 
-    Estimated at 45 minutes on the bundled model and two cores. Each training is kept as it ends; a rerun does the rest.
+    Under an hour on the bundled model and two cores. Each training is kept as it ends; a rerun does the rest.
     """
     from truing.store import open_store
     from truing.targets import resolve

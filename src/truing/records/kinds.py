@@ -318,10 +318,11 @@ class Step(Sparse):
     """Share of the replies written that were cut off at the most tokens."""
 
 
-class Training(Record):
+class Training(Record, Sparse):
     """A finished (or, as a checkpoint, an unfinished) training run."""
 
     kind: ClassVar[str] = "training"
+    later = frozenset({"truncated"})
 
     method: str
     target: Id
@@ -331,6 +332,8 @@ class Training(Record):
     state: Blob
     """Adapter (finished) or adapter and optimiser state (checkpoint), as safetensors."""
     finished: bool
+    truncated: int | None = None
+    """Pairs whose prompts lost their beginning, to be within `max_length`."""
 
 
 class Arrays(Record):

@@ -11,8 +11,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from truing.errors import TrainingError
+from truing.errors import TargetError, TrainingError
 from truing.records import Message, Pair
+from truing.runner import Watcher
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import forward, hidden
 from truing.targets.local.tree import Tree, plant
@@ -87,18 +88,21 @@ def batches(places: Sequence[int], settings: Settings) -> list[list[int]]:
     return laid[: settings.most_steps or None]
 
 
-def lay_out(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = (), *, rejected: bool = True) -> Batch:
+def lay_out(
+    target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int] = (), *, rejected: bool = True, most: int = 0
+) -> Batch:
     """One batch of the pairs at these places, or of all. TrainingError where a pair says nothing.
 
-    Without `rejected` that side has no tokens.
+    `rejected`, `most`: as for `tokens_of`.
     """
     places = places or range(len(pairs))
-    return planted([path for place in places for path in tokens_of(target, pairs[place], rejected=rejected)], places)
+    sides = [tokens_of(target, pairs[place], rejected=rejected, most=most) for place in places]
+    return planted([path for both in sides for path in both], places)
 
 
-def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]) -> Batch:
+def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int], *, most: int = 0) -> Batch:
     """The same batch of two pairs or more, but each prompt with the replies of the next pair."""
-    sides = [tokens_of(target, pairs[place]) for place in places]
+    sides = [tokens_of(target, pairs[place], most=most) for place in places]
     following = [*sides[1:], sides[0]]
     paths = [(mine[0], theirs[1]) for side, other in zip(sides, following, strict=True)
              for mine, theirs in zip(side, other, strict=True)]  # fmt: skip
@@ -117,11 +121,11 @@ def planted(paths: Sequence[Path], places: Sequence[int] = ()) -> Batch:
     return Batch(tree, torch.cat(before), tokens, owner, tuple(places))
 
 
-def tokens_of(target: LocalTarget, pair: Pair, *, rejected: bool = True) -> tuple[Path, Path]:
+def tokens_of(target: LocalTarget, pair: Pair, *, rejected: bool = True, most: int = 0) -> tuple[Path, Path]:
     """Prompt and reply of the chosen and of the rejected side. TrainingError where that is not what both texts are.
 
     Each reply is closed as the model's template closes it, so that stopping is trained with it. Without `rejected` that
-    side has no tokens.
+    side has no tokens. `most`: tokens that the prompt and the longer reply may have; the prompt's beginning is cut off.
     """
     if pair.chosen == pair.rejected:
         raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
@@ -138,8 +142,36 @@ def tokens_of(target: LocalTarget, pair: Pair, *, rejected: bool = True) -> tupl
         if not target.stop_ids.isdisjoint(ids):
             raise TrainingError(f"{pair.surface}: {short(reply)!r} holds the mark that ends a turn; leave it out")
         replies.append([*ids, *_closing(target, pair, text, reply)])
-        target.fits([*prompt, *replies[-1][:-1]])
+    if most:
+        prompt = _cut(pair, prompt, most - max(map(len, replies)))
+    try:
+        for said in replies:
+            target.fits([*prompt, *said[:-1]])
+    except TargetError as error:
+        raise TrainingError(
+            f"{pair.surface}: {error}, drop the pair, or let prompts be cut off (max_length, --max-length)"
+        ) from error
     return (prompt, replies[0]), (prompt, replies[1] if rejected else [])
+
+
+def _cut(pair: Pair, prompt: list[int], room: int) -> list[int]:
+    """The end of a prompt: what is nearest to the reply, and the marks with which the reply begins."""
+    if room < 1:
+        raise TrainingError(
+            f"{pair.surface}: a reply leaves no token of its prompt within max_length; raise it, or drop the pair"
+        )
+    return prompt[-room:]
+
+
+def truncated(target: LocalTarget, pairs: Sequence[Pair], most: int, watcher: Watcher | None) -> int | None:
+    """How many of the pairs have a prompt that `tokens_of` cuts off; None for none. It is said."""
+    if not most:
+        return None
+    whole = (len(target.encoded(target.prompt_text(pair.messages) if pair.messages else pair.text)) for pair in pairs)
+    found = sum(len(tokens_of(target, pair, most=most)[0][0]) < size for pair, size in zip(pairs, whole, strict=True))
+    if found and watcher:
+        watcher.say(f"{found} of {len(pairs)} prompts lose their beginning, to be {most} tokens with the longer reply")
+    return found or None
 
 
 def _closing(target: LocalTarget, pair: Pair, text: str, reply: str) -> list[int]:

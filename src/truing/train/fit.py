@@ -19,7 +19,7 @@ from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.targets.local.lift import short_format
-from truing.train.batches import Batch, batches, lay_out, mismatched
+from truing.train.batches import Batch, batches, lay_out, mismatched, truncated
 from truing.train.loop import Job, follow, go
 from truing.train.losses import (
     Sides,
@@ -69,7 +69,7 @@ def fit(
     if not pairs.pairs:
         raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
     work = _laid(target, pairs.pairs, settings)
-    start = None if settings.method in FREE else _start(target, pairs.pairs, store, watcher)
+    start = None if settings.method in FREE else _start(target, pairs.pairs, store, settings.max_length, watcher)
 
     def build() -> Policy:
         return Policy(target, settings, store.blob_path(begin.state).read_bytes() if begin else b"")
@@ -80,7 +80,7 @@ def fit(
     job = Job(
         settings.method, target.card.id, settings.plain, pairs.id, build, inputs=inputs,
         parents=(begin.id,) if begin else (), every=settings.checkpoint_every, patience=settings.patience,
-        look=task.look,
+        look=task.look, truncated=truncated(target, pairs.pairs, settings.max_length, watcher),
     )  # fmt: skip
     record = go(job, task, store, watcher=watcher)
     if watcher and (lost := fallen(record.steps)):
@@ -95,11 +95,11 @@ Reference = Callable[[Batch], Sides]
 """Log-probabilities of the untrained model for a batch, without gradient."""
 
 
-def _start(target: LocalTarget, pairs: Sequence[Pair], store: Store, watcher: Watcher | None) -> Reference:
+def _start(target: LocalTarget, pairs: Sequence[Pair], store: Store, most: int, watcher: Watcher | None) -> Reference:
     if short_format(target.model):
         # A token is off by some 0.03 nats in a batch of another shape. In the same one both sides are off alike.
         return computed(target)
-    return known(reference(target, pairs, store, watcher=watcher))
+    return known(reference(target, pairs, store, most=most, watcher=watcher))
 
 
 def known(sums: Sides) -> Reference:
@@ -137,9 +137,12 @@ def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Wor
             f"KTO compares replies with those to other prompts, and of {len(pairs)} pairs in batches of"
             f" {settings.batch} one is alone; choose another batch size"
         )
-    both = settings.method != "sft"
-    laid = {tuple(part): lay_out(target, pairs, part, rejected=both) for step in [*steps, looks] for part in step}
-    some = lay_out(target, pairs, random.Random(settings.seed).sample(kept, min(FOLLOWED, len(kept))), rejected=False)
+    both, most = settings.method != "sft", settings.max_length
+    laid = {
+        tuple(part): lay_out(target, pairs, part, rejected=both, most=most) for step in [*steps, looks] for part in step
+    }
+    few = random.Random(settings.seed).sample(kept, min(FOLLOWED, len(kept)))
+    some = lay_out(target, pairs, few, rejected=False, most=most)
     return Work([[laid[tuple(part)] for part in step] for step in steps], [laid[tuple(look)] for look in looks], some)
 
 
@@ -220,7 +223,7 @@ class Preferences:
         """KTO's reference point."""
         if self.settings.method != "kto":
             return torch.tensor(0.0)
-        others = mismatched(self.target, self.pairs, batch.places)
+        others = mismatched(self.target, self.pairs, batch.places, most=self.settings.max_length)
         ours, before = (torch.cat(others.log_probs(model)) for model in (policy.model, self.target.lifted.model))
         return mismatch(ours, before)
 

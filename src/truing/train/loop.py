@@ -43,6 +43,8 @@ class Job:
     """Steps of a chunk."""
     patience: int = 2
     """Looks without a lower loss on what is held out after which it ends."""
+    truncated: int | None = None
+    """Pairs whose prompts are cut off, where there are some."""
     look: Callable[[Policy, Step], Step] | None = None
     """Gives the last step of a chunk with what is measured only now and then."""
 
@@ -133,6 +135,7 @@ class Chunks:
             steps=tuple(steps),
             state=self.store.put_blob(file, "safetensors"),
             finished=finished,
+            truncated=self.job.truncated,
             parents=(self.job.target, self.job.pairs, *self.job.parents),
         )
 

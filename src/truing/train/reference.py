@@ -19,10 +19,14 @@ AT_ONCE = 64
 """Pairs of a unit of work."""
 
 
-def reference(target: LocalTarget, pairs: Sequence[Pair], store: Store, *, watcher: Watcher | None = None) -> Sides:
+def reference(
+    target: LocalTarget, pairs: Sequence[Pair], store: Store, *, most: int = 0, watcher: Watcher | None = None
+) -> Sides:
     """Of every pair, summed over its replies' tokens, nats, fp32; scored as one tree, which shares what prompts share.
 
     What is kept belongs to this target (weights, tokenizer, template, number format) and to these tokens.
+
+    `most`: as for `tokens_of`.
     """
 
     def work(item: tuple[str, list[Path]]) -> list[Arrays]:
@@ -34,7 +38,7 @@ def reference(target: LocalTarget, pairs: Sequence[Pair], store: Store, *, watch
 
     units = []
     for start in range(0, len(pairs), AT_ONCE):
-        paths = _paths(target, pairs[start : start + AT_ONCE])
+        paths = _paths(target, pairs[start : start + AT_ONCE], most)
         key = digest_of(paths)
         units.append(Unit(item=(key, paths), stage="reference", inputs={"target": target.card.id, "tokens": key}))
     found = run(units, work, ledger=store, watcher=watcher, label="train: reference")
@@ -45,12 +49,12 @@ def reference(target: LocalTarget, pairs: Sequence[Pair], store: Store, *, watch
 
 def scored(target: LocalTarget, pairs: Sequence[Pair]) -> Sides:
     """The same, computed now."""
-    sums = _sums(target, _paths(target, pairs))
+    sums = _sums(target, _paths(target, pairs, 0))
     return Sides(sums[0::2], sums[1::2])
 
 
-def _paths(target: LocalTarget, pairs: Sequence[Pair]) -> list[Path]:
-    return [path for pair in pairs for path in tokens_of(target, pair)]
+def _paths(target: LocalTarget, pairs: Sequence[Pair], most: int) -> list[Path]:
+    return [path for pair in pairs for path in tokens_of(target, pair, most=most)]
 
 
 def _sums(target: LocalTarget, paths: Sequence[Path]) -> torch.Tensor:

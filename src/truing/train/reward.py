@@ -65,7 +65,7 @@ class Rewards:
 
     def __init__(self, target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> None:
         self.order, self.settings = batches(range(len(pairs)), settings), settings
-        sides = [tokens_of(target, pair) for pair in pairs]
+        sides = [tokens_of(target, pair, most=settings.max_length) for pair in pairs]
         self.laid = [lay_out_replies(target, [path for place in step for path in sides[place]]) for step in self.order]
 
     @property
@@ -93,7 +93,7 @@ class Judge:
     def __init__(self, target: LocalTarget, pairs: Sequence[Pair], settings: Settings, weights: bytes) -> None:
         self._target, self._model = target, Policy(target, settings, weights, scores=True)
         self._mean, self._scale = 0.0, 1.0
-        seen = self([path for pair in pairs for path in tokens_of(target, pair)])
+        seen = self([path for pair in pairs for path in tokens_of(target, pair, most=settings.max_length)])
         self.accuracy = float((seen[0::2] > seen[1::2]).float().mean())
         """Share of the pairs that it was trained on whose chosen side it rates higher."""
         self._mean, self._scale = float(seen.mean()), float(seen.std().clamp(min=1e-6))

@@ -24,7 +24,7 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.sample import Sampling
 from truing.targets.local.write import Ask
-from truing.train.batches import Path, batches, planted, tokens_of
+from truing.train.batches import Path, batches, planted, tokens_of, truncated
 from truing.train.loop import Job, follow, go
 from truing.train.policy import Policy
 from truing.train.reward import Judge, Rewards
@@ -74,9 +74,10 @@ def rlhf(
     if not pairs.pairs:
         raise TrainingError("there are no pairs to train on")
     about = (target.card.id, pairs.id)
+    lost = truncated(target, pairs.pairs, how.reward.max_length, watcher)
     rewards = Rewards(target, pairs.pairs, how.reward)
     job = Job("reward", about[0], how.reward.plain, about[1], lambda: Policy(target, how.reward, scores=True),
-              inputs={}, every=how.reward.checkpoint_every)  # fmt: skip
+              inputs={}, every=how.reward.checkpoint_every, truncated=lost)  # fmt: skip
     judging = go(job, rewards, store, watcher=watcher, label="rlhf: reward model")
 
     @cache
@@ -85,7 +86,8 @@ def rlhf(
         return Judge(target, pairs.pairs, how.reward, store.blob_path(judging.state).read_bytes())
 
     job = Job("rloo", about[0], how.plain, about[1], lambda: Policy(target, how.policy),
-              inputs={"reward": judging.id}, parents=(judging.id,), every=how.policy.checkpoint_every)  # fmt: skip
+              inputs={"reward": judging.id}, parents=(judging.id,), every=how.policy.checkpoint_every,
+              truncated=lost)  # fmt: skip
     return go(job, Rloo(target, pairs, judge, how), store, watcher=watcher, label="rlhf: policy")
 
 
@@ -106,7 +108,8 @@ class Rloo:
     def __init__(self, target: LocalTarget, pairs: Pairs, judge: Callable[[], Judge], how: Rlhf) -> None:
         settings = how.policy
         self.target, self.judge, self.how, self.settings = target, judge, how, settings
-        prompts = dict.fromkeys(tuple(tokens_of(target, pair)[0][0]) for pair in pairs.pairs)
+        most = settings.max_length
+        prompts = dict.fromkeys(tuple(tokens_of(target, pair, most=most)[0][0]) for pair in pairs.pairs)
         self.prompts = [list(prompt) for prompt in prompts]
         self.order = batches(range(len(self.prompts)), settings)
 

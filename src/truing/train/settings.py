@@ -53,6 +53,11 @@ class Settings:
     """Parts that a step's pairs go through the model in; more take less memory and share fewer prompts."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back instead of keeping them."""
+    max_length: int = 0
+    """Tokens that a prompt and a reply may have together: of a longer prompt the beginning is cut off.
+
+    0: none is cut off, and what is longer than the context is an error.
+    """
     epochs: int = 1
     most_steps: int = 0
     """0: as many as the epochs give."""
@@ -72,7 +77,8 @@ class Settings:
         for name, value in above.items():
             if not value > 0 or not math.isfinite(value):
                 raise UsageError(f"{name} is {value}; give a number above 0")
-        for name, value in {"gamma": self.gamma, "nll": self.nll, "most_steps": self.most_steps}.items():
+        for name, value in {"gamma": self.gamma, "nll": self.nll, "most_steps": self.most_steps,
+                            "max_length": self.max_length}.items():  # fmt: skip
             if not value >= 0 or not math.isfinite(value):
                 raise UsageError(f"{name} is {value}; give 0 or a number above it")
         if not 0 <= self.flipped < 0.5:
@@ -108,8 +114,9 @@ class Settings:
 
     @property
     def plain(self) -> dict[str, float | int | str]:
-        """As they are recorded."""
-        return {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
+        """As they are recorded: with a limit of lengths where there is one."""
+        said = {name: int(value) if isinstance(value, bool) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in said.items() if value or name != "max_length"}
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate at a step, counted from 0, of so many. The first is above 0, and so is the last."""

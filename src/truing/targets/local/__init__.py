@@ -31,6 +31,7 @@ from truing.targets.local.inside import blocks, forward, hidden
 from truing.targets.local.lift import in_one_format, lifted, weights_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
+from truing.targets.local.paths import computed, takes_trees
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.sample import GREEDY, Sampling
 from truing.targets.local.score import walk
@@ -220,7 +221,7 @@ class LocalTarget:
 
     @cached_property
     def _sees_windows(self) -> bool:
-        return looks_through_windows(self._model)
+        return not takes_trees(self._model) or looks_through_windows(self._model)
 
     # -- Scored --------------------------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class LocalTarget:
             found.append(some)
             done += count
         values = torch.cat(found)[of]
-        return list(values.split([len(nodes) for nodes in before])), len(tree)
+        return list(values.split([len(nodes) for nodes in before])), computed(self.model, tree, kept)
 
     def plan_scores(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]], *, shared: int) -> Plan:
         """How (prompt, continuation) pairs that make a tree of so many nodes go through the model."""
@@ -397,7 +398,7 @@ class LocalTarget:
         """How far the other's last hidden states are from this one's, over their norm: mean over tokens, and tokens."""
         tree, _ = plant([self.prompt_ids(messages) for messages in conversations])
         theirs, mine = (hidden(target.model, tree) for target in (other, self))
-        return float(((theirs - mine).norm(dim=-1) / mine.norm(dim=-1)).mean()), len(tree)
+        return float(((theirs - mine).norm(dim=-1) / mine.norm(dim=-1)).mean()), computed(self.model, tree)
 
     @torch.no_grad()
     def activations(self, ids: Sequence[int], sites: Sequence[change.Units]) -> dict[change.Units, Tensor]:
@@ -410,8 +411,13 @@ class LocalTarget:
     def gradients(
         self, functional: Functional, sites: Sequence[change.Units]
     ) -> tuple[float, dict[change.Units, Tensor]]:
-        """The value of a functional, and its gradient with respect to units at every node of its tree, shape (N, U)."""
+        """The value of a functional, and its gradient with respect to units at every node of its tree, shape (N, U).
+
+        TargetError for a model that takes no trees.
+        """
         model = self.model
+        if not takes_trees(model):
+            raise TargetError(f"{self.card.name} takes no trees of texts, which gradients are laid out along")
         kept, inverse = functional.before_M.unique(return_inverse=True)
         with torch.enable_grad(), alone(model), change.seen(model, sites) as found:
             # Weights are frozen: the graph begins at the embeddings.
@@ -544,8 +550,11 @@ def load(name: str, *, device: str = "", dtype: str = "", max_memory: str | int 
         )
     for parameter in model.to(place_on).eval().parameters():
         parameter.requires_grad_(False)
-    if name not in BUNDLED:
-        probe(model)
+    if name not in BUNDLED and (why := probe(model)):
+        _log.warning(
+            "local/%s (%s) takes no trees of texts (%s): every text goes through it by itself, and replies are written"
+            " without a cache, which is right but slower", name, type(model).__name__, why,
+        )  # fmt: skip
     speed_up(model, room=(most or budget(place_on)) // COPIES)
     if asked := _unfollowed(model.generation_config):
         _log.warning(
@@ -628,9 +637,10 @@ def _weights_digest(folder: Path) -> str:
 def _abilities(model: Any) -> tuple[str, ...]:
     """What can be done with a model of this architecture."""
     abilities = ["Scored", "Chat"]
-    with suppress(TargetError):
-        blocks(model)
-        abilities.append("WhiteBox")
+    if takes_trees(model):  # units are read, patched and traced along trees
+        with suppress(TargetError):
+            blocks(model)
+            abilities.append("WhiteBox")
     if {name.rpartition(".")[2] for name, _ in model.named_modules()}.issuperset(MODULES):
         abilities.append("Trainable")
     return tuple(abilities)

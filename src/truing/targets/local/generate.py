@@ -15,6 +15,7 @@ from truing.errors import TargetBusy
 from truing.targets.local.attention import alone, over
 from truing.targets.local.lift import stream_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, block_beside_rows, out_of_memory, release, rows_need
+from truing.targets.local.paths import Paths, after, takes_trees
 from truing.targets.local.rows import NOTHING, OVERHEAD, Group, Known, Rows, common, grouped
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
@@ -53,7 +54,7 @@ class Batch:
         self._passed = 0
         """Steps that were made since some could have joined."""
         self._costs = Costs.of(model)
-        self._rows: Rows | None = None
+        self._rows: Rows | Paths | None = None
 
     def add(self, writers: Iterable[Writer]) -> None:
         """Let these wait for their turn. What they begin with alike, or like those that are there, is computed once."""
@@ -211,8 +212,13 @@ def write(batch: Batch, asks: Sequence[Ask], tokenizer: Any = None) -> list[Writ
 
 
 @torch.no_grad()
-def step(model: Any, rows: Rows, ids_B: Tensor) -> Tensor:
+def step(model: Any, rows: Rows | Paths, ids_B: Tensor) -> Tensor:
     """Logits after one token more in every row, shape (B, V)."""
+    if isinstance(rows, Paths):
+        paths = rows.longer(ids_B)
+        logits = after(model, paths)
+        rows.paths = paths  # not before: where memory runs out the step is made again
+        return logits
     with alone(model), over(model, rows):
         logits = model(
             input_ids=ids_B[:, None],
@@ -232,11 +238,14 @@ def begin(
     block: int = BLOCK,
     say: Callable[[str], None] = print,
     known: Known = NOTHING,
-) -> tuple[Tensor, Rows]:
-    """Logits after each of the sorted prompts, shape (B, V), and their keys and values.
+) -> tuple[Tensor, Any]:
+    """Logits after each of the sorted prompts, shape (B, V), and the rows (`Rows`, or `Paths` where the model
+    takes no trees).
 
     `known`: what all of them begin with is not computed again; it is their one prefix where that reads least.
     """
+    if not takes_trees(model):
+        return after(model, prompts), Paths(prompts, model.device)
     groups, lengths_B = grouped(prompts), torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     lent = known.serves(prompts, groups)
     if lent:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from truing.errors import TargetError
 from truing.targets.local.attention import Branches, Parts, additive, alone, over
 from truing.targets.local.lift import stream_dtype
+from truing.targets.local.paths import hidden_at, logits_at, takes_trees
 from truing.targets.local.tree import Tree
 
 Site = Literal["head", "neuron"]
@@ -162,8 +164,11 @@ def forward(
 ) -> Any:
     """One pass over the nodes from `start` to `stop`; the cache holds the ancestors of the first and nothing else.
 
-    The output head is applied at the kept nodes alone.
+    The output head is applied at the kept nodes alone. A model that takes no trees goes along each path from its root,
+    one row of it, and leaves the cache as it is.
     """
+    if not takes_trees(model):
+        return SimpleNamespace(logits=logits_at(model, tree, keep_M)[None])
     with _passing(model, tree, rows, start, stop, eager="output_attentions" in more) as given:
         return model(
             **given,
@@ -176,6 +181,8 @@ def forward(
 
 def hidden(model: Any, tree: Tree) -> Tensor:
     """What one pass over a tree leaves to the output head, at all nodes; shape (T, D)."""
+    if not takes_trees(model):
+        return hidden_at(model, tree)
     with _passing(model, tree) as given:
         found: Tensor = model.base_model(**given, use_cache=False).last_hidden_state[0]
     return found

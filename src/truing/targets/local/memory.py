@@ -52,7 +52,7 @@ class Costs:
     def of(cls, model: Any) -> Costs:
         """The costs of a model."""
         config, size = model.config.get_text_config(), stream_dtype(model).itemsize
-        heads = config.num_attention_heads
+        heads = getattr(config, "num_attention_heads", None) or 1  # some have no attention
         groups = getattr(config, "num_key_value_heads", None) or heads
         head = getattr(config, "head_dim", None) or config.hidden_size // heads
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size

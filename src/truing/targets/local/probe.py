@@ -1,4 +1,7 @@
-"""What a model can be given: some architectures refuse trees or rows, some take them and compute something else."""
+"""What a model can be given: some architectures refuse trees or rows, some take them and compute something else.
+
+Those are given every path by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from truing.errors import TargetError
 from truing.targets.local.generate import begin, step
 from truing.targets.local.inside import forward
+from truing.targets.local.paths import take_apart, takes_trees
 from truing.targets.local.rows import Rows
 from truing.targets.local.tree import plant
 from truing.text import short
@@ -20,26 +24,40 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of the range of the logits; rounding stays far below (in fp32 1.7e-5 in the bundled model)."""
 
 
+def probe(model: Any) -> str:
+    """Find out whether the model gives along a path of a tree, and after it, what it gives for the path alone.
+
+    Where it does not, it is marked to be given every path by itself (`paths.take_apart`), and why is returned; else "".
+    TargetError where it does not give even so what it gives for one path.
+    """
+    if why := _wrong(model):
+        take_apart(model)
+        if still := _wrong(model):
+            raise TargetError(
+                f"{type(model).__name__} does not give for several texts at once what it gives for each ({still}; as a"
+                f" tree: {why}). Use another architecture, such as a Llama, Qwen, Mistral, Gemma or GPT-2 checkpoint."
+            )
+    return why
+
+
 @torch.no_grad()
-def probe(model: Any) -> None:
-    """TargetError unless the model gives along a path of a tree, and after it, what it gives for the path alone."""
-    name = type(model).__name__
-    if "local" in (getattr(model.config, "attention_layers", None) or ()):
+def _wrong(model: Any) -> str:
+    """What is wrong with what comes out along several paths at once; "" where nothing is."""
+    if takes_trees(model) and "local" in (getattr(model.config, "attention_layers", None) or ()):
         # GPT-Neo counts its window over the nodes of a tree, in whatever order they lie; a small tree does not show it.
-        raise TargetError(_refusal(name, "its local attention overrides them"))
+        return "its local attention overrides the mask"
     tree, routes = plant(PATHS)
     try:
         found = forward(model, tree, torch.arange(len(tree))).logits[0].float()
         alone = [model(torch.tensor([[*path, 1]], device=model.device)).logits[0].float() for path in PATHS]
         _, rows = begin(model, PATHS)
         after = step(model, rows, torch.ones(len(PATHS), dtype=torch.long, device=model.device)).float()
-    except Exception as error:  # what is raised here is up to the author of each architecture
-        raise TargetError(_refusal(name, f"{type(error).__name__}: {short(error)}")) from error
+    except Exception as error:  # noqa: BLE001 - what is raised here is up to the author of each architecture
+        return f"{type(error).__name__}: {short(error)}"
     span = max(float(logits.max() - logits.min()) for logits in alone)
     along = [torch.cat([found[route], last[None]]) for route, last in zip(routes, after, strict=True)]
     off = max(float((mine - logits).abs().max()) for mine, logits in zip(along, alone, strict=True))
-    if not off <= TOLERANCE[model.dtype] * max(1.0, span):
-        raise TargetError(_refusal(name, f"logits are off by {off:.2g}"))
+    return "" if off <= TOLERANCE[model.dtype] * max(1.0, span) else f"logits are off by {off:.2g}"
 
 
 @torch.no_grad()
@@ -60,10 +78,3 @@ def looks_through_windows(model: Any) -> bool:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     windowed = {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
     return bool(windowed) and seen >= windowed
-
-
-def _refusal(name: str, why: str) -> str:
-    return (
-        f"the architecture {name} does not take the attention masks, positions and caches that prompts are scored with"
-        f" ({why}). Use another, such as a Llama, Qwen, Mistral, Gemma or GPT-2 checkpoint."
-    )
