@@ -262,7 +262,7 @@ def test_the_loss_on_what_is_held_out_is_drawn_where_it_was_taken(closure) -> No
 def test_prompts_that_were_cut_off_are_counted(closure) -> None:
     training, pairs = closure.one(Training), closure.one(Pairs)
     plain, lost = (Page(overview([one, pairs])) for one in (training, training.model_copy(update={"truncated": 3})))
-    says = f"3 of {len(pairs.pairs)} pairs were longer than max_length; the beginning of their prompts was cut off"
+    says = "Prompts that were cut off at their beginning, to be within max_length: 3."
     assert (says in plain.text, says in lost.text) == (False, True)
 
 

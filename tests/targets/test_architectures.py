@@ -20,10 +20,11 @@ from truing.targets.local.change import Units, add
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.inside import forward, hidden
 from truing.targets.local.lift import lifted, stream_dtype
-from truing.targets.local.paths import computed, takes_trees
+from truing.targets.local.memory import Costs, plan_scores
+from truing.targets.local.paths import computed
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.score import walk
-from truing.targets.local.tree import plant
+from truing.targets.local.tree import plant, takes_trees
 from truing.targets.local.write import Ask
 
 VOCABULARY, NEW, WINDOW = 300, 12, 32
@@ -146,8 +147,11 @@ def test_every_architecture_can_be_lifted_and_comes_nearer_to_fp32(kind: str, mo
 def test_an_architecture_that_takes_no_trees_is_given_every_path_by_itself(kind: str) -> None:
     model = random_model(kind, APART[kind])
     assert probe(model)
-    for copied in (model, deepcopy(model), lifted(deepcopy(model).bfloat16())):
+    half = deepcopy(model).bfloat16()
+    made = lifted(half)
+    for copied in (model, half, made):
         assert not takes_trees(copied)
+    assert stream_dtype(made) is torch.float32
     tree, routes = plant(prompts())
     kept = torch.randperm(len(tree), generator=torch.Generator().manual_seed(0))  # in any order
     logits = torch.cat([part for part, _, _ in walk(model, tree, torch.arange(len(tree)), lambda x: x, block=17)])
@@ -168,6 +172,83 @@ def test_an_architecture_that_takes_no_trees_is_given_every_path_by_itself(kind:
     ends = [prompt for prompt in prompts() if len(prompt) != 50]  # what is the beginning of others comes with them
     assert computed(model, tree) == sum(map(len, ends)) > len(tree)
     assert computed(model, tree, routes[2]) == len(prompts()[2])
+    assert forward(model, tree, routes[0][:0]).logits.shape == (1, 0, VOCABULARY)
+    longer = made(torch.tensor([prompts()[0]])).logits[0]
+    torch.testing.assert_close(forward(made, tree, routes[0]).logits[0], longer, atol=1e-3, rtol=1e-3)
+
+
+def test_a_long_prompt_that_no_block_holds_is_scored_and_counted_once(
+    hybrid: LocalTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(1)
+    prompt = [rng.randrange(1, 300) for _ in range(80)]
+    paths = [(prompt, [5, 6, 7, 8]), (prompt, [5, 9]), (prompt[:60], [7, 7])]
+    expected = [hybrid.log_probs([path])[0][0] for path in paths]
+    seen: list[int] = []
+    monkeypatch.setattr(hybrid.model, "forward", counting(hybrid.model.forward, seen))
+    small = plan_scores(Costs.of(hybrid.model), tokens=1, shared=4, longest=1, budget=10**9)  # blocks of 4 nodes
+    monkeypatch.setattr(hybrid, "plan_scores", lambda *_, **__: small, raising=False)
+    values, tokens = hybrid.log_probs(paths)
+    for one, by_itself in zip(values, expected, strict=True):
+        torch.testing.assert_close(one, by_itself, atol=1e-5, rtol=1e-5)
+    assert tokens == 83 + 61  # the second is the beginning of the first
+    assert sum(seen) == 2 * 83  # a row is as long as the longest
+
+
+def counting(forward: Any, seen: list[int]) -> Any:
+    def counted(ids: torch.Tensor, **more: Any) -> Any:
+        seen.append(ids.numel())
+        return forward(ids, **more)
+
+    return counted
+
+
+@torch.no_grad()
+def test_texts_go_on_by_half_as_many_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("mamba", APART["mamba"])
+    probe(model)
+    tree, _ = plant(prompts())
+    nodes = torch.arange(len(tree))
+    expected = forward(model, tree, nodes).logits[0]
+    passes, plain = [], model.forward
+
+    def short_of_memory(ids: torch.Tensor, **more: Any) -> Any:
+        passes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(ids, **more)
+
+    monkeypatch.setattr(model, "forward", short_of_memory)
+    said: list[str] = []
+    found = torch.cat([part for part, _, _ in walk(model, tree, nodes, lambda x: x, say=said.append)])
+    torch.testing.assert_close(found, expected)
+    assert passes == [4, 2, 2]
+    assert said == ["out of memory: going on with 2 texts at once"]
+    with pytest.raises(torch.OutOfMemoryError):
+        forward(model, tree, nodes)
+
+
+def test_a_probe_that_runs_out_of_memory_does_not_take_a_model_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama", SMALL)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe(model)
+    assert takes_trees(model)
+
+
+@torch.no_grad()
+def test_weights_of_rwkv_stay_what_they_are() -> None:
+    model = random_model("rwkv", APART["rwkv"] | {"num_hidden_layers": 7})
+    before = deepcopy(model.state_dict())
+    ids = torch.tensor([prompts()[0]])
+    plain = deepcopy(model)(ids).logits
+    probe(model)
+    torch.testing.assert_close(model(ids).logits, plain, atol=1e-4, rtol=1e-3)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_change_within_rows_of_paths_is_made_along_each_text(hybrid: LocalTarget) -> None:

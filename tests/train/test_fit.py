@@ -27,7 +27,7 @@ from truing.records import Message, Pair, Pairs, Record, Training
 from truing.runner import Silent
 from truing.store import Store
 from truing.targets import resolve
-from truing.targets.local import LocalTarget
+from truing.targets.local import LocalTarget, tree
 from truing.targets.local.adapter import Adapter
 from truing.train import Settings, adapter, export, fit, from_surfaces, gather, how, train
 from truing.train import fit as fit_function
@@ -681,25 +681,74 @@ def test_a_model_that_takes_no_trees_is_trained_all_the_same(hybrid: LocalTarget
     assert float(((after.chosen - after.rejected) - (before.chosen - before.rejected)).mean()) > 0.2
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "rlhf"])
-def test_prompts_that_are_cut_off_are_counted_and_said(
-    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, method: str
+@pytest.mark.parametrize("method", ["dpo", "kto", "sft", "rlhf"])
+def test_prompts_that_are_cut_off_are_counted_and_no_sequence_is_longer(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = Hears()
-    sizes = [sum(map(len, tokens_of(tiny, pair)[number])) for pair in pairs.pairs for number in (0, 1)]
-    longest = [max(sizes[at : at + 2]) for at in range(0, len(sizes), 2)]
-    most = sorted(longest)[len(longest) // 2]
+    # Replies of several lengths, so that what is trained on with replies to others is cut off once more.
+    wordy = 0 if method == "rlhf" else 3
+    pairs = Pairs(
+        clause="", pairs=tuple(
+            pair.model_copy(update={"rejected": f"{pair.rejected}, I think. " * (1 + number % 3)} if wordy else {})
+            for number, pair in enumerate(pairs.pairs)
+        ),
+    )  # fmt: skip
+    more = 5 if method == "rlhf" else 0  # what is written, and its end
+
+    def length(pair: Pair) -> int:
+        (prompt, chosen), (_, rejected) = tokens_of(tiny, pair)
+        return len(prompt) + (more or len(chosen) if method in ("rlhf", "sft") else max(len(chosen), len(rejected)))
+
+    longest = sorted(map(length, pairs.pairs))
+    most = longest[len(longest) // 2]
     over = sum(size > most for size in longest)
     assert 0 < over < len(longest)
     few = {"max_tokens": 4} if method == "rlhf" else {"checkpoint_every": 2}
+    depths: list[int] = []
+    planted = tree.plant
+
+    def noted(paths: Sequence[Sequence[int]]) -> Any:
+        depths.extend(map(len, paths))
+        return planted(paths)
+
+    for module in ("batches", "reward"):
+        monkeypatch.setattr(sys.modules[f"truing.train.{module}"], "plant", noted)
+    said = Hears()
     with open_store(tmp_path / "store") as store:
         found = train(tiny, pairs, store, how(method, max_length=most, most_steps=3, **few), watcher=said)
         assert found.truncated == over
         assert any(
-            line.startswith(f"{over} of 24 prompts lose their beginning, to be {most} tokens") for line in said.said
+            line.startswith(f"{over} of 24 prompts lose their beginning, to be within {most}") for line in said.said
         )
         assert dict(found.settings)["max_length"] == most
-        whole = train(tiny, pairs, store, how(method, max_length=max(longest), most_steps=1, **few))
+        assert most - 2 <= max(depths) <= most
+        whole = train(tiny, pairs, store, how(method, max_length=4000, most_steps=1, **few))
         assert whole.truncated is None
         plain = train(tiny, pairs, store, how(method, most_steps=1, **few))
         assert "max_length" not in dict(plain.settings)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "rlhf"])
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    tiny: LocalTarget, pairs: Pairs, tmp_path: Path, method: str
+) -> None:
+    context = tiny.model.config.max_position_embeddings
+    ask = "Which is it? " * 600
+    long = pairs.pairs[0].model_copy(update={"messages": (Message(role="user", content=ask),)})
+    room = context - len(tiny.encoded(tiny.prompt_text(long.messages)))
+    wordy = pairs.pairs[1].model_copy(update={"rejected": " It is red." * room})
+    some = Pairs(clause="", pairs=(long, wordy, *pairs.pairs[2:8]))
+    assert room > 0
+    if method == "rlhf":
+        way = how(method, max_tokens=room)
+    else:
+        way = how(method, batch=8)
+        if method == "dpo":
+            some = Pairs(clause="", pairs=(long.model_copy(update={"chosen": " It is red." * room}), *some.pairs[2:]))
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(TrainingError, match=r"longer than the context.*--max-length"),
+    ):
+        train(tiny, some, store, way)
+    with open_store(tmp_path / "store") as store:
+        assert store.ls() == []

@@ -37,7 +37,6 @@ class TrainingView:
     panels: tuple[Panel, ...]
     settings: tuple[tuple[str, str], ...]
     roles: tuple[tuple[str, int, tuple[Pair, ...]], ...]
-    pairs: int
     source: str
     state: str
 
@@ -48,8 +47,7 @@ def view(training: Training, pool: Pool) -> TrainingView:
     return TrainingView(
         training=training, panels=_panels(training),
         settings=tuple((name, _setting(value)) for name, value in training.settings),
-        roles=_roles(pairs) if pairs else (), pairs=len(pairs.pairs) if pairs else 0,
-        source=short(training.id), state=short(training.state.digest),
+        roles=_roles(pairs) if pairs else (), source=short(training.id), state=short(training.state.digest),
     )  # fmt: skip
 
 

@@ -104,10 +104,11 @@ def mismatched(target: LocalTarget, pairs: Sequence[Pair], places: Sequence[int]
     """The same batch of two pairs or more, but each prompt with the replies of the next pair."""
     sides = [tokens_of(target, pairs[place], most=most) for place in places]
     following = [*sides[1:], sides[0]]
-    paths = [(mine[0], theirs[1]) for side, other in zip(sides, following, strict=True)
-             for mine, theirs in zip(side, other, strict=True)]  # fmt: skip
-    for prompt, reply in paths:
-        target.fits([*prompt, *reply[:-1]])
+    paths = []
+    for place, ((prompt, _), _), others in zip(places, sides, following, strict=True):
+        replies = [reply for _, reply in others]
+        before = fitted(target, pairs[place].surface, prompt, max(map(len, replies)), most)
+        paths += [(before, reply) for reply in replies]
     return planted(paths, places)
 
 
@@ -129,7 +130,7 @@ def tokens_of(target: LocalTarget, pair: Pair, *, rejected: bool = True, most: i
     """
     if pair.chosen == pair.rejected:
         raise TrainingError(f"{pair.surface}: chosen and rejected are the same text {pair.chosen!r}; drop the pair")
-    text = target.prompt_text(pair.messages) if pair.messages else pair.text
+    text = _text(target, pair)
     prompt = target.encoded(text)
     replies = []
     for reply in (pair.chosen, pair.rejected) if rejected else (pair.chosen,):
@@ -142,35 +143,56 @@ def tokens_of(target: LocalTarget, pair: Pair, *, rejected: bool = True, most: i
         if not target.stop_ids.isdisjoint(ids):
             raise TrainingError(f"{pair.surface}: {short(reply)!r} holds the mark that ends a turn; leave it out")
         replies.append([*ids, *_closing(target, pair, text, reply)])
-    if most:
-        prompt = _cut(pair, prompt, most - max(map(len, replies)))
-    try:
-        for said in replies:
-            target.fits([*prompt, *said[:-1]])
-    except TargetError as error:
-        raise TrainingError(
-            f"{pair.surface}: {error}, drop the pair, or let prompts be cut off (max_length, --max-length)"
-        ) from error
+    prompt = fitted(target, pair.surface, prompt, max(map(len, replies)), most)
+    for ids in replies:
+        target.fits(ids)
     return (prompt, replies[0]), (prompt, replies[1] if rejected else [])
 
 
-def _cut(pair: Pair, prompt: list[int], room: int) -> list[int]:
-    """The end of a prompt: what is nearest to the reply, and the marks with which the reply begins."""
+def prompt_of(target: LocalTarget, pair: Pair) -> list[int]:
+    """All tokens of a pair's prompt."""
+    return target.encoded(_text(target, pair))
+
+
+def _text(target: LocalTarget, pair: Pair) -> str:
+    return target.prompt_text(pair.messages) if pair.messages else pair.text
+
+
+def fitted(target: LocalTarget, name: str, prompt: Sequence[int], more: int, most: int) -> list[int]:
+    """A prompt that so many more tokens are to follow. TrainingError where both are longer than the context.
+
+    `most`: the tokens of both, to which the beginning of the prompt is cut off; TrainingError where none of it is left.
+    0: nothing is.
+    """
+    room = most - more if most else len(prompt)
     if room < 1:
-        raise TrainingError(
-            f"{pair.surface}: a reply leaves no token of its prompt within max_length; raise it, or drop the pair"
-        )
-    return prompt[-room:]
+        raise TrainingError(f"{name}: {more} tokens leave none for their prompt within max_length ({most}); raise it")
+    try:
+        return target.fits(prompt[-room:], more=more)
+    except TargetError as error:
+        hint = "lower max_length" if most else "let prompts be cut off (max_length, --max-length)"
+        raise TrainingError(f"{name}: {error}, drop the pair, or {hint}") from error
 
 
-def truncated(target: LocalTarget, pairs: Sequence[Pair], most: int, watcher: Watcher | None) -> int | None:
-    """How many of the pairs have a prompt that `tokens_of` cuts off; None for none. It is said."""
+def truncated(
+    target: LocalTarget, pairs: Sequence[Pair], most: int, watcher: Watcher | None, *, rejected: bool = True,
+    more: int = 0,
+) -> int | None:  # fmt: skip
+    """How many of the pairs have a prompt that is cut off; None for none. It is said.
+
+    `rejected`, `most`: as for `tokens_of`. `more`: tokens that follow a prompt, where it is not the pair's replies.
+    """
     if not most:
         return None
-    whole = (len(target.encoded(target.prompt_text(pair.messages) if pair.messages else pair.text)) for pair in pairs)
-    found = sum(len(tokens_of(target, pair, most=most)[0][0]) < size for pair, size in zip(pairs, whole, strict=True))
+
+    def kept(pair: Pair, prompt: list[int]) -> int:
+        if more:
+            return len(fitted(target, pair.surface, prompt, more, most))
+        return len(tokens_of(target, pair, rejected=rejected, most=most)[0][0])
+
+    found = sum(kept(pair, prompt) < len(prompt) for pair in pairs if (prompt := prompt_of(target, pair)))
     if found and watcher:
-        watcher.say(f"{found} of {len(pairs)} prompts lose their beginning, to be {most} tokens with the longer reply")
+        watcher.say(f"{found} of {len(pairs)} prompts lose their beginning, to be within {most} tokens with a reply")
     return found or None
 
 

@@ -19,7 +19,7 @@ from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.targets.local.lift import short_format
-from truing.train.batches import Batch, batches, lay_out, mismatched, truncated
+from truing.train.batches import Batch, batches, lay_out, mismatched, planted, tokens_of, truncated
 from truing.train.loop import Job, follow, go
 from truing.train.losses import (
     Sides,
@@ -77,10 +77,11 @@ def fit(
     task = Preferences(target, pairs.pairs, work, settings, start)
     inputs: dict[str, Any] = {"begin": begin.id} if begin else {}
     inputs |= {"followed": FOLLOWED} if start is not None else {}
+    shortened = truncated(target, pairs.pairs, settings.max_length, watcher, rejected=settings.method != "sft")
     job = Job(
         settings.method, target.card.id, settings.plain, pairs.id, build, inputs=inputs,
         parents=(begin.id,) if begin else (), every=settings.checkpoint_every, patience=settings.patience,
-        look=task.look, truncated=truncated(target, pairs.pairs, settings.max_length, watcher),
+        look=task.look, truncated=shortened,
     )  # fmt: skip
     record = go(job, task, store, watcher=watcher)
     if watcher and (lost := fallen(record.steps)):
@@ -120,6 +121,8 @@ class Work:
     held: list[Batch]
     some: Batch
     """A few chosen replies, on which the divergence from the reference is followed."""
+    others: dict[tuple[int, ...], Batch]
+    """KTO: each batch with the replies to other prompts, by its places."""
 
 
 def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Work:
@@ -142,8 +145,13 @@ def _laid(target: LocalTarget, pairs: Sequence[Pair], settings: Settings) -> Wor
         tuple(part): lay_out(target, pairs, part, rejected=both, most=most) for step in [*steps, looks] for part in step
     }
     few = random.Random(settings.seed).sample(kept, min(FOLLOWED, len(kept)))
-    some = lay_out(target, pairs, few, rejected=False, most=most)
-    return Work([[laid[tuple(part)] for part in step] for step in steps], [laid[tuple(look)] for look in looks], some)
+    paths = [tokens_of(target, pairs[place], rejected=both, most=most)[0] for place in few]
+    some = planted([side for prompt, reply in paths for side in ((prompt, reply), (prompt, []))], few)
+    kto = laid if settings.method == "kto" else ()
+    others = {part: mismatched(target, pairs, part, most=most) for part in kto}
+    return Work(
+        [[laid[tuple(part)] for part in step] for step in steps], [laid[tuple(look)] for look in looks], some, others
+    )
 
 
 def _parts(step: list[int], count: int) -> list[list[int]]:
@@ -223,7 +231,7 @@ class Preferences:
         """KTO's reference point."""
         if self.settings.method != "kto":
             return torch.tensor(0.0)
-        others = mismatched(self.target, self.pairs, batch.places, most=self.settings.max_length)
+        others = self.work.others[batch.places]
         ours, before = (torch.cat(others.log_probs(model)) for model in (policy.model, self.target.lifted.model))
         return mismatch(ours, before)
 

@@ -8,7 +8,7 @@ the policy of that moment wrote: Ahmadian et al. 2024 (arXiv 2402.14740).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,7 +24,7 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.generate import Batch, write
 from truing.targets.local.sample import Sampling
 from truing.targets.local.write import Ask
-from truing.train.batches import Path, batches, planted, tokens_of, truncated
+from truing.train.batches import Path, batches, fitted, planted, prompt_of, truncated
 from truing.train.loop import Job, follow, go
 from truing.train.policy import Policy
 from truing.train.reward import Judge, Rewards
@@ -56,6 +56,11 @@ class Rlhf:
             )
 
     @property
+    def longest(self) -> int:
+        """Tokens of a reply that is judged: one that is cut off gets an end."""
+        return self.max_tokens + 1
+
+    @property
     def plain(self) -> dict[str, float | int | str]:
         """What is recorded of the policy's half."""
         return self.policy.plain | {"samples": self.samples, "max_tokens": self.max_tokens, "unended": self.unended}
@@ -74,8 +79,13 @@ def rlhf(
     if not pairs.pairs:
         raise TrainingError("there are no pairs to train on")
     about = (target.card.id, pairs.id)
-    lost = truncated(target, pairs.pairs, how.reward.max_length, watcher)
+    # Before the reward model is trained: they may be too long.
+    prompts = [
+        fitted(target, pair.surface, prompt_of(target, pair), how.longest, how.policy.max_length)
+        for pair in pairs.pairs
+    ]
     rewards = Rewards(target, pairs.pairs, how.reward)
+    lost = truncated(target, pairs.pairs, how.reward.max_length, watcher)
     job = Job("reward", about[0], how.reward.plain, about[1], lambda: Policy(target, how.reward, scores=True),
               inputs={}, every=how.reward.checkpoint_every, truncated=lost)  # fmt: skip
     judging = go(job, rewards, store, watcher=watcher, label="rlhf: reward model")
@@ -85,10 +95,11 @@ def rlhf(
         """Loaded when first asked: not at all, where the store has every step."""
         return Judge(target, pairs.pairs, how.reward, store.blob_path(judging.state).read_bytes())
 
+    lost = truncated(target, pairs.pairs, how.policy.max_length, watcher, more=how.longest)
     job = Job("rloo", about[0], how.plain, about[1], lambda: Policy(target, how.policy),
               inputs={"reward": judging.id}, parents=(judging.id,), every=how.policy.checkpoint_every,
               truncated=lost)  # fmt: skip
-    return go(job, Rloo(target, pairs, judge, how), store, watcher=watcher, label="rlhf: policy")
+    return go(job, Rloo(target, prompts, judge, how), store, watcher=watcher, label="rlhf: policy")
 
 
 def advantages(rewards_PG: Tensor) -> Tensor:
@@ -105,12 +116,12 @@ def advantages(rewards_PG: Tensor) -> Tensor:
 class Rloo:
     """Prompts to which a policy learns to write what is rewarded, step by step."""
 
-    def __init__(self, target: LocalTarget, pairs: Pairs, judge: Callable[[], Judge], how: Rlhf) -> None:
+    def __init__(
+        self, target: LocalTarget, prompts: Sequence[Sequence[int]], judge: Callable[[], Judge], how: Rlhf
+    ) -> None:
         settings = how.policy
         self.target, self.judge, self.how, self.settings = target, judge, how, settings
-        most = settings.max_length
-        prompts = dict.fromkeys(tuple(tokens_of(target, pair, most=most)[0][0]) for pair in pairs.pairs)
-        self.prompts = [list(prompt) for prompt in prompts]
+        self.prompts = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
         self.order = batches(range(len(self.prompts)), settings)
 
     @property
@@ -142,8 +153,8 @@ class Rloo:
         """Replies to the prompts of a step, those to one prompt side by side, and 1 for each that was cut off."""
         asks = [
             Ask(
-                tuple(self.target.fits(self.prompts[place], more=self.how.max_tokens)), self.how.max_tokens,
-                self.target.stop_ids, sampling=Sampling(1.0, seed=seed_of(self.settings.seed, number, place, turn)),
+                tuple(self.prompts[place]), self.how.max_tokens, self.target.stop_ids,
+                sampling=Sampling(1.0, seed=seed_of(self.settings.seed, number, place, turn)),
             )
             for place in self.order[number]
             for turn in range(self.how.samples)

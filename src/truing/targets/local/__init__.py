@@ -31,11 +31,11 @@ from truing.targets.local.inside import blocks, forward, hidden
 from truing.targets.local.lift import in_one_format, lifted, weights_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
-from truing.targets.local.paths import computed, takes_trees
+from truing.targets.local.paths import computed
 from truing.targets.local.probe import looks_through_windows, probe
 from truing.targets.local.sample import GREEDY, Sampling
 from truing.targets.local.score import walk
-from truing.targets.local.tree import Tree, plant
+from truing.targets.local.tree import Tree, plant, takes_trees
 from truing.targets.local.write import Ask, Token, Written
 from truing.targets.protocols import Reply
 from truing.targets.tools import PLAIN, Dialect, parsed, spoken, turns
@@ -241,9 +241,9 @@ class LocalTarget:
             self.fits(continuation[-1:])
         # Nothing follows the last token of a continuation, so it needs no node.
         tree, routes = plant([self.fits([*prompt, *continuation[:-1]]) for prompt, continuation in paths])
-        plan = self._noted(self.plan_scores(paths, shared=len(tree)))
         before = [route[len(prompt) - 1 :] for (prompt, _), route in zip(paths, routes, strict=True)]
         kept, inverse = torch.cat(before).unique(return_inverse=True)
+        plan = self._noted(self.plan_scores(paths, shared=(work := computed(self.model, tree, kept))))
         tokens = torch.tensor([token for _, continuation in paths for token in continuation])
         # A node may be followed by different tokens of different continuations.
         pairs, of = torch.stack([inverse, tokens]).unique(dim=1, return_inverse=True)
@@ -261,7 +261,7 @@ class LocalTarget:
             found.append(some)
             done += count
         values = torch.cat(found)[of]
-        return list(values.split([len(nodes) for nodes in before])), computed(self.model, tree, kept)
+        return list(values.split([len(nodes) for nodes in before])), work
 
     def plan_scores(self, paths: Sequence[tuple[Sequence[int], Sequence[int]]], *, shared: int) -> Plan:
         """How (prompt, continuation) pairs that make a tree of so many nodes go through the model."""
@@ -395,7 +395,9 @@ class LocalTarget:
 
     @torch.no_grad()
     def distance(self, other: LocalTarget, conversations: Sequence[Sequence[Message]]) -> tuple[float, int]:
-        """How far the other's last hidden states are from this one's, over their norm: mean over tokens, and tokens."""
+        """How far the other's last hidden states are from this one's, over their norm: mean over the nodes of the tree
+        of all conversations; and the tokens that were computed.
+        """
         tree, _ = plant([self.prompt_ids(messages) for messages in conversations])
         theirs, mine = (hidden(target.model, tree) for target in (other, self))
         return float(((theirs - mine).norm(dim=-1) / mine.norm(dim=-1)).mean()), computed(self.model, tree)
@@ -653,7 +655,7 @@ def _limits(config: Any) -> dict[str, int]:
     attention is replaced as well. Up to the length of the window both are the same.
     """
     kinds = set(getattr(config, "layer_types", None) or ("sliding_attention",))
-    limits = {"context": getattr(config, "max_position_embeddings", None)}
+    limits = {"context": getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)}
     if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
         limits[WINDOW] = getattr(config, "sliding_window", None)
     rope = getattr(config, "rope_parameters", None) or {}

@@ -15,10 +15,10 @@ from truing.errors import TargetBusy
 from truing.targets.local.attention import alone, over
 from truing.targets.local.lift import stream_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, block_beside_rows, out_of_memory, release, rows_need
-from truing.targets.local.paths import Paths, after, takes_trees
+from truing.targets.local.paths import Paths, after
 from truing.targets.local.rows import NOTHING, OVERHEAD, Group, Known, Rows, common, grouped
 from truing.targets.local.score import walk
-from truing.targets.local.tree import plant
+from truing.targets.local.tree import plant, takes_trees
 from truing.targets.local.write import Ask, Writer, Written
 from truing.text import short
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from truing.errors import TargetError
 from truing.targets.local.attention import Branches, Parts, additive, alone, over
 from truing.targets.local.lift import stream_dtype
-from truing.targets.local.paths import hidden_at, logits_at, takes_trees
-from truing.targets.local.tree import Tree
+from truing.targets.local.paths import hidden_at, logits_at
+from truing.targets.local.tree import Tree, takes_trees
 
 Site = Literal["head", "neuron"]
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from truing.targets.local.tree import takes_trees
+
 _LIFTED = "_truing_lifted"
 SHORT = (torch.bfloat16, torch.float16)
 
@@ -41,10 +43,13 @@ def lifted(model: Any) -> Any:
     """A model on the same weights with an fp32 stream; the model itself where it has one.
 
     Whatever has weights of its own computes in their format, the output head too, and gives its result in fp32. Modules
-    that give several tensors at once, such as routers of experts, are left as they are.
+    that give several tensors at once, such as routers of experts, are left as they are. A model that takes no trees has
+    states, which its modules compute from weights and stream at once: it is copied in fp32.
     """
     if not short_format(model) or stream_dtype(model) is torch.float32:
         return model
+    if not takes_trees(model):
+        return deepcopy(model).float()
     made = sharing(model)
     for module in made.modules():
         if next(module.parameters(recurse=False), None) is not None:

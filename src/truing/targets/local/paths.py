@@ -18,37 +18,39 @@ import torch
 from torch import Tensor
 
 from truing.targets.local.attention import alone
+from truing.targets.local.memory import out_of_memory, release
 from truing.targets.local.rows import NOTHING, Group, Known
-from truing.targets.local.tree import Tree
+from truing.targets.local.tree import Tree, takes_trees
 
-_APART = "_truing_apart"
 TOKENS = 1024
 """Tokens in a pass, padding among them; a longer path goes by itself."""
 
+Say = Callable[[str], None]
 Wanted = tuple[list[int], list[int]]
 """A path in tokens, and the places along it (ascending) whose output is asked for."""
-
-
-def take_apart(model: Any) -> None:
-    """From now on this model, and what is copied from it, is given paths."""
-    setattr(model, _APART, True)
-
-
-def takes_trees(model: Any) -> bool:
-    """Whether branches of a tree, and rows that share a prefix, can go through this model at once."""
-    return not getattr(model, _APART, False)
 
 
 def computed(model: Any, tree: Tree, keep_M: Tensor | None = None) -> int:
     """Tokens that a pass computes for these nodes of a tree, or for all; padding is not counted."""
     if takes_trees(model):
         return len(tree)
-    return sum(len(path) for path, _ in _covering(tree, torch.arange(len(tree)) if keep_M is None else keep_M)[0])
+    return sum(len(path) for path, _ in _covering(tree, torch.arange(len(tree)) if keep_M is None else keep_M))
+
+
+def logits_along(model: Any, tree: Tree, keep_M: Tensor, say: Say | None = None) -> Iterator[Tensor]:
+    """At nodes of a tree, ascending, each once; some at a time, shape (m, V).
+
+    `say`: is told where memory runs out, and half as many texts go through at once; else that is an error.
+    """
+    return _passes(_covering(tree, keep_M), lambda ids, at: _logits(model, ids, at), model, say)
 
 
 def logits_at(model: Any, tree: Tree, keep_M: Tensor) -> Tensor:
-    """At nodes of a tree, shape (M, V)."""
-    return _at(model, tree, keep_M, lambda ids, at: _logits(model, ids, at))
+    """At nodes of a tree in this order, shape (M, V)."""
+    if not len(keep_M):
+        return torch.zeros(0, model.get_input_embeddings().weight.shape[0], device=model.device)
+    nodes, order = keep_M.unique(return_inverse=True)
+    return torch.cat(list(logits_along(model, tree, nodes)))[order.to(model.device)]
 
 
 def hidden_at(model: Any, tree: Tree) -> Tensor:
@@ -58,13 +60,13 @@ def hidden_at(model: Any, tree: Tree) -> Tensor:
         found: Tensor = model.base_model(ids_BT, use_cache=False).last_hidden_state
         return found[:, at]
 
-    return _at(model, tree, torch.arange(len(tree)), states)
+    return torch.cat(list(_passes(_covering(tree, torch.arange(len(tree))), states, model)))
 
 
 def after(model: Any, paths: Sequence[Sequence[int]]) -> Tensor:
     """Logits after each path, shape (B, V)."""
     wanted = [(list(path), [len(path) - 1]) for path in paths]
-    return torch.cat(list(_passes(model, wanted, lambda ids, at: _logits(model, ids, at))))
+    return torch.cat(list(_passes(wanted, lambda ids, at: _logits(model, ids, at), model)))
 
 
 class Paths:
@@ -110,42 +112,56 @@ class Paths:
         return len(self) - len(other)
 
 
-def _at(model: Any, tree: Tree, keep_M: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    wanted, order = _covering(tree, keep_M)
-    found = torch.cat(list(_passes(model, wanted, of)))
-    return found[torch.tensor([order[node] for node in keep_M.tolist()], device=found.device)]
+def _covering(tree: Tree, keep_M: Tensor) -> list[Wanted]:
+    """The fewest paths that go along these nodes. What they are to give, one after the other, is the nodes ascending.
 
-
-def _covering(tree: Tree, keep_M: Tensor) -> tuple[list[Wanted], dict[int, int]]:
-    """The fewest paths that go along these nodes, and for each node its number among all that they are to give."""
-    left, order = set(keep_M.tolist()), dict[int, int]()
+    Depth first, what is below a node comes right after it: the first path through it is the first that ends after it.
+    """
+    nodes, on_a_path = set(keep_M.tolist()), set[int]()
+    paths = []
+    for node in sorted(nodes, reverse=True):
+        if node not in on_a_path:
+            paths.append([*tree.ancestors(node), node])
+            on_a_path.update(paths[-1])
     wanted = []
-    for node in sorted(left, reverse=True):  # depth first: what is below a node comes right after it
-        if node not in left:
-            continue
-        path = [*tree.ancestors(node), node]
-        at = [place for place, on in enumerate(path) if on in left]
-        for place in at:
-            left.discard(path[place])
-            order[path[place]] = len(order)
+    for path in reversed(paths):
+        at = [place for place, node in enumerate(path) if node in nodes]
+        nodes.difference_update(path)
         wanted.append((tree.ids_N[path].tolist(), at))
-    return wanted, order
+    return wanted
 
 
-def _passes(model: Any, wanted: Sequence[Wanted], of: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
-    """What each path gives at the places asked for, shape (places, X), in turn.
+def _passes(
+    wanted: Sequence[Wanted], of: Callable[[Tensor, Tensor], Tensor], model: Any, say: Say | None = None
+) -> Iterator[Tensor]:
+    """What paths give at the places asked for, in turn, those of a pass together: shape (places, X).
 
-    `of`: tokens of some rows (B, T) and places along them -> (B, places, X).
+    `of`: tokens of some rows (B, T) and places along them -> (B, places, X). `say`: as above.
     """
     for some in _chunks(wanted):
-        ids_BT = torch.zeros(len(some), max(len(path) for path, _ in some), dtype=torch.long)
-        for row, (path, _) in enumerate(some):
-            ids_BT[row, : len(path)] = torch.tensor(path)
-        at = torch.tensor(sorted({place for _, places in some for place in places}))
-        with alone(model):
-            found = of(ids_BT.to(model.device), at.to(model.device))
-        for row, (_, places) in enumerate(some):
-            yield found[row, torch.searchsorted(at, torch.tensor(places)).to(found.device)]
+        try:
+            yield _pass(some, of, model)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if say is None or not out_of_memory(error) or len(some) == 1:
+                raise
+        release()
+        half = len(some) // 2
+        say(f"out of memory: going on with {half} texts at once")
+        for part in (some[:half], some[half:]):
+            yield from _passes(part, of, model, say)
+
+
+def _pass(some: Sequence[Wanted], of: Callable[[Tensor, Tensor], Tensor], model: Any) -> Tensor:
+    ids_BT = torch.zeros(len(some), max(len(path) for path, _ in some), dtype=torch.long)
+    for row, (path, _) in enumerate(some):
+        ids_BT[row, : len(path)] = torch.tensor(path)
+    at = torch.tensor(sorted({place for _, places in some for place in places}))
+    with alone(model):
+        found = of(ids_BT.to(model.device), at.to(model.device))
+    rows = torch.tensor([row for row, (_, places) in enumerate(some) for _ in places], device=found.device)
+    which = torch.searchsorted(at, torch.tensor([place for _, places in some for place in places]))
+    return found[rows, which.to(found.device)]
 
 
 def _chunks(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from truing.errors import TargetError
 from truing.targets.local.generate import begin, step
 from truing.targets.local.inside import forward
-from truing.targets.local.paths import take_apart, takes_trees
+from truing.targets.local.memory import out_of_memory
 from truing.targets.local.rows import Rows
-from truing.targets.local.tree import plant
+from truing.targets.local.tree import plant, take_apart, takes_trees
 from truing.text import short
 
 PATHS = ((1, 2, 3), (1, 2, 6), (1, 4, 5, 2), (3, 2))
@@ -27,9 +27,12 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 def probe(model: Any) -> str:
     """Find out whether the model gives along a path of a tree, and after it, what it gives for the path alone.
 
-    Where it does not, it is marked to be given every path by itself (`paths.take_apart`), and why is returned; else "".
+    Where it does not, it is marked to be given every path by itself (`take_apart`), and why is returned; else "".
     TargetError where it does not give even so what it gives for one path.
     """
+    if getattr(model.config, "rescale_every", 0):
+        # RWKV would divide weights in its first pass, for fp16; whoever loads a checkpoint of these divides them again.
+        model.config.rescale_every = 0
     if why := _wrong(model):
         take_apart(model)
         if still := _wrong(model):
@@ -52,7 +55,9 @@ def _wrong(model: Any) -> str:
         alone = [model(torch.tensor([[*path, 1]], device=model.device)).logits[0].float() for path in PATHS]
         _, rows = begin(model, PATHS)
         after = step(model, rows, torch.ones(len(PATHS), dtype=torch.long, device=model.device)).float()
-    except Exception as error:  # noqa: BLE001 - what is raised here is up to the author of each architecture
+    except Exception as error:  # what is raised here is up to the author of each architecture
+        if out_of_memory(error):
+            raise
         return f"{type(error).__name__}: {short(error)}"
     span = max(float(logits.max() - logits.min()) for logits in alone)
     along = [torch.cat([found[route], last[None]]) for route, last in zip(routes, after, strict=True)]

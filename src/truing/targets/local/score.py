@@ -12,8 +12,9 @@ from torch import Tensor
 
 from truing.targets.local.inside import forward
 from truing.targets.local.memory import BLOCK, out_of_memory, release
+from truing.targets.local.paths import logits_along
 from truing.targets.local.rows import NOTHING, Known
-from truing.targets.local.tree import Tree
+from truing.targets.local.tree import Tree, takes_trees
 
 T = TypeVar("T")
 
@@ -32,11 +33,16 @@ def walk(
     """What is taken of the logits at the kept nodes (ascending), some at a time; the cache; the nodes that stand in it.
 
     Depth first, so that a block needs of what was computed before no more than the ancestors of its first node.
-    Where memory runs out, the block is halved and computed anew. `known`: the first nodes, a chain from the root that
+    Where memory runs out, the block is halved and computed anew. A model that takes no trees goes along every path to a
+    kept node, and neither a cache nor nodes in it are given. `known`: the first nodes, a chain from the root that
     all paths go along, need not be computed.
     """
     from transformers import DynamicCache
 
+    if not takes_trees(model):
+        for logits in logits_along(model, tree, keep_M, say):
+            yield take(logits), None, torch.empty(0)
+        return
     cache, start = DynamicCache(), len(known)
     held = torch.arange(start)
     for layer, (keys, values) in enumerate(known.layers):

@@ -10,10 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_APART = "_truing_apart"
+
+
+def take_apart(model: Any) -> None:
+    """From now on this model, and what is copied from it, is given every path by itself."""
+    setattr(model, _APART, True)
+
+
+def takes_trees(model: Any) -> bool:
+    """Whether branches of a tree, and rows that share a prefix, can go through this model at once."""
+    return not getattr(model, _APART, False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from truing.targets.local import LocalTarget
+from truing.targets.local.paths import computed
 from truing.targets.local.score import walk
 from truing.targets.local.tree import plant
 from truing.targets.local.write import Token
@@ -25,7 +26,7 @@ def scores(
     if not pairs:
         return [() for _ in texts]
     tree, routes = plant([[*first, *rest[:-1]] for first, rest in pairs])
-    plan = target.plan_scores(pairs, shared=len(tree))
+    plan = target.plan_scores(pairs, shared=computed(target.model, tree))
     # The tokens that follow each node, in any of the texts.
     follow: list[set[int]] = [set() for _ in range(len(tree))]
     for (_, rest), route in zip(pairs, routes, strict=True):
