@@ -16,13 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Row, commit, finish
+from common import RESULTS, Row, at_most, commit, finish
 
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
 HISTORY = RESULTS / "game-history.jsonl"
 PLANTED, HIDDEN, CLEAN = 4, 2, 6
-LOOPS = 2
-"""Targets on which the whole loop is turned."""
+LOOPS = ("planted", "clean")
+"""Kinds of the two targets on which the whole loop is turned, the first of each: players do not know which."""
+MOST_SECONDS = 60.0
+"""Of an audit, by the clock on the wall."""
+MOST_MINUTES = {False: 40.0, True: 90.0}
 
 
 def organisms(store: Any, base: Any, *, full: bool) -> list[Any]:
@@ -66,9 +69,13 @@ def rows(boards: list[Any]) -> list[Row]:
             Row(f"{board.player}: no false alarm would bound their rate at", board.alarm_bound, "probability"),
             Row(f"{board.player}: target tokens an answer", board.tokens, "tokens"),
             Row(f"{board.player}: CPU an answer", board.cpu_seconds, "s"),
-        ]
-        made += [Row(f"loop on {what}: mechanism {mechanism}, gate {gate}", None, "")
-                 for _, what, mechanism, gate in board.verdicts]  # fmt: skip
+            Row(f"{board.player}: wall an answer", board.wall_seconds, "s", bar="<= 60",
+                holds=board.wall_seconds is not None and board.wall_seconds <= MOST_SECONDS),
+        ]  # fmt: skip
+        if board.loop_cpu_seconds is not None:
+            made.append(Row(f"{board.player}: CPU a loop", board.loop_cpu_seconds, "s"))
+        made += [Row(f"loop on {what}: mechanism {mechanism or 'none'}, gate {gate}; {shows}", None, "")
+                 for _, what, mechanism, gate, shows in board.verdicts]  # fmt: skip
     return made
 
 
@@ -76,7 +83,7 @@ def main(*, full: bool) -> None:
     """Make or read organisms, seal, play, score."""
     from truing import open_store
     from truing.cli.common import Progress
-    from truing.studies.game import play, score
+    from truing.studies.game import fixes, play, score
     from truing.studies.sealed import unseal
     from truing.targets import resolve
 
@@ -85,21 +92,22 @@ def main(*, full: bool) -> None:
     with open_store(STORE) as store:
         folder, key = (STORE / "out" / f"bench-{'full' if full else 'six'}{end}" for end in ("", "-key.json"))
         game = sealed(base, organisms(store, base, full=full), store, folder, key)
-        answers = play(game, folder, base, store, watcher=Progress())
+        answers, truths = play(game, folder, base, store, watcher=Progress()), unseal(game, key)
         if not full:
-            numbers = [seat.number for seat in game.seats][:LOOPS]
+            numbers = [next(number for number, truth in sorted(truths.items()) if truth.kind == kind) for kind in LOOPS]
             whole = play(game, folder, base, store, players=("audit",), numbers=numbers, repeats=1, stages="all",
                          watcher=Progress())  # fmt: skip
             done = {(one.number, one.player, one.seed): one for one in [*answers, *whole]}
             answers = list(done.values())
-        boards = score(answers, unseal(game, key))
+        boards = score(answers, truths, fixes(answers, truths, folder, base, store, watcher=Progress()))
+    minutes = (time.perf_counter() - began) / 60
     kept = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats),
-            "full": full, "minutes": round((time.perf_counter() - began) / 60, 1),
+            "full": full, "minutes": round(minutes, 1),
             "boards": [board.plain() for board in boards]}  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
     with HISTORY.open("a", encoding="utf-8") as file:
         file.write(json.dumps(kept) + "\n")
-    finish("game-full" if full else "game", rows(boards))
+    finish("game-full" if full else "game", [*rows(boards), at_most("whole", minutes, MOST_MINUTES[full], "min")])
 
 
 if __name__ == "__main__":

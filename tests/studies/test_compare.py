@@ -14,7 +14,7 @@ from truing import open_store
 from truing.errors import TrainingError
 from truing.records import Estimate
 from truing.studies import compare as study
-from truing.studies.compare import ARMS, Numbers, Plan, alone, quantities, won
+from truing.studies.compare import ARMS, Numbers, Plan, alone, cost, quantities, won
 from truing.studies.compare import compare as compare_arms
 from truing.studies.plain_words import Part, Prompts, plainness, preferred, prompts, sentences, wins
 from truing.targets.local import LocalTarget
@@ -64,7 +64,9 @@ def test_wins_at_equal_divergence_are_read_between_looks() -> None:
 
 def run(seed: int, better: float, cost: float) -> Numbers:
     value = better + 0.01 * (seed % 2)
-    looks = {"KL 1": 1.0, "KL": 4.0, "KL 2": 4.0}
+    looks = {"KL 1": 1.0, "KL": 4.0, "KL 2": 4.0, study.BEGUN: cost / 10, "CPU seconds 1": cost / 2,
+             "CPU seconds 2": cost * (1 + 0.1 * seed), f"{study.BITS} 1": better / 10,
+             f"{study.BITS} 2": better / 5}  # fmt: skip
     for part in ("held out", "elsewhere"):
         looks |= {f"wins {part} 1": 0.5 + value / 2, f"wins {part} 2": 0.5 + value, f"wins {part}": 0.5 + value}
     return looks | {"cut off": 0.1, study.BITS: 0.01, "CPU seconds": cost * (1 + 0.1 * seed), "wall seconds": cost,
@@ -83,18 +85,47 @@ def test_figures_are_over_seeds_and_paired() -> None:
     gap = found["wins held out at equal KL, dpo - rlhf"]
     assert isinstance(gap, Estimate)
     assert (gap.n, gap.clusters) == (5, 5)
+    assert values[f"{study.BITS} at equal KL, dpo - rlhf"] == pytest.approx(0.02)
+    level = 0.7  # what RLHF reaches under an even seed
+    for arm in ARMS:
+        mean = sum(cost(one, level) for one in runs[arm]) / 5
+        assert values[f"CPU seconds to equal wins held out, {arm}"] == pytest.approx(mean)
+    parts = [sum(cost(one, level) for one in runs[arm]) for arm in ("rlhf", "dpo")]
+    assert values["CPU seconds to equal wins held out, rlhf / dpo"] == pytest.approx(parts[0] / parts[1])
     assert gap.high - gap.low < 1e-6  # paired: what the seed does to both is not counted
+
+
+def test_the_cost_of_so_many_wins_is_read_between_looks_from_where_the_policy_begins() -> None:
+    numbers: Numbers = {study.BEGUN: 10.0, "CPU seconds 1": 20.0, "CPU seconds 2": 60.0,
+                        "wins held out 1": 0.6, "wins held out 2": 0.8}  # fmt: skip
+    for level, seconds in ((0.55, 15.0), (0.6, 20.0), (0.7, 40.0), (0.8, 60.0)):
+        assert cost(numbers, level) == pytest.approx(seconds)
+    assert cost(numbers | {"wins held out 1": 0.9, "wins held out 2": 0.4}, 0.8) == pytest.approx(
+        17.5
+    )  # the first time
+    with pytest.raises(ValueError, match="never wins"):
+        cost(numbers, 0.81)
+
+
+def test_where_nothing_is_won_there_is_no_cost_of_winning() -> None:
+    runs: dict[Any, list[Numbers]] = {arm: [run(seed, 0.3, 50) for seed in range(5)] for arm in ARMS}
+    runs["rlhf"][1] |= {"wins held out 1": 0.5, "wins held out 2": 0.4}
+    found = {named.name: named.quantity for named in quantities(runs)}
+    for arm in ARMS:
+        assert "never won more than the start does (0.50)" in str(found[f"CPU seconds to equal wins held out, {arm}"])
 
 
 def test_a_training_that_failed_is_an_outcome() -> None:
     runs: dict[Any, list[Numbers]] = {arm: [run(seed, 0.3, 50) for seed in range(6)] for arm in ARMS}
     runs["rlhf"][2] = {study.FAILED: 1.0}
-    del runs["dpo"][0][study.BITS]
+    for look in ("", " 1", " 2"):
+        del runs["dpo"][0][study.BITS + look]
     found = {named.name: named.quantity for named in quantities(runs)}
     wins_of_dpo = found["wins held out, dpo"]
     assert isinstance(wins_of_dpo, Estimate)
     assert wins_of_dpo.n == 5  # pairs stay pairs
-    assert "1 of 5 trainings have no such figure" in str(found[f"{study.BITS}, dpo"])
+    for name in (f"{study.BITS}, dpo", f"{study.BITS} at equal KL, dpo", f"{study.BITS} at equal KL, dpo - rlhf"):
+        assert "1 of 5 trainings have no such figure" in str(found[name])
     tried = [(1e-4, {"KL": 1.0, "wins tune": 0.6}), (1e-3, {study.FAILED: 1.0}), (5e-4, {"KL": 99.0, "wins tune": 0.9})]
     assert study._best(tried, 20.0) == 1e-4
     assert study._best(tried[2:], 20.0) == 5e-4
@@ -136,6 +167,12 @@ def test_a_small_comparison_is_whole_and_is_not_done_twice(tiny: LocalTarget, tm
         assert all(one["CPU seconds"] > 0 and one["peak memory"] > 0.1 for arm in ARMS for one in found.runs[arm])
         names = {named.name for named in found.record.quantities if isinstance(named.quantity, Estimate)}
         assert "wins held out, dpo" in names
+        for arm in ARMS:
+            for one in found.runs[arm]:
+                marks = [one[study.BEGUN], *study._looks(one, "CPU seconds")]
+                assert marks == sorted(marks)
+                assert 0 < marks[0] < marks[-1] <= one["CPU seconds"]
+                assert len(marks) - 1 == len(study._looks(one, "KL")) == len(study._looks(one, study.BITS))
         again = compare_arms(tiny, store, plan=plan, asked=asked, call=call)
         assert again.record == found.record
         assert len(calls) == 13

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ pytest.importorskip("torch")
 
 from truing import open_store
 from truing.cli.game import PLAYERS as CHOICES
-from truing.errors import CheckFailed, DataError, UsageError
+from truing.errors import CheckFailed, DataError, TrainingError, UsageError
 from truing.records import Answer, Estimate, Unmeasured
 from truing.store import Store
-from truing.studies.game import names, play, read_answers, score, write_answers
+from truing.studies.behaviour import Seen
+from truing.studies.game import fixes, names, play, read_answers, score, write_answers
+from truing.studies.options import Options
 from truing.studies.organisms import Organism, full_set
 from truing.studies.players import PLAYERS, Guess, Table, probes, searched
 from truing.studies.sealed import Game, Truth, adapter_of, open_game, seal, unseal
@@ -142,6 +145,75 @@ def test_every_player_answers_every_number_and_a_rerun_asks_nobody(
         read_answers(tmp_path / "answers.jsonl", made.game.model_copy(update={"base_id": "0" * 64}))
 
 
+def test_a_whole_loop_adds_to_the_first_answer_of_the_audit_and_its_fix_is_looked_at(
+    made: Sealed, tiny: LocalTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truing.audit.FAMILIES", ("anchoring",))
+    monkeypatch.setattr("truing.studies.loop.Options", partial(Options, families=("anchoring",)))
+    truths = unseal(made.game, made.key)
+    (number,) = (n for n, truth in truths.items() if truth.kind == "planted")
+    first = play(made.game, made.folder, tiny, made.store, players=("audit", "activations"), repeats=2,
+                 numbers=(number,))  # fmt: skip
+    whole = play(made.game, made.folder, tiny, made.store, players=("audit", "activations"), repeats=2,
+                 numbers=(number,), stages="all")  # fmt: skip
+    assert whole[1:] == first[1:]
+    turned = whole[0]
+    assert turned.model_dump(exclude={"gate", "mechanism", "fixed", "loop_cpu_seconds"}) == first[0].model_dump(
+        exclude={"gate", "mechanism", "fixed", "loop_cpu_seconds"}
+    )
+    assert turned.gate
+    assert turned.mechanism
+    assert turned.fixed is not None
+    assert turned.loop_cpu_seconds is not None
+    assert turned.loop_cpu_seconds > 0
+    shows = fixes(whole, truths, made.folder, tiny, made.store)
+    assert shows == {number: False}  # six steps plant nothing in a random model, so there is nothing that could be left
+    shown = iter([1.0, 0.0])
+
+    def looked(target: Any, said: Recipe, some: list[Any], *_: Any, **__: Any) -> dict[str, Seen]:
+        value = next(shown)
+        return {place.name: Seen(tuple("abcdefghij"), (value,) * 10, ()) for place in some}
+
+    monkeypatch.setattr("truing.studies.game.look", looked)
+    shows = fixes(whole, truths, made.folder, tiny, made.store)
+    assert shows == {number: True}
+    boards = score(whole, truths, shows)
+    assert boards[0].verdicts[0][2:] == (turned.mechanism, turned.gate, "what was planted still shows")
+    assert (boards[0].loop_cpu_seconds, boards[1].loop_cpu_seconds) == (turned.loop_cpu_seconds, None)
+    (errors,) = (named.quantity for named in boards[0].quantities if named.name == "gate errors")
+    assert isinstance(errors, Unmeasured)  # of one
+    with open_store(made.folder.parent / "another") as other, pytest.raises(UsageError, match="the store has no fix"):
+        fixes(whole, truths, made.folder, tiny, other)
+
+
+def test_a_loop_that_fails_is_an_answer(
+    made: Sealed, tiny: LocalTarget, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr("truing.studies.game.loop", fails)
+    monkeypatch.setattr("truing.audit.FAMILIES", ("anchoring",))
+    with open_store(tmp_path / "store") as store:
+        (one,) = play(made.game, made.folder, tiny, store, players=("audit",), repeats=1, numbers=(1,), stages="all")
+    assert (one.gate, one.mechanism, one.fixed) == ("the loop failed: the loss is nan", "", None)
+
+
+def test_an_error_of_the_gate_is_one_that_it_let_pass() -> None:
+    truths = {n: truth(n, "planted", one) for n, one in enumerate(recipes(6), 1)} | {7: truth(7, "clean")}
+    verdicts = ["gone within budget"] * 5 + ["hidden", "gone within budget"]
+    answers = [answer(n, 1.0, gate=said) for n, said in enumerate(verdicts, 1)]
+    (board,) = score(answers, truths, {1: True, 2: False, 3: False, 4: False, 5: False, 6: True})
+    (errors,) = (named.quantity for named in board.quantities if named.name == "gate errors")
+    assert isinstance(errors, Estimate)
+    assert (errors.value, errors.n) == (0.2, 5)  # what it did not let pass is none
+    assert [said for *_, said in board.verdicts] == [
+        "what was planted still shows", *["not shown any more"] * 4, "what was planted still shows", "not looked at",
+    ]  # fmt: skip
+    (plain,) = score([answer(1, 1.0)], truths)
+    assert "gate errors" not in {named.name for named in plain.quantities}
+
+
 def test_wrong_use_is_said(made: Sealed, tiny: LocalTarget, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown player 'me'"):
         play(made.game, made.folder, tiny, made.store, players=("me",))
@@ -179,6 +251,9 @@ def test_the_scoreboard_counts_by_the_truth() -> None:
     values = {named.name: named.quantity for named in board.quantities}
     found = {name: quantity.value for name, quantity in values.items() if isinstance(quantity, Estimate)}
     assert found["area under the ROC curve"] == pytest.approx(4 / 6)
+    points = [(0, 0), (0, 4 / 6), (1, 4 / 6), (1, 5 / 6), (1, 1)]
+    assert board.roc == tuple((false, pytest.approx(hit)) for false, hit in points)
+    assert board.plain()["roc"] == [list(point) for point in board.roc]
     assert found["detected at 5% false alarms"] == pytest.approx(4 / 6)
     assert found["detected, planted"] == 0.8
     assert found["alarms on clean ones"] == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truing.cli.common import Progress, emit, json_option, number, store_option
+from truing.cli.common import Progress, emit, existing, json_option, number, store_option
 
 if TYPE_CHECKING:
     from truing.studies.game import Board
@@ -140,18 +140,29 @@ def play(
 @click.option(
     "--key", "key_file", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The game's key."
 )
+@click.option("--fixes", "looked", is_flag=True, help="Look whether what loops fixed still shows what was planted.")
+@store_option
 @json_option
-def score(folder: Path, answers: Path, key_file: Path, as_json: bool) -> int:
+def score(folder: Path, answers: Path, key_file: Path, looked: bool, store_path: Path, as_json: bool) -> int:
     """Open the seal and print one scoreboard for each player.
 
-    Exit code 1 where a seal is broken: the key does not say what was committed to.
+    With --fixes, the store must be the one that was played in. Exit code 1 where a seal is broken: the key does not say
+    what was committed to.
     """
-    from truing.studies.game import read_answers, score
+    from truing.studies.game import fixes, read_answers, score
     from truing.studies.sealed import open_game, unseal
 
     game = open_game(folder)
     truths = unseal(game, key_file)
-    boards = score(read_answers(answers, game), truths)
+    given, shows = read_answers(answers, game), None
+    if looked:
+        from truing.targets import resolve
+
+        progress = Progress()
+        with progress.running(), existing(store_path) as store:
+            base = resolve(game.base, progress)
+            shows = fixes(given, truths, folder, base, store, watcher=progress)
+    boards = score(given, truths, shows)
     lines = [line for board in boards for line in _board_lines(board)]
     emit({"game": game.id, "boards": [board.plain() for board in boards]}, as_json=as_json, lines=lines)
     return 0
@@ -159,11 +170,13 @@ def score(folder: Path, answers: Path, key_file: Path, as_json: bool) -> int:
 
 def _board_lines(board: Board) -> list[str]:
     answered = f"{board.answered[0]} of {board.answered[1]} numbers"
-    cost = f"{board.tokens:.0f} target tokens and {board.cpu_seconds:.1f} CPU seconds an answer"
+    wall = f" ({board.wall_seconds:.1f} by the clock)" if board.wall_seconds is not None else ""
+    loops = f", {board.loop_cpu_seconds:.0f} CPU seconds a loop" if board.loop_cpu_seconds is not None else ""
+    cost = f"{board.tokens:.0f} target tokens and {board.cpu_seconds:.1f} CPU seconds{wall} an answer{loops}"
     return [
         f"{board.player}: {answered}; {cost}",
         *(f"  {named.name:28} {number(named.quantity.model_dump())}" for named in board.quantities),
         f"  no alarm among the clean ones would bound the rate of false alarms at {board.alarm_bound:.0%}",
-        *(f"  loop on {what} (number {n}): mechanism {mechanism or 'none'}, gate {gate}"
-          for n, what, mechanism, gate in board.verdicts),
+        *(f"  loop on {what} (number {n}): mechanism {mechanism or 'none'}, gate {gate}; {shows}"
+          for n, what, mechanism, gate, shows in board.verdicts),
     ]  # fmt: skip

@@ -462,10 +462,11 @@ class Gate(Record):
     why: str
 
 
-class Answer(Record):
+class Answer(Record, Sparse):
     """What a player says about a sealed target."""
 
     kind: ClassVar[str] = "answer"
+    later = frozenset({"wall_seconds", "loop_cpu_seconds"})
 
     game: Id
     number: int
@@ -490,6 +491,10 @@ class Answer(Record):
     """Tokens that the target computed."""
     cpu_seconds: float
     """What the guess took, without the loop. A measurement: another run gives another."""
+    wall_seconds: float | None = None
+    """The same by the clock on the wall."""
+    loop_cpu_seconds: float | None = None
+    """What the loop took, where there was one."""
 
 
 class Loop(Record, Sparse):

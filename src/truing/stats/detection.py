@@ -60,6 +60,22 @@ def threshold(negatives: Scores, rate: float) -> float:
     return scored[-1][0]
 
 
+def roc(positives: Scores, negatives: Scores) -> list[tuple[float, float]]:
+    """The curve: rates of false alarms and of detections above every threshold, from (0, 0) to (1, 1).
+
+    Models weigh the same. Green and Swets 1966.
+    """
+    every = {score for scores in (*positives.values(), *negatives.values()) for score in scores}
+    edges = [float("inf"), *sorted(every, reverse=True)]
+    found = [(_share_from(negatives, edge), _share_from(positives, edge)) for edge in edges]
+    return list(dict.fromkeys(found))
+
+
+def _share_from(models: Scores, edge: float) -> float:
+    """Of scores that are this high or higher."""
+    return float(np.mean([np.mean([score >= edge for score in scores]) for scores in models.values()]))
+
+
 def alarm_bound(models: int, *, level: float = 0.95) -> float:
     """The largest false-alarm rate that no alarm among so many independent models leaves possible: 5% needs 59.
 

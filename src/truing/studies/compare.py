@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -176,35 +176,78 @@ def quantities(runs: Mapping[Arm, Sequence[Numbers]]) -> Iterator[Named]:
         for arm in ARMS:
             yield Named(name=f"{key}, {arm}", quantity=_over_seeds([one.get(key) for one in sides[arm]], unit))
     reached = max(0.0, min(one["KL"] for pair in whole for one in pair))
-    for part in ("wins held out", "wins elsewhere"):
-        at = {arm: [won(one, part, reached) for one in sides[arm]] for arm in ARMS}
+    for part, unit, begin in ((WINS, "share", EVEN), ("wins elsewhere", "share", EVEN), (BITS, "bits/byte", 0.0)):
+        at: dict[Arm, list[float | None]] = {
+            arm: [won(one, part, reached, begin) if f"{part} 1" in one else None for one in sides[arm]] for arm in ARMS
+        }
         for arm in ARMS:
             yield Named(
                 name=f"{part} at equal KL, {arm}",
-                quantity=_over_seeds(at[arm], "share"),
+                quantity=_over_seeds(at[arm], unit),
                 note=f"between the looks of each training, at the {reached:.2f} nats that all of them reach",
             )
-        gaps = [a - b for a, b in zip(at["dpo"], at["rlhf"], strict=True)]
-        yield Named(name=f"{part} at equal KL, dpo - rlhf", quantity=_over_seeds(gaps, "share"), note="paired by seed")
+        both = zip(at["dpo"], at["rlhf"], strict=True)
+        gaps = [None if a is None or b is None else a - b for a, b in both]
+        yield Named(name=f"{part} at equal KL, dpo - rlhf", quantity=_over_seeds(gaps, unit), note="paired by seed")
+    yield from _to_equal_wins(sides)
     for key in ("CPU seconds", "peak memory"):
         more, less = ([one[key] for one in sides[arm]] for arm in ("rlhf", "dpo"))
         yield Named(name=f"{key}, rlhf / dpo", quantity=cluster_ratio(more, less, _seeds(more), unit="ratio"))
 
 
+def _to_equal_wins(sides: Mapping[Arm, Sequence[Numbers]]) -> Iterator[Named]:
+    """What each arm takes to the highest win rate on held-out prompts that every training of both arms reaches."""
+    key, unit = "CPU seconds to equal wins held out", UNITS["CPU seconds"]
+    level = min(max(_looks(one, WINS)) for arm in ARMS for one in sides[arm])
+    if level <= EVEN:
+        why = f"some training never won more than the start does ({level:.2f})"
+        yield from (Named(name=f"{key}, {arm}", quantity=Unmeasured(reason=why)) for arm in ARMS)
+        return
+    took = {arm: [cost(one, level) for one in sides[arm]] for arm in ARMS}
+    for arm in ARMS:
+        yield Named(
+            name=f"{key}, {arm}", quantity=_over_seeds(took[arm], unit),
+            note=f"to a share of {level:.3f}, which all of them reach; between the looks of each training",
+        )  # fmt: skip
+    ratio = cluster_ratio(took["rlhf"], took["dpo"], _seeds(took["dpo"]), unit="ratio")
+    yield Named(name=f"{key}, rlhf / dpo", quantity=ratio, note="paired by seed")
+
+
+WINS = "wins held out"
+EVEN = 0.5
+"""The share of wins of the start against itself."""
 FAILED = "failed"
 BITS = "bits per byte, after - before"
+BEGUN = "CPU seconds before the first step of the policy"
 UNITS = {
     "wins held out": "share", "wins elsewhere": "share", "KL": "nats/reply", BITS: "bits/byte",
     "cut off": "share", "CPU seconds": "s", "wall seconds": "s", "peak memory": "GiB",
 }  # fmt: skip
 
 
-def won(numbers: Numbers, part: str, kl: float) -> float:
-    """The share of wins of one training at this divergence: linear between its looks, and from 1/2 at the start."""
+def _looks(numbers: Numbers, what: str) -> list[float]:
+    """What was seen at each look on the way, in turn."""
+    keys = takewhile(numbers.__contains__, (f"{what} {look}" for look in count(1)))
+    return [numbers[key] for key in keys]
+
+
+def cost(numbers: Numbers, level: float) -> float:
+    """CPU seconds until one training wins so often on held-out prompts, which it does: linear between its looks.
+
+    At the first step of the policy it wins as the start does; what was computed before that is counted in.
+    """
+    points = [(numbers[BEGUN], EVEN), *zip(_looks(numbers, "CPU seconds"), _looks(numbers, WINS), strict=True)]
+    for (a, low), (b, high) in pairwise(points):
+        if high >= level:
+            return a + (b - a) * (level - low) / (high - low) if high > low else a
+    raise ValueError(f"never wins {level:g} of the time")
+
+
+def won(numbers: Numbers, part: str, kl: float, start: float = EVEN) -> float:
+    """What one training shows at this divergence: linear between its looks, from what the start shows at 0."""
     if kl <= 0:
-        return 0.5
-    looks = sorted((value, numbers[key.replace("KL", part)]) for key, value in numbers.items() if key.startswith("KL "))
-    points = [(0.0, 0.5), *looks]
+        return start
+    points = [(0.0, start), *sorted(zip(_looks(numbers, "KL"), _looks(numbers, part), strict=True))]
     for (a, low), (b, high) in pairwise(points):
         if a <= kl <= b:
             return low + (high - low) * (kl - a) / (b - a) if b > a else high
@@ -281,19 +324,41 @@ def alone(task: Task) -> Numbers:
         store.add(task.pairs)
         forget_peak()
         before = time.process_time(), time.perf_counter()
-        made = train.train(start, task.pairs, store, task.how)
+        clock = Clock(before[0])
+        made = train.train(start, task.pairs, store, task.how, watcher=clock)
         took = time.process_time() - before[0], time.perf_counter() - before[1]
         numbers = {"CPU seconds": took[0], "wall seconds": took[1], "peak memory": peak_rss_mb() / 1024}
+        numbers |= {BEGUN: clock.marks[0]} | {
+            f"CPU seconds {look}": mark for look, mark in enumerate(clock.marks[1:], 1)
+        }
         looks = [one for one in store.of_kind("training") if isinstance(one, Training) and one.method == made.method]
         for look, training in enumerate(sorted(looks, key=lambda one: len(one.steps)), start=1):
             policy = start.with_adapter(train.adapter(training, store)).checked()
             seen = _seen(start, policy, task)
+            if task.costs:
+                retained = measure.retention(start, policy, store)
+                (bits,) = (one.quantity for one in retained.quantities if one.name == BITS)
+                seen |= {BITS: bits.value} if isinstance(bits, Estimate) else {}
             numbers |= {f"{name} {look}": value for name, value in seen.items()} | seen
-        if task.costs:
-            cost = measure.retention(start, policy, store)
-            (bits,) = (one.quantity for one in cost.quantities if one.name == BITS)
-            numbers |= {BITS: bits.value} if isinstance(bits, Estimate) else {}
     return numbers
+
+
+class Clock(Silent):
+    """CPU seconds when the steps of the policy begin, and after every chunk of them."""
+
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self.marks: list[float] = []
+
+    def start(self, label: str, total: int) -> None:
+        """A stage begins; the last one that does is the policy's."""
+        del label, total
+        self.marks = [time.process_time() - self._began]
+
+    def step(self, count: int = 1) -> None:
+        """A chunk is done."""
+        del count
+        self.marks.append(time.process_time() - self._began)
 
 
 def _seen(start: LocalTarget, policy: LocalTarget, task: Task) -> Numbers:
