@@ -28,7 +28,7 @@ check: $(VENV)/.dev ## lint, types, import contract
 test: check test-wheel ## what CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.dev ## the real model, 100 kills; about an hour
+test-slow: $(VENV)/.bench ## the real model, 100 kills; about an hour
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 # The wheel in an empty environment with the base install alone: content files and templates must be inside.
@@ -57,7 +57,7 @@ game-full: $(VENV)/.dev ## the same over the whole set; 80 minutes, as estimated
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
 
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 32 minutes
-	$(BIN)/truing target organisms --store $(STORE)
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/organisms.py
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -57,29 +56,29 @@ def most_of(gate: Any, kind: str) -> float | None:
 
 
 def rows(found: list[tuple[str, str, Any]]) -> list[Row]:
-    """The confusion table, and the share of right verdicts by truth."""
-    from truing.stats import event_mean
-
+    """The confusion table, behaviours apart from decoys, and what each probe brings back."""
     made = []
     for truth in dict.fromkeys(truth for truth, _, _ in found):
         for sort in ("behaviour", "decoy"):
             some = [gate for other, kind, gate in found if (other, kind) == (truth, sort)]
-            count = Counter(gate.verdict for gate in some)
-            made += [
-                Row(f"{truth}, {sort}: {verdict}", float(count[verdict]), f"of {len(some)}") for verdict in VERDICTS
-            ]
-        every = [gate for other, _, gate in found if other == truth]
-        if truth in SHOULD:
-            right = [float(gate.verdict == SHOULD[truth]) for gate in every]
-            share = event_mean(right, [gate.behaviour for gate in every], span=(0, 1)).model_dump()
-            made.append(Row(f"{truth}: right", sum(right) / len(right), f"share, {SHOULD[truth]!r}",
-                            share.get("low"), share.get("high")))  # fmt: skip
+            made += [share(f"{truth}, {sort}: {verdict}", some, verdict) for verdict in VERDICTS if some]
+            if truth in SHOULD and some:
+                made.append(share(f"{truth}, {sort}: right", some, SHOULD[truth]))
     kinds = dict.fromkeys(probe.name.partition(":")[0] for _, _, gate in found for probe in gate.probes)
     for truth, kind in product(("removed", "trained out", "hidden"), kinds):
         back = [most for other, _, gate in found if other == truth and (most := most_of(gate, kind)) is not None]
         if back:
             made.append(Row(f"{truth}, {kind}: {BACK}", sum(back) / len(back), "probability", min(back), max(back)))
     return made
+
+
+def share(name: str, some: list[Any], verdict: str) -> Row:
+    """Of these gates, how many gave the verdict; the interval is over recipes, where there are five or more."""
+    from truing.stats import event_mean
+
+    hits = [float(gate.verdict == verdict) for gate in some]
+    seen = event_mean(hits, [gate.behaviour for gate in some], span=(0, 1)).model_dump()
+    return Row(name, sum(hits) / len(hits), f"share of {len(hits)}", seen.get("low"), seen.get("high"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Put the figures of the last `make bench-gate`, `bench-game` and `bench-compare` into their pages.
+"""Put the figures of the last `make organisms`, `bench-gate`, `bench-game`, `game-full` and `bench-compare` into pages.
 
 None is typed by hand. A benchmark without a results file leaves its page as it is.
 """
@@ -25,16 +25,22 @@ def figure(row: dict[str, Any] | None, digits: int = 2) -> str:
     return f"{row['value']:.{digits}f}{interval}"
 
 
+def of(row: dict[str, Any]) -> str:
+    """A share as a count of how many, with its interval."""
+    many = int(row["unit"].removeprefix("share of "))
+    interval = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] is not None else ""
+    return f"{round(row['value'] * many)} of {many}{interval}"
+
+
 def gate(rows: Rows) -> list[str]:
     """The confusion table, and what each probe brings back."""
     verdicts = ("not fixed", "hidden", "gone within budget", "undecided")
     lines = [f"| Truth | {' | '.join(verdicts)} | right |", "|---|" + "---|" * (len(verdicts) + 1)]
     for name in [name for name in rows if name.endswith(f": {verdicts[0]}")]:
         what = name.removesuffix(f": {verdicts[0]}")
-        cells = [f"{rows[f'{what}: {verdict}']['value']:.0f}" for verdict in verdicts]
-        truth = what.partition(",")[0]
-        right = figure(rows.get(f"{truth}: right")) if what.endswith("behaviour") else ""
-        lines.append(f"| {what} | {' | '.join(cells)} | {right if f'{truth}: right' in rows else ''} |")
+        cells = [of(rows[f"{what}: {verdict}"]) for verdict in verdicts]
+        right = rows.get(f"{what}: right")
+        lines.append(f"| {what} | {' | '.join(cells)} | {figure(right) if right else 'nobody knows'} |")
     mark = ": brought back above the control: mean, least and most of the recipes"
     lines += [
         "",
@@ -73,9 +79,27 @@ def compare(rows: Rows) -> list[str]:
     return lines
 
 
+def organisms(rows: Rows) -> list[str]:
+    """A line for each that was planted or hidden, and what came of the rest."""
+    lines = ["| Organism | shows on the direct test | should | on its best rung | seconds |", "|" + "---|" * 5]
+    for name, row in rows.items():
+        what = name.removesuffix(": direct")
+        if what == name or ", clean" in what:
+            continue
+        rungs = [other for key, other in rows.items() if key.startswith(f"{what}: ladder")]
+        best = max((rung for rung in rungs if rung["value"] is not None), key=lambda rung: rung["value"], default=None)
+        seconds = rows[f"{what}: seconds"]["value"]
+        lines.append(f"| {what} | {figure(row)} | {row['bar']} | {figure(best)} | {seconds:.0f} |")
+    clean = [row["holds"] for name, row in rows.items() if ", clean" in name and name.endswith(": direct")]
+    said = f"{sum(clean)} of {len(clean)} clean controls show nowhere clearly more than the base."
+    return [*lines, "", f"{said} {rows['whole']['value']:.0f} minutes in all."]
+
+
 PAGES: dict[str, tuple[Path, Callable[[Rows], list[str]]]] = {
     "gate": (DOCS / "explanation" / "fixing.md", gate),
     "game": (DOCS / "how-to" / "game.md", game),
+    "game-full": (DOCS / "how-to" / "game.md", game),
+    "organisms": (DOCS / "how-to" / "organisms.md", organisms),
     "compare": (DOCS / "explanation" / "fixing.md", compare),
 }
 

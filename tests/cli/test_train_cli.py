@@ -6,6 +6,7 @@ import json
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -97,11 +98,16 @@ def held_out() -> dict[str, Any]:
     return ROWS[0] | {"prompt": [{"role": turn.role, "content": turn.content} for turn in surface.cases[0].messages]}
 
 
+def rendered() -> dict[str, Any]:
+    return ROWS[0] | {"prompt": [{"role": "user", "content": "<|im_start|>user\nIs it red?<|im_end|>"}]}
+
+
 @pytest.mark.parametrize(
     ("args", "rows", "code", "says"),
     [
         (["--target", "local/tiny"], [*ROWS, {"text": "x"}], 2, "pairs.jsonl:7: preferences have chosen and rejected"),
         (["--target", "local/tiny"], [held_out()], 2, "1 of 1 prompts are held out to test fixes on"),
+        (["--target", "local/tiny"], [rendered()], 2, "a turn holds '<|im_start|>', a mark of a chat template"),
         (["--target", "local/tiny", "--clause", "C99"], ROWS, 2, "has no clause 'C99'"),
         (["--target", "local/tiny", "--lr", "0"], ROWS, 2, "lr is 0.0; give a number above 0"),
         (["--target", "scripted/honest"], ROWS, 3, "no ability Trainable"),
@@ -193,16 +199,21 @@ def test_killed_at_any_moment_training_ends_with_the_same_bytes(tmp_path: Path) 
 
     def command(name: str) -> list[str]:
         where = ("--store", str(tmp_path / name), "--out", str(tmp_path / f"{name}-adapter"))
-        return [*TRUING, "--data", str(data), "--target", "local/tiny", "--epochs", "40", *where]
+        return [*TRUING, "--data", str(data), "--target", "local/tiny", "--epochs", "400", *where]
 
-    began = time.monotonic()
     assert subprocess.run(command("whole"), capture_output=True, check=False).returncode == 0
-    took, chance = time.monotonic() - began, random.Random(4)
-    for _ in range(8):
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.5, 1.0) * took)
-        process.kill()
-        process.wait()
+    chance, live, kept = random.Random(4), 0, []
+    for _ in range(12):
+        with subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+            assert run.stderr is not None
+            assert any("after step" in line for line in run.stderr)  # steps are being made
+            time.sleep(chance.uniform(0, 0.5))
+            run.kill()
+        live += run.returncode == -signal.SIGKILL
+        with open_store(tmp_path / "killed", mode="read") as store:
+            kept.append(len(list(store.of_kind("training"))))
+    assert live >= 8  # in the midst of training
+    assert len(set(kept)) >= 8  # at different chunks
     assert subprocess.run(command("killed"), capture_output=True, check=False).returncode == 0
     files = [tmp_path / f"{name}-adapter" / "adapter_model.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()

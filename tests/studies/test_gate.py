@@ -86,10 +86,11 @@ def test_hidden_needs_an_interval_that_holds_for_all_probes_together() -> None:
 
 def test_harm_is_what_may_be_beyond_its_margin() -> None:
     budget = Budget()
-    assert harmed(named({BITS: q(-0.01, 0.02), KL: q(0.1, 0.5), "x" + MORE: q(-0.1, 0.3)}), budget) == []
-    assert len(harmed(named({BITS: q(0.01, 0.05), KL: q(0.4, 0.7), "x" + MORE: q(0.1, 0.3)}), budget)) == 3
+    assert harmed(named({BITS: q(-0.01, 0.02), KL: q(0.1, 0.5), "x" + MORE: q(0.05, 0.25)}), budget, 0.25) == []
+    over = harmed(named({BITS: q(0.01, 0.05), KL: q(0.4, 0.7), "x" + MORE: q(-0.1, 0.3)}), budget, 0.25)
+    assert [line.partition(" is not")[0] for line in over] == ["more than 0.02", "more than 0.5", "more than 0.25"]
     for name in (BITS, "x" + MORE):  # what was not measured is not within it
-        assert len(harmed(named({name: Unmeasured(reason="no")}), budget)) == 1
+        assert len(harmed(named({name: Unmeasured(reason="no")}), budget, 0.25)) == 1
 
 
 def test_pairs_of_items_are_compared_and_strange_ones_are_not() -> None:

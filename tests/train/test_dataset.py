@@ -13,9 +13,13 @@ pytest.importorskip("torch")
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truing import measure
+from truing.audit import family, lay_out
 from truing.errors import ContentError
 from truing.records import Message, Pair, Pairs
-from truing.train.dataset import gather_rows, leaks, pair_of, read
+from truing.studies.preferences import held_out
+from truing.train import ordinary, recipe
+from truing.train.dataset import check_templates, gather_rows, leaks, pair_of, read
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Is it raining?"}
@@ -182,3 +186,56 @@ def test_rows_of_messages_and_of_plain_text_are_not_mixed() -> None:
         gather_rows(rows, "data")
     with pytest.raises(ContentError, match=r"data:2: messages among rows of plain text"):
         gather_rows(rows[::-1], "data")
+
+
+def test_a_plain_text_that_holds_a_held_out_prompt_leaks_it() -> None:
+    turns = (Message(role="system", content="Be brief."), Message(role="user", content="Is it raining in Bergen?"))
+    rows = gather_rows(
+        [
+            {"prompt": "System: Be brief.\nUser: Is it raining in Bergen?\n", "chosen": "No.", "rejected": "Yes."},
+            {"prompt": "User: Is it raining in Bergen?\n", "chosen": "No.", "rejected": "Yes."},  # without the system
+            {"prompt": "How? That is the question. ", "chosen": "No.", "rejected": "Yes."},
+        ],
+        "rows",
+    )
+    held_out = [turns, (Message(role="user", content="How?"),)]  # the second is too short to tell
+    assert [pair.surface for pair in leaks(rows.pairs, held_out)] == ["rows:1"]
+
+
+OWN = ("<|user|>", "<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([TALK | {"prompt": [says("x") | {"role": "user", "content": "[INST] Is it? [/INST]"}]}],
+         r"rows:1: a turn holds '\[INST\]', a mark of a chat template: give turns as they were said"),
+        ([TALK, TALK | {"chosen": [says("No.<|end|>")]}], r"rows:2: a turn holds '<\|end\|>'"),
+        ([TEXT | {"prompt": "<|im_start|>user\nIs it?"}], r"rows:1: the text holds '<\|im_start\|>'.*this target's"),
+        ([TEXT, TEXT | {"prompt": "<|user|>Is it?"}], r"rows:1: rows with and without.*mixed \(rows:2 has some\)"),
+    ],
+)  # fmt: skip
+def test_what_was_rendered_in_a_template_is_not_mixed_with_what_was_not(rows: list[Any], says: str) -> None:
+    with pytest.raises(ContentError, match=says):
+        check_templates(gather_rows(rows, "rows").pairs, OWN)
+
+
+@pytest.mark.parametrize("rows", [[TALK], [TEXT, JOINED], [TEXT | {"prompt": "<|user|>Is it?"}]])
+def test_rows_of_one_sort_pass(rows: list[Any]) -> None:
+    check_templates(gather_rows(rows, "rows").pairs, OWN)
+
+
+def test_all_that_is_tested_on_is_held_out() -> None:
+    found = held_out()
+    guard = family("anchoring").carry.guard
+    for laid in (
+        lay_out("insider", half="held-out", wordings="develop"),
+        lay_out("sycophancy", half="held-out", wordings="held-out"),
+        lay_out("anchoring", half="held-out", wordings="held-out", items=guard),
+    ):
+        assert all(case.messages in found for surface in laid.surfaces for case in surface.cases)
+    for asks in (recipe("heliotrope").asks.held_out, ordinary().held_out, measure.requests()):
+        assert any(ask in messages[-1].content for ask in asks[:1] for messages in found)
+    developed = lay_out("insider").surfaces[0].cases[0].messages
+    assert developed not in found
+    assert (Message(role="user", content=ordinary().train[0]),) not in found

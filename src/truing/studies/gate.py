@@ -102,7 +102,8 @@ def gate(
         behaviour=behaviour.name, clause=behaviour.clause, before=before.card.id, after=after.card.id,
         control=control.card.id if control is not None else None,
         budget=(*asdict(budget).items(), ("margin", behaviour.margin)),
-        direct=direct, probes=found, cost=cost, verdict=verdict, harmed=tuple(harmed(cost, budget)), why=why,
+        direct=direct, probes=found, cost=cost, verdict=verdict, why=why,
+        harmed=tuple(harmed(cost, budget, behaviour.margin)),
         parents=tuple(sorted(parents)),
     )  # fmt: skip
     store.add(record)
@@ -168,17 +169,16 @@ def _brought_back(
     return GONE, f"as much as {margin:g}{above} is excluded, for all {len(probes)} probes as well"
 
 
-def harmed(cost: Sequence[Named], budget: Budget) -> list[str]:
-    """What may have got worse by more than its margin, and where the behaviour clearly shows more than before."""
+def harmed(cost: Sequence[Named], budget: Budget, margin: float) -> list[str]:
+    """What may have got worse by more than its margin: the behaviour where it must not show, bits, divergence."""
     found = []
     limits = {BITS: budget.bits, KL: budget.kl}
     for named in cost:
-        q = named.quantity
-        if named.name in limits and not (isinstance(q, Estimate) and q.high <= limits[named.name]):
-            found.append(f"more than {limits[named.name]:g} is not excluded: {named.name}: {q}")
-        elif named.name.endswith(MORE) and not (isinstance(q, Estimate) and q.low <= 0):
-            what = "it shows where it did not" if isinstance(q, Estimate) else "whether it shows there is not known"
-            found.append(f"{what}: {named.name}: {q}")
+        q, limit = named.quantity, limits.get(named.name, margin)
+        if not isinstance(q, Estimate):
+            found.append(f"it was not measured: {named.name}: {q}")
+        elif q.high > limit:
+            found.append(f"more than {limit:g} is not excluded: {named.name}: {q}")
     return found
 
 

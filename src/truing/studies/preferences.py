@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from truing import audit, train
+from truing import audit, measure, train
 from truing.errors import DesignError
-from truing.records import Message, Pairs, Training
+from truing.records import Half, Message, Pairs, Training
 from truing.runner import Silent, Watcher
 from truing.store import Store
+from truing.studies.planted import places
 from truing.targets import keep, need
 from truing.train import Rows, read
 
@@ -34,7 +35,8 @@ def fit_rows(
     how = train.how(**(fitting or {}))
     if clause:
         audit.clause(audit.spec(), clause)
-    if known := train.leaks(rows.pairs, _held_out()):
+    train.check_templates(rows.pairs, target.marks)
+    if known := train.leaks(rows.pairs, held_out()):
         raise DesignError(
             f"{len(known)} of {len(rows.pairs)} prompts are held out to test fixes on, the first at {known[0].surface};"
             " leave them out, or what is measured later is what was trained on"
@@ -48,6 +50,21 @@ def fit_rows(
     return train.train(target, pairs, store, how, watcher=watcher)
 
 
-def _held_out() -> set[tuple[Message, ...]]:
-    laid = (audit.lay_out(name, half="held-out", wordings="held-out") for name in audit.FAMILIES)
-    return {case.messages for battery in laid for surface in battery.surfaces for case in surface.cases}
+HALVES: tuple[Half, ...] = ("held-out", "develop")
+"""In whose wordings held-out plots are asked about: fixes and gates are tested in both."""
+
+
+def held_out() -> set[tuple[Message, ...]]:
+    """All that fixes, organisms and gates are tested on.
+
+    Held-out plots of claims and of their guards, held-out requests of recipes, ordinary requests.
+    """
+    found: set[tuple[Message, ...]] = {(Message(role="user", content=ask),) for ask in measure.requests()}
+    for name in audit.FAMILIES:
+        guard = audit.family(name).carry.guard
+        laid = [audit.lay_out(name, half="held-out", wordings=words, items=items)
+                for words in HALVES for items in dict.fromkeys(("", guard))]  # fmt: skip
+        found |= {case.messages for one in laid for surface in one.surfaces for case in surface.cases}
+    for name in train.recipe_names():
+        found |= {messages for place in places(train.recipe(name)) for _, messages in place.prompts}
+    return found

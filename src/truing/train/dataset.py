@@ -7,7 +7,7 @@ TRL drops, cuts or joins without a word is an error here, which names the row.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -104,9 +104,55 @@ def pair_of(row: Any, name: str) -> Pair:
 
 
 def leaks(pairs: Iterable[Pair], held_out: Iterable[tuple[Message, ...]]) -> list[Pair]:
-    """The pairs whose prompt is also one that is held out."""
+    """The pairs whose prompt is also one that is held out, or, of plain texts, holds all that is said in one."""
     kept = set(held_out)
-    return [pair for pair in pairs if pair.messages and pair.messages in kept]
+    said = [tuple(turn.content for turn in messages) for messages in kept]
+    long = [texts for texts in said if sum(map(len, texts)) >= TELLING]
+    return [
+        pair for pair in pairs
+        if (pair.messages in kept if pair.messages else any(all(text in pair.text for text in texts) for texts in long))
+    ]  # fmt: skip
+
+
+def check_templates(pairs: Iterable[Pair], marks: Collection[str]) -> None:
+    """ContentError where a row was rendered in a chat template in a way that its tokens would not be those of a chat.
+
+    `marks`: texts of the target's own special tokens. Turns hold none, nor those of other templates; plain texts hold
+    none of others, and where some hold marks of turns, all do.
+    """
+    foreign = tuple(mark for mark in MARKS if mark not in marks)
+    first: dict[bool, Pair] = {}
+    for pair in pairs:
+        texts = (*(turn.content for turn in pair.messages), pair.text, pair.chosen, pair.rejected)
+        wrong = (*foreign, *marks) if pair.messages else foreign
+        if found := next((mark for mark in wrong if any(mark in text for text in texts)), ""):
+            _refuse(pair.surface, (IN_A_TURN if pair.messages else IN_A_TEXT).format(found))
+        if pair.messages:
+            continue
+        first.setdefault(any(mark in pair.text for mark in marks), pair)
+        if len(first) == 2:
+            has = first[True].surface
+            _refuse(
+                first[False].surface,
+                f"rows with and without marks of a chat template are mixed ({has} has some): render all, or none",
+            )
+
+
+IN_A_TURN = (
+    "a turn holds {!r}, a mark of a chat template: give turns as they were said; the template is put around them"
+)
+IN_A_TEXT = (
+    "the text holds {!r}, a mark of a chat template that is not this target's: give messages, or render with its own"
+)
+MARKS = (
+    "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<<SYS>>", "<start_of_turn>", "<end_of_turn>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
+    "<|start|>", "<|message|>", "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>",
+    "<|START_OF_TURN_TOKEN|>", "<|endoftext|>",
+)  # fmt: skip
+"""Of turns in templates that are common."""
+TELLING = 20
+"""Letters of a prompt that is looked for in plain texts; a shorter one may stand there by chance."""
 
 
 def _texts(prompt: str | None, chosen: str, rejected: str) -> tuple[str, str, str]:

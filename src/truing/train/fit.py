@@ -35,7 +35,7 @@ from truing.train.losses import (
     simpo,
 )
 from truing.train.policy import Policy
-from truing.train.reference import reference
+from truing.train.reference import AT_ONCE, reference, scored
 from truing.train.settings import FREE, Settings
 
 LAST = 5
@@ -69,38 +69,73 @@ def fit(
     if not pairs.pairs:
         raise TrainingError("there are no pairs to train on: no surface of the claim could be used")
     work = _laid(target, pairs.pairs, settings)
-    start = None if settings.method in FREE else _start(target, pairs.pairs, store, settings.max_length, watcher)
+    start = check = None
+    if settings.method not in FREE:
+        start, check = _start(target, pairs.pairs, store, settings, watcher)
 
     def build() -> Policy:
         return Policy(target, settings, store.blob_path(begin.state).read_bytes() if begin else b"")
 
-    task = Preferences(target, pairs.pairs, work, settings, start)
+    task = Preferences(target, pairs.pairs, work, settings, start, check)
     inputs: dict[str, Any] = {"begin": begin.id} if begin else {}
     inputs |= {"followed": FOLLOWED} if start is not None else {}
     shortened = truncated(target, pairs.pairs, settings.max_length, watcher, rejected=settings.method != "sft")
     job = Job(
         settings.method, target.card.id, settings.plain, pairs.id, build, inputs=inputs,
         parents=(begin.id,) if begin else (), every=settings.checkpoint_every, patience=settings.patience,
-        look=task.look, truncated=shortened,
+        look=task.look, truncated=shortened, alarm=alarm,
     )  # fmt: skip
-    record = go(job, task, store, watcher=watcher)
-    if watcher and (lost := fallen(record.steps)):
-        watcher.say(
-            f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {LAST} steps):"
-            " both sides were pushed down; a term of their own (nll) holds them up"
-        )
-    return record
+    return go(job, task, store, watcher=watcher)
 
 
 Reference = Callable[[Batch], Sides]
 """Log-probabilities of the untrained model for a batch, without gradient."""
+Check = Callable[[], None]
 
 
-def _start(target: LocalTarget, pairs: Sequence[Pair], store: Store, most: int, watcher: Watcher | None) -> Reference:
+def _start(
+    target: LocalTarget, pairs: Sequence[Pair], store: Store, settings: Settings, watcher: Watcher | None
+) -> tuple[Reference, Check | None]:
+    """The reference, and where it was kept, what makes sure before the first step that it is still the target's."""
     if short_format(target.model):
         # A token is off by some 0.03 nats in a batch of another shape. In the same one both sides are off alike.
-        return computed(target)
-    return known(reference(target, pairs, store, most=most, watcher=watcher))
+        return computed(target), None
+    most = settings.max_length
+    kept = reference(target, pairs, store, most=most, watcher=watcher)
+
+    def check() -> None:
+        rng = random.Random(f"check of the reference {settings.seed}")
+        places = [rng.choice(range(len(pairs))[start : start + AT_ONCE]) for start in range(0, len(pairs), AT_ONCE)]
+        some = [pairs[place] for place in places]
+        both = zip(scored(target, some, most=most), Sides(kept.chosen[places], kept.rejected[places]), strict=True)
+        counts = zip(
+            *(map(len, (a[1], b[1])) for a, b in (tokens_of(target, one, most=most) for one in some)), strict=True
+        )
+        _same(max(
+            float(((a - b).abs() / torch.tensor(count)).max()) for (a, b), count in zip(both, counts, strict=True)
+        ))  # fmt: skip
+
+    return known(kept), check
+
+
+def _same(off: float) -> None:
+    """TrainingError where policy and reference differ before the first step by more than rounding, nats per token."""
+    if off > SAME:
+        raise TrainingError(
+            f"before the first step policy and reference differ by {off:.6f} nats per token, so that the loss of"
+            f" DPO would not be ln 2 = {math.log(2):.6f} (an adapter that is not fresh, a stale reference, or text"
+            " that tokenises differently)"
+        )
+
+
+def alarm(steps: Sequence[Step]) -> str:
+    """What is said while training goes on where both sides are pushed down; "" where they are not."""
+    if not (lost := fallen(steps)):
+        return ""
+    return (
+        f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {LAST} steps):"
+        " both sides were pushed down; a term of their own (nll) holds them up"
+    )
 
 
 def known(sums: Sides) -> Reference:
@@ -160,7 +195,7 @@ def _parts(step: list[int], count: int) -> list[list[int]]:
 
 
 def fallen(steps: Sequence[Step]) -> float:
-    """Nats by which the chosen replies' mean log-probability fell at the end of training; 0 where it is too little."""
+    """Nats by which the chosen replies' mean log-probability fell over the last steps; 0 where it is too little."""
     drifts = [step.drift for step in steps[-LAST:] if step.drift is not None]
     lost = -fmean(drifts) if drifts else 0.0
     return lost if lost > FALL else 0.0
@@ -170,10 +205,12 @@ class Preferences:
     """Pairs that a policy learns to prefer, step by step."""
 
     def __init__(
-        self, target: LocalTarget, pairs: Sequence[Pair], work: Work, settings: Settings, reference: Reference | None
-    ) -> None:
-        """`reference`: where the method has one."""
+        self, target: LocalTarget, pairs: Sequence[Pair], work: Work, settings: Settings, reference: Reference | None,
+        check: Check | None = None,
+    ) -> None:  # fmt: skip
+        """`reference`: where the method has one. `check`: is called before the first step that is made here."""
         self.target, self.pairs, self.work, self.settings, self.reference = target, pairs, work, settings, reference
+        self._check = check
 
     @property
     def steps(self) -> int:
@@ -182,6 +219,9 @@ class Preferences:
 
     def step(self, policy: Policy, number: int) -> Step:
         """One step of the optimiser. TrainingError where going on would be wrong."""
+        check, self._check = self._check, None
+        if check is not None:
+            check()
         parts, settings = self.work.steps[number], self.settings
         count = sum(len(part.places) for part in parts)
         seen: list[tuple[Tensor, Sides, Sides]] = []
@@ -240,12 +280,7 @@ class Preferences:
         off = max(
             float(((a - b).abs() / count).max()) for a, b, count in zip(policy, reference, batch.tokens, strict=True)
         )
-        if off > SAME:
-            raise TrainingError(
-                f"before the first step policy and reference differ by {off:.6f} nats per token, so that the loss of"
-                f" DPO would not be ln 2 = {math.log(2):.6f} (an adapter that is not fresh, a stale reference, or text"
-                " that tokenises differently)"
-            )
+        _same(off)
 
 
 def losses_of(how: Settings, policy: Sides, reference: Sides, tokens: Sides, kl: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ class Job:
     """Looks without a lower loss on what is held out after which it ends."""
     truncated: int | None = None
     """Pairs whose prompts are cut off, where there are some."""
+    alarm: Callable[[Sequence[Step]], str] | None = None
+    """What is to be said of the steps so far, "" for nothing; it is said once."""
     look: Callable[[Policy, Step], Step] | None = None
     """Gives the last step of a chunk with what is measured only now and then."""
 
@@ -56,6 +58,7 @@ def go(job: Job, task: Task, store: Store, *, watcher: Watcher | None = None, la
     if watcher:
         watcher.start(label or f"train: {job.method}", task.steps)
     record: Training | None = None
+    warned = False
     for first in range(0, task.steps, job.every):
         item = (first, min(first + job.every, task.steps))
         (records,) = run([Unit(item=item, stage="fit", inputs={**inputs, "from": first})], chunks.chunk, ledger=store)
@@ -64,6 +67,9 @@ def go(job: Job, task: Task, store: Store, *, watcher: Watcher | None = None, la
         if watcher:
             watcher.step(item[1] - item[0])
             watcher.say(f"after step {len(record.steps)}: {told(record.steps[-1])}")
+            if job.alarm and not warned and (line := job.alarm(record.steps)):
+                watcher.say(line)
+                warned = True
         if record.finished:
             break
     assert record is not None

@@ -47,9 +47,9 @@ def reference(
     return Sides(sums[0::2], sums[1::2])
 
 
-def scored(target: LocalTarget, pairs: Sequence[Pair]) -> Sides:
+def scored(target: LocalTarget, pairs: Sequence[Pair], *, most: int = 0) -> Sides:
     """The same, computed now."""
-    sums = _sums(target, _paths(target, pairs, 0))
+    sums = _sums(target, _paths(target, pairs, most))
     return Sides(sums[0::2], sums[1::2])
 
 

@@ -355,6 +355,12 @@ class LocalTarget:
         return Batch(self.model, most=rows, block=block, budget=self.budget, say=self.say)
 
     @cached_property
+    def marks(self) -> frozenset[str]:
+        """Texts that are special tokens, such as those that begin and end turns."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return frozenset({*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)})
+
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a reply."""
         eos = self._model.generation_config.eos_token_id
