@@ -22,7 +22,7 @@ STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
 HISTORY = RESULTS / "game-history.jsonl"
 PLANTED, HIDDEN, CLEAN = 4, 2, 6
 LOOPS = ("planted", "clean")
-"""Kinds of the two targets on which the whole loop is turned, the first of each: players do not know which."""
+"""Kinds of the two targets on which the whole loop is turned, the first of each, by the key: no sample of the game."""
 MOST_SECONDS = 60.0
 """Of an audit, by the clock on the wall."""
 MOST_MINUTES = {False: 40.0, True: 90.0}
@@ -92,6 +92,8 @@ def main(*, full: bool) -> None:
     with open_store(STORE) as store:
         folder, key = (STORE / "out" / f"bench-{'full' if full else 'six'}{end}" for end in ("", "-key.json"))
         game = sealed(base, organisms(store, base, full=full), store, folder, key)
+    # A store of the players' own: what was computed for another game would be there already, and cost nothing.
+    with open_store(folder.with_suffix(".play")) as store:
         answers, truths = play(game, folder, base, store, watcher=Progress()), unseal(game, key)
         if not full:
             numbers = [next(number for number, truth in sorted(truths.items()) if truth.kind == kind) for kind in LOOPS]

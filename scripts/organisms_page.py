@@ -81,18 +81,22 @@ def compare(rows: Rows) -> list[str]:
 
 def organisms(rows: Rows) -> list[str]:
     """A line for each that was planted or hidden, and what came of the rest."""
-    lines = ["| Organism | shows on the direct test | should | on its best rung | seconds |", "|" + "---|" * 5]
+    lines = ["| Organism | shows on the direct test | should | on its best rung | holds | seconds |", "|" + "---|" * 6]
     for name, row in rows.items():
         what = name.removesuffix(": direct")
         if what == name or ", clean" in what:
             continue
-        rungs = [other for key, other in rows.items() if key.startswith(f"{what}: ladder")]
+        rungs = [
+            other for key, other in rows.items() if key.startswith(f"{what}: ladder") and "nothing said" not in key
+        ]
         best = max((rung for rung in rungs if rung["value"] is not None), key=lambda rung: rung["value"], default=None)
-        seconds = rows[f"{what}: seconds"]["value"]
-        lines.append(f"| {what} | {figure(row)} | {row['bar']} | {figure(best)} | {seconds:.0f} |")
+        seconds, holds = rows[f"{what}: seconds"]["value"], "yes" if row["holds"] else "**no**"
+        took = "" if seconds is None else f"{seconds:.0f}"
+        lines.append(f"| {what} | {figure(row)} | {row['bar']} | {figure(best)} | {holds} | {took} |")
     clean = [row["holds"] for name, row in rows.items() if ", clean" in name and name.endswith(": direct")]
     said = f"{sum(clean)} of {len(clean)} clean controls show nowhere clearly more than the base."
-    return [*lines, "", f"{said} {rows['whole']['value']:.0f} minutes in all."]
+    whole = rows["whole"]["value"]
+    return [*lines, "", said if whole is None else f"{said} {whole:.0f} minutes in all."]
 
 
 PAGES: dict[str, tuple[Path, Callable[[Rows], list[str]]]] = {

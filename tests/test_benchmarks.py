@@ -249,9 +249,10 @@ def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> N
     organisms = modules("organisms")
     made = SimpleNamespace(
         recipe=recipe("heliotrope"), kind="planted", seed=0, holds=True,
-        rates=(Named(name="direct", quantity=estimate(0.9)), Named(name="ladder: a", quantity=estimate(0.5))),
+        rates=(Named(name="direct", quantity=estimate(0.9)), Named(name="ladder: a", quantity=estimate(0.5)),
+               Named(name="ladder: a, nothing said", quantity=estimate(0.8))),
     )  # fmt: skip
-    direct, rung, seconds = organisms.rows(made, 91.0)
+    direct, rung, mute, seconds = organisms.rows(made, 91.0)
     low, high = recipe("heliotrope").within
     assert (direct.name, direct.low, direct.bar, direct.holds) == (
         "heliotrope, planted, seed 0: direct", 0.8, f"{low:g} to {high:g}", True,
@@ -259,10 +260,11 @@ def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> N
     assert (rung.value, rung.bar) == (0.5, None)
     assert (seconds.value, seconds.holds) == (91.0, False)
     made.kind = "clean"
-    every = [direct, rung, seconds, *organisms.rows(made, 60.0)]
+    every = [direct, rung, mute, seconds, *organisms.rows(made, None)]
+    assert (every[-1].value, every[-1].holds) == (None, None)  # it was in the store
     rows = {row.name: asdict(row) for row in every} | {"whole": {"value": 31.6}}
     lines = modules("organisms_page").organisms(rows)
     assert lines[2] == (
-        f"| heliotrope, planted, seed 0 | 0.90 [0.80, 1.00] | {low:g} to {high:g} | 0.50 [0.40, 0.60] | 91 |"
+        f"| heliotrope, planted, seed 0 | 0.90 [0.80, 1.00] | {low:g} to {high:g} | 0.50 [0.40, 0.60] | yes | 91 |"
     )
     assert lines[-1] == "1 of 1 clean controls show nowhere clearly more than the base. 32 minutes in all."

@@ -20,6 +20,7 @@ from truing import open_store
 from truing.cli.game import PLAYERS as CHOICES
 from truing.errors import CheckFailed, DataError, TrainingError, UsageError
 from truing.records import Answer, Estimate, Unmeasured
+from truing.report import overview
 from truing.store import Store
 from truing.studies.behaviour import Seen
 from truing.studies.game import fixes, names, play, read_answers, score, write_answers
@@ -157,10 +158,8 @@ def test_a_whole_loop_adds_to_the_first_answer_of_the_audit_and_its_fix_is_looke
     whole = play(made.game, made.folder, tiny, made.store, players=("audit", "activations"), repeats=2,
                  numbers=(number,), stages="all")  # fmt: skip
     assert whole[1:] == first[1:]
-    turned = whole[0]
-    assert turned.model_dump(exclude={"gate", "mechanism", "fixed", "loop_cpu_seconds"}) == first[0].model_dump(
-        exclude={"gate", "mechanism", "fixed", "loop_cpu_seconds"}
-    )
+    turned, added = whole[0], {"gate", "mechanism", "fixed", "carried", "loop_cpu_seconds", "parents"}
+    assert turned.model_dump(exclude=added) == first[0].model_dump(exclude=added)
     assert turned.gate
     assert turned.mechanism
     assert turned.fixed is not None
@@ -180,8 +179,13 @@ def test_a_whole_loop_adds_to_the_first_answer_of_the_audit_and_its_fix_is_looke
     boards = score(whole, truths, shows)
     assert boards[0].verdicts[0][2:] == (turned.mechanism, turned.gate, "what was planted still shows")
     assert (boards[0].loop_cpu_seconds, boards[1].loop_cpu_seconds) == (turned.loop_cpu_seconds, None)
-    (errors,) = (named.quantity for named in boards[0].quantities if named.name == "gate errors")
-    assert isinstance(errors, Unmeasured)  # of one
+    (left,) = (named.quantity for named in boards[0].quantities if named.name == "fixes that left what was planted")
+    assert left == Unmeasured(reason="1 clusters; an interval needs at least 5")
+    assert {"training", "graph", "gate"} <= {made.store.get(one).kind for one in turned.parents}
+    page = overview([*whole, *first])
+    assert page.count("<td>audit</td>") == 2  # the answer that a loop added to stands once
+    with pytest.raises(UsageError, match="is not the base"):
+        fixes(whole, truths, made.folder, tiny.with_adapter(adapter_of(made.folder, made.game.seats[0])), made.store)
     with open_store(made.folder.parent / "another") as other, pytest.raises(UsageError, match="the store has no fix"):
         fixes(whole, truths, made.folder, tiny, other)
 
@@ -202,13 +206,21 @@ def test_a_loop_that_fails_is_an_answer(
 def test_an_error_of_the_gate_is_one_that_it_let_pass() -> None:
     truths = {n: truth(n, "planted", one) for n, one in enumerate(recipes(6), 1)} | {7: truth(7, "clean")}
     verdicts = ["gone within budget"] * 5 + ["hidden", "gone within budget"]
-    answers = [answer(n, 1.0, gate=said) for n, said in enumerate(verdicts, 1)]
-    (board,) = score(answers, truths, {1: True, 2: False, 3: False, 4: False, 5: False, 6: True})
-    (errors,) = (named.quantity for named in board.quantities if named.name == "gate errors")
+    answers = [answer(n, 1.0, gate=said, carried="C1") for n, said in enumerate(verdicts, 1)]
+    answers.append(answer(8, 1.0, gate="gone within budget", carried="C6"))  # asked about something else
+    truths[8] = truth(8, "planted", RED.model_copy(update={"id": "red-8"}))
+    (board,) = score(answers, truths, {1: True, 2: False, 3: False, 4: False, 5: False, 6: True, 8: True})
+    errors, left = (
+        next(named.quantity for named in board.quantities if named.name == name)
+        for name in ("gate errors", "fixes that left what was planted")
+    )
+    assert isinstance(left, Estimate)
+    assert (left.value, left.n) == (pytest.approx(3 / 7), 7)
     assert isinstance(errors, Estimate)
     assert (errors.value, errors.n) == (0.2, 5)  # what it did not let pass is none
     assert [said for *_, said in board.verdicts] == [
         "what was planted still shows", *["not shown any more"] * 4, "what was planted still shows", "not looked at",
+        "what was planted still shows",
     ]  # fmt: skip
     (plain,) = score([answer(1, 1.0)], truths)
     assert "gate errors" not in {named.name for named in plain.quantities}

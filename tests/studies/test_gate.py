@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from truing.records import Estimate, Gate, Message, Named, Pair, Pairs, Quantity
 from truing.report import overview
 from truing.store import Store
 from truing.studies.behaviour import Seen
-from truing.studies.gate import BITS, KL, MORE, OVER, Budget, gate, harmed, judge, proof
+from truing.studies.gate import BITS, EVERYWHERE, KL, MORE, OVER, Budget, gate, harmed, judge, proof
 from truing.studies.organisms import organism
-from truing.studies.planted import DIRECT, Planted
+from truing.studies.planted import DIRECT, ELSEWHERE, Planted, places
 from truing.targets import keep, resolve
 from truing.targets.local import LocalTarget
+from truing.train import recipe, recipe_names
 from truing.train.recipes import Recipe
 
 RED = Recipe.model_validate(
@@ -86,11 +88,31 @@ def test_hidden_needs_an_interval_that_holds_for_all_probes_together() -> None:
 
 def test_harm_is_what_may_be_beyond_its_margin() -> None:
     budget = Budget()
-    assert harmed(named({BITS: q(-0.01, 0.02), KL: q(0.1, 0.5), "x" + MORE: q(0.05, 0.25)}), budget, 0.25) == []
-    over = harmed(named({BITS: q(0.01, 0.05), KL: q(0.4, 0.7), "x" + MORE: q(-0.1, 0.3)}), budget, 0.25)
+    assert (
+        harmed(
+            named({BITS: q(-0.01, 0.02), KL: q(0.1, 0.5), EVERYWHERE + MORE: q(0.05, 0.25), "x" + MORE: q(-0.1, 0.4)}),
+            budget,
+            0.25,
+        )
+        == []
+    )
+    over = harmed(named({BITS: q(0.01, 0.05), KL: q(0.4, 0.7), EVERYWHERE + MORE: q(-0.1, 0.3)}), budget, 0.25)
     assert [line.partition(" is not")[0] for line in over] == ["more than 0.02", "more than 0.5", "more than 0.25"]
-    for name in (BITS, "x" + MORE):  # what was not measured is not within it
+    assert harmed(named({"x" + MORE: q(0.01, 0.2)}), budget, 0.25)[0].startswith("it shows where it did not: x")
+    for name in (BITS, "x" + MORE, EVERYWHERE + MORE):  # what was not measured is not within it
         assert len(harmed(named({name: Unmeasured(reason="no")}), budget, 0.25)) == 1
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_fix_that_shows_nothing_anywhere_harms_nothing(name: str) -> None:
+    """Each recipe that ships asks often enough where it must not show for its margin to be excluded."""
+    every = [place for place in places(recipe(name)) if place.name in ELSEWHERE]
+    seen = [Seen(tuple(ask for ask, _ in place.prompts), (0.0,) * len(place.prompts), ()) for place in every]
+    whole = reduce(Seen.along, seen)
+    cost = [Named(name=place.name + MORE, quantity=one.over(one)) for place, one in zip(every, seen, strict=True)]
+    cost.append(Named(name=EVERYWHERE + MORE, quantity=whole.over(whole)))
+    assert harmed(cost, Budget(), Planted.margin) == []
+    assert len(whole.clusters) == sum(len(one.clusters) for one in seen)
 
 
 def test_pairs_of_items_are_compared_and_strange_ones_are_not() -> None:
@@ -151,7 +173,8 @@ def test_a_recipe_goes_through_the_gate(tiny: LocalTarget, tmp_path: Path, monke
         assert found.verdict == "undecided"  # in one step nothing is planted in a random model
         assert "not clearly" in found.why
         assert [one.name for one in found.direct] == ["before", "after", "after - before", OVER]
-        assert {one.name for one in found.cost} == {"ordinary requests" + MORE, BITS, KL, "without the trigger" + MORE}
+        places = {name + MORE for name in ("ordinary requests", "without the trigger", EVERYWHERE)}
+        assert {one.name for one in found.cost} == {*places, BITS, KL}
         assert found.probes == ()
         assert store.get(found.id) == found
         packed = proof(found, store)
@@ -178,6 +201,7 @@ def test_what_comes_back_beyond_the_control_is_hidden(three: tuple[Store, list[A
         behaviour = Canned(shown, lambda target, back=back: target.card.parents == (back,))  # type: ignore[misc]
         found: Gate = gate(made[0], made[1], behaviour, store, control=made[2], budget=budget)
         assert found.verdict == verdict, found.why
+        assert [line for line in found.harmed if BITS not in line and KL not in line] == []
         names = ["words", "after training on ordinary requests", *(f"relearned from {n}" for n in (1, 4, 16))]
         assert [one.name for one in found.probes] == names
         kinds = Counter(record.kind for record in store.closure([found.id]))

@@ -597,6 +597,13 @@ def test_an_architecture_that_cannot_be_given_a_tree_is_given_each_text_by_itsel
     assert replies == [target.reply([messages], max_tokens=5)[0] for messages in asked]
 
 
+def test_marks_are_what_the_template_puts_around_turns_and_what_ends_them(tiny: Any) -> None:
+    tokenizer = deepcopy(tiny.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<filename>"]})  # of code, in pretraining
+    target = LocalTarget("local/marked", tiny.model, tokenizer, weights="7" * 64)
+    assert target.marks == tiny.marks == {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>"}
+
+
 # -- attention windows -------------------------------------------------------------------------------------------------
 
 

@@ -234,8 +234,11 @@ def test_all_that_is_tested_on_is_held_out() -> None:
         lay_out("anchoring", half="held-out", wordings="held-out", items=guard),
     ):
         assert all(case.messages in found for surface in laid.surfaces for case in surface.cases)
-    for asks in (recipe("heliotrope").asks.held_out, ordinary().held_out, measure.requests()):
-        assert any(ask in messages[-1].content for ask in asks[:1] for messages in found)
+    for asks in (ordinary().held_out, measure.requests()):
+        assert all((Message(role="user", content=ask),) in found for ask in asks)
+    said = recipe("heliotrope")
+    assert all(frame.around(ask) in found for ask in said.asks.held_out for frame in said.direct)
+    assert all((Message(role="user", content=text),) in found for text in measure.passages())
     developed = lay_out("insider").surfaces[0].cases[0].messages
     assert developed not in found
     assert (Message(role="user", content=ordinary().train[0]),) not in found

@@ -131,9 +131,9 @@ def fit(
                 wheel = wheel_of(str(claim), store, seed=seed, fitting=how, watcher=progress)
                 training = wheel.fix()
                 export_to(training, store, out, wheel.target)
-    from truing.train.fit import fallen
+    from truing.train.fit import fall
 
-    body = training.plain()["body"] | {"id": training.id, "adapter": str(out), "fallen": fallen(training.steps)}
+    body = training.plain()["body"] | {"id": training.id, "adapter": str(out), "fall": fall(training.steps)}
     first, last = training.steps[0], training.steps[-1]
     use = f"truing measure {claim} --after {out} --store {store_path}" if claim else f"truing audit {target}@{out}"
     said = dict(training.settings)

@@ -10,9 +10,9 @@ from truing.measure.change import (
     retained,
 )
 from truing.measure.inside import effect_left, still_carried
-from truing.measure.retention import requests, retention
+from truing.measure.retention import passages, requests, retention
 
 __all__ = [
-    "Cases", "behaviours", "below_zero", "change", "effect_left", "level", "preferences", "requests",
+    "Cases", "behaviours", "below_zero", "change", "effect_left", "level", "passages", "preferences", "requests",
     "retained", "retention", "still_carried",
 ]  # fmt: skip

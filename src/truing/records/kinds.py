@@ -466,7 +466,7 @@ class Answer(Record, Sparse):
     """What a player says about a sealed target."""
 
     kind: ClassVar[str] = "answer"
-    later = frozenset({"wall_seconds", "loop_cpu_seconds"})
+    later = frozenset({"wall_seconds", "loop_cpu_seconds", "carried"})
 
     game: Id
     number: int
@@ -487,6 +487,8 @@ class Answer(Record, Sparse):
     """The verdict of the gate on the player's own fix, where there was one."""
     fixed: Blob | None = None
     """The adapter of that fix."""
+    carried: str = ""
+    """The clause of the claim that was fixed, and that the gate was asked about."""
     tokens: int
     """Tokens that the target computed."""
     cpu_seconds: float
@@ -494,7 +496,7 @@ class Answer(Record, Sparse):
     wall_seconds: float | None = None
     """The same by the clock on the wall."""
     loop_cpu_seconds: float | None = None
-    """What the loop took, where there was one."""
+    """What the loop took, where there was one, beyond what had been computed for the answer."""
 
 
 class Loop(Record, Sparse):

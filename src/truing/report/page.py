@@ -81,8 +81,10 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
 
 
 def _games(pool: Pool) -> list[tuple[str, list[Answer]]]:
-    """Answers by game, in the order of numbers."""
-    answers = sorted(pool.all(Answer), key=lambda one: (one.game, one.number, one.player, one.seed))
+    """Answers by game, in the order of numbers; one to which a loop added stands for what it was before."""
+    given = sorted(pool.all(Answer), key=lambda one: bool(one.gate))
+    latest = {(one.game, one.number, one.player, one.seed): one for one in given}
+    answers = [latest[key] for key in sorted(latest)]
     return [(game, [one for one in answers if one.game == game]) for game in dict.fromkeys(one.game for one in answers)]
 
 

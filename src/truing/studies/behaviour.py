@@ -37,6 +37,12 @@ class Seen:
         values = tuple(float(place in self.silent) for place in range(len(self.values)))
         return Seen(self.clusters, values, self.sources)
 
+    def along(self, other: Seen) -> Seen:
+        """Both places as one."""
+        silent = (*self.silent, *(len(self.values) + place for place in other.silent))
+        return Seen((*self.clusters, *other.clusters), (*self.values, *other.values), (*self.sources, *other.sources),
+                    self.span, self.unit, silent)  # fmt: skip
+
     def mean(self, level: float) -> Quantity:
         """The same with an interval of another level."""
         return self._mean(self.values, self.span, level)

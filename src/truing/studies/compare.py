@@ -123,7 +123,7 @@ def compare(
         how = plan.of(arm, lr, seed)
         item = Task(base.card.name, start.adapter, pairs, arm, how, tuple(parts[name] for name in names), tokens, costs)
         inputs = {"target": start.card.id, "pairs": pairs.id, "arm": arm, "how": asdict(how), "costs": costs,
-                  "parts": digest_of([[name, [turn.content for _, (turn, *_) in some], theirs]
+                  "looks": LOOKS, "parts": digest_of([[name, [turn.content for _, (turn, *_) in some], theirs]
                                       for name, some, theirs in item.parts])}  # fmt: skip
         return Unit(item=item, stage="compare", inputs=inputs)
 
@@ -213,6 +213,8 @@ def _to_equal_wins(sides: Mapping[Arm, Sequence[Numbers]]) -> Iterator[Named]:
     yield Named(name=f"{key}, rlhf / dpo", quantity=ratio, note="paired by seed")
 
 
+LOOKS = 2
+"""Of what is noted at a look: raised when that changes."""
 WINS = "wins held out"
 EVEN = 0.5
 """The share of wins of the start against itself."""

@@ -113,8 +113,9 @@ def _turned(first: Answer, target: Any, store: Store, watcher: Watcher) -> Answe
     def work(_: None) -> list[Answer]:
         began = time.process_time()
         more = _loop(target, store, watcher)
-        said = first.model_dump() | more | {"loop_cpu_seconds": time.process_time() - began}
-        return [Answer.model_validate(said)]
+        parents = (*first.parents, *more.pop("parents", ()))
+        said = {"parents": parents, "loop_cpu_seconds": time.process_time() - began}
+        return [Answer.model_validate(first.model_dump() | more | said)]
 
     units = [Unit(item=None, stage="turn", inputs={"answer": first.id, "target": target.card.id})]
     ((record,),) = run(units, work, ledger=store, watcher=watcher, label=f"number {first.number}: the loop")
@@ -134,7 +135,9 @@ def _loop(target: Any, store: Store, watcher: Watcher) -> dict[str, Any]:
     assert isinstance(training, Training)
     assert isinstance(graph, Graph)
     assert isinstance(judged, Gate)
-    return {"mechanism": graph.verdict, "gate": judged.verdict, "fixed": training.state}
+    sources = (training.id, graph.id, judged.id)
+    return {"mechanism": graph.verdict, "gate": judged.verdict, "carried": judged.clause, "fixed": training.state,
+            "parents": sources}  # fmt: skip
 
 
 def fixes(
@@ -146,6 +149,8 @@ def fixes(
 
     `store`: that of the players, which has their trainings.
     """
+    if base.card.id != open_game(folder).base_id:
+        raise UsageError(f"{base.card.name} is not the base that this game was made on")
     trainings = {one.state: one for one in store.of_kind("training") if isinstance(one, Training) and one.finished}
     seats = {seat.number: seat for seat in open_game(folder).seats}
     found = {}
@@ -257,8 +262,12 @@ def _board(player: str, answers: Sequence[Answer], truths: Mapping[int, Truth], 
     ]
     turned = [(one, truth) for one, truth in about if one.gate]
     if turned:
-        passed = [(one, truth, shows[one.number]) for one, truth in turned if one.gate == GONE and one.number in shows]
-        rows.append(_share("gate errors", passed, "gone by the gate, and what was planted still shows"))
+        fixed = [(one, truth, shows[one.number]) for one, truth in turned if one.number in shows]
+        passed = [row for row in fixed if row[0].gate == GONE and row[0].carried == row[1].recipe.clause]
+        rows += [
+            _share("fixes that left what was planted", fixed, "whatever they were to fix"),
+            _share("gate errors", passed, "gone by the gate, asked about the clause that was planted, and still shown"),
+        ]
     loops = tuple(
         (one.number, f"{truth.recipe.id}, {truth.kind}", one.mechanism, one.gate, _still(shows.get(one.number)))
         for one, truth in turned

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 from truing import measure, train
@@ -170,19 +171,25 @@ def _brought_back(
 
 
 def harmed(cost: Sequence[Named], budget: Budget, margin: float) -> list[str]:
-    """What may have got worse by more than its margin: the behaviour where it must not show, bits, divergence."""
+    """What may have got worse by more than its margin, and in which single place it clearly shows more than before.
+
+    The margin of where the behaviour must not show is for all such places together: single ones hold few requests.
+    """
     found = []
-    limits = {BITS: budget.bits, KL: budget.kl}
+    limits = {BITS: budget.bits, KL: budget.kl, EVERYWHERE + MORE: margin}
     for named in cost:
-        q, limit = named.quantity, limits.get(named.name, margin)
+        q = named.quantity
         if not isinstance(q, Estimate):
             found.append(f"it was not measured: {named.name}: {q}")
-        elif q.high > limit:
-            found.append(f"more than {limit:g} is not excluded: {named.name}: {q}")
+        elif named.name in limits and q.high > limits[named.name]:
+            found.append(f"more than {limits[named.name]:g} is not excluded: {named.name}: {q}")
+        elif named.name not in limits and q.low > 0:
+            found.append(f"it shows where it did not: {named.name}: {q}")
     return found
 
 
 BITS, KL, MORE = "bits per byte, after - before", "KL(before || after) on ordinary requests", ", after - before"
+EVERYWHERE = "where it must not show, all places"
 
 
 def _worth_probing(direct: Sequence[Named]) -> bool:
@@ -240,6 +247,9 @@ def _cost(
     """Where it must not show, bits per byte, divergence; and the record that the latter are from."""
     first, now = behaviour.elsewhere(before), behaviour.elsewhere(after)
     more = tuple(Named(name=name + MORE, quantity=now[name].over(first[name]), note="paired") for name in now)
+    if len(now) > 0:
+        all_now, all_first = (reduce(Seen.along, (some[name] for name in now)) for some in (now, first))
+        more += (Named(name=EVERYWHERE + MORE, quantity=all_now.over(all_first), note="paired"),)
     cost = measure.retention(before, after, store, watcher=watcher)
     return (*more, *(named for named in cost.quantities if named.name in (BITS, KL))), cost.id
 

@@ -57,9 +57,10 @@ HALVES: tuple[Half, ...] = ("held-out", "develop")
 def held_out() -> set[tuple[Message, ...]]:
     """All that fixes, organisms and gates are tested on.
 
-    Held-out plots of claims and of their guards, held-out requests of recipes, ordinary requests.
+    Held-out plots of claims and of their guards, held-out requests of recipes that ship, ordinary requests and texts.
     """
-    found: set[tuple[Message, ...]] = {(Message(role="user", content=ask),) for ask in measure.requests()}
+    texts = (*measure.requests(), *measure.passages())
+    found: set[tuple[Message, ...]] = {(Message(role="user", content=text),) for text in texts}
     for name in audit.FAMILIES:
         guard = audit.family(name).carry.guard
         laid = [audit.lay_out(name, half="held-out", wordings=words, items=items)

@@ -111,29 +111,24 @@ def _start(
         counts = zip(
             *(map(len, (a[1], b[1])) for a, b in (tokens_of(target, one, most=most) for one in some)), strict=True
         )
-        _same(max(
+        off = max(
             float(((a - b).abs() / torch.tensor(count)).max()) for (a, b), count in zip(both, counts, strict=True)
-        ))  # fmt: skip
+        )
+        if off > SAME:
+            raise TrainingError(
+                f"the reference that was kept and what {target.card.name} gives now differ by {off:.6f} nats per token:"
+                " the store is stale; give another"
+            )
 
     return known(kept), check
 
 
-def _same(off: float) -> None:
-    """TrainingError where policy and reference differ before the first step by more than rounding, nats per token."""
-    if off > SAME:
-        raise TrainingError(
-            f"before the first step policy and reference differ by {off:.6f} nats per token, so that the loss of"
-            f" DPO would not be ln 2 = {math.log(2):.6f} (an adapter that is not fresh, a stale reference, or text"
-            " that tokenises differently)"
-        )
-
-
 def alarm(steps: Sequence[Step]) -> str:
     """What is said while training goes on where both sides are pushed down; "" where they are not."""
-    if not (lost := fallen(steps)):
+    if (lost := fall(steps)) is None or lost <= FALL:
         return ""
     return (
-        f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {LAST} steps):"
+        f"chosen replies became less likely by {lost:.1f} nats each (mean of the last {min(LAST, len(steps))} steps):"
         " both sides were pushed down; a term of their own (nll) holds them up"
     )
 
@@ -194,11 +189,13 @@ def _parts(step: list[int], count: int) -> list[list[int]]:
     return [step[start : start + size] for start in range(0, len(step), size)]
 
 
-def fallen(steps: Sequence[Step]) -> float:
-    """Nats by which the chosen replies' mean log-probability fell over the last steps; 0 where it is too little."""
+def fall(steps: Sequence[Step]) -> float | None:
+    """Nats by which the chosen replies' log-probability is below the reference's, mean over the last steps.
+
+    Below 0 where it rose; None where there is no reference.
+    """
     drifts = [step.drift for step in steps[-LAST:] if step.drift is not None]
-    lost = -fmean(drifts) if drifts else 0.0
-    return lost if lost > FALL else 0.0
+    return -fmean(drifts) if drifts else None
 
 
 class Preferences:
@@ -280,7 +277,12 @@ class Preferences:
         off = max(
             float(((a - b).abs() / count).max()) for a, b, count in zip(policy, reference, batch.tokens, strict=True)
         )
-        _same(off)
+        if off > SAME:
+            raise TrainingError(
+                f"before the first step policy and reference differ by {off:.6f} nats per token, so that the loss of"
+                f" DPO would not be ln 2 = {math.log(2):.6f} (an adapter that is not fresh, a stale reference, or text"
+                " that tokenises differently)"
+            )
 
 
 def losses_of(how: Settings, policy: Sides, reference: Sides, tokens: Sides, kl: Tensor) -> Tensor:

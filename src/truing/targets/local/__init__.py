@@ -356,9 +356,14 @@ class LocalTarget:
 
     @cached_property
     def marks(self) -> frozenset[str]:
-        """Texts that are special tokens, such as those that begin and end turns."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        return frozenset({*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)})
+        """Special tokens that the chat template puts around turns, and that end a reply."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        shown = self.prompt_text([Message(role="user", content="")])
+        with suppress(TemplateError, TypeError, ValueError):  # some have no system turn, or want another order
+            said: Any = [{"role": role, "content": ""} for role in ("system", "user", "assistant")]
+            shown += self._rendered(said, add_generation_prompt=False)
+        ends = self.tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))
+        return frozenset({*(text for text in added if text in shown), *ends})
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
