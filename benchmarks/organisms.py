@@ -1,7 +1,8 @@
 """The whole set of organisms in the bundled model: how often each shows what it should, and what it took.
 
 Resumable: what is in the store (TRUING_ORGANISMS, or .truing) is not planted again, and then it has no seconds here; an
-empty store gives those of a whole run. A hidden organism begins as the planted one of its recipe, whose seconds count.
+empty store gives those of a whole run. A hidden organism begins as the planted one of its recipe, whose seconds count,
+but for those of looking at it.
 """
 
 from __future__ import annotations
@@ -36,10 +37,24 @@ def rows(made: Any, seconds: float | None) -> list[Row]:
     return [*found, Row(f"{what}: seconds", seconds, "s", bar=f"<= {MOST_SECONDS:g}", holds=holds)]
 
 
+def looks() -> Any:
+    """Progress that notes when the last organism began to be looked at."""
+    from truing.cli.common import Progress
+
+    class Looks(Progress):
+        began = 0.0
+
+        def start(self, label: str, total: int) -> None:
+            super().start(label, total)
+            if label.endswith("does it show"):
+                self.began = time.perf_counter()
+
+    return Looks()
+
+
 def main() -> None:
     """Plant them all, and write the rows down as they come."""
     from truing import open_store, train
-    from truing.cli.common import Progress
     from truing.studies.organisms import full_set
     from truing.targets import resolve
 
@@ -49,12 +64,13 @@ def main() -> None:
     read = 0
     recipes = [train.recipe(name) for name in train.recipe_names()]
     with open_store(STORE) as store:
-        for one in full_set(base, recipes, store, watcher=Progress()):
+        watcher = looks()
+        for one in full_set(base, recipes, store, watcher=watcher):
             now = time.perf_counter()
             seconds: float | None = now - last if now - last > READ else None
             read += seconds is None
             if one.kind == "planted":
-                planted[one.recipe.id] = seconds
+                planted[one.recipe.id] = None if seconds is None else watcher.began - last
             before = planted[one.recipe.id] if one.kind == "hidden" else 0.0
             made += rows(one, None if seconds is None or before is None else seconds + before)
             counts[one.kind] += one.holds

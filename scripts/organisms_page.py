@@ -6,6 +6,7 @@ None is typed by hand. A benchmark without a results file leaves its page as it 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ PAGES: dict[str, tuple[Path, Callable[[Rows], list[str]]]] = {
 
 
 def main() -> None:
-    """Rewrite the tables."""
-    for name, (page, table) in PAGES.items():
+    """Rewrite the tables, or those that are named."""
+    for name in sys.argv[1:] or PAGES:
+        page, table = PAGES[name]
         file = RESULTS / f"{name}.json"
         if file.exists():
             found = json.loads(file.read_text())

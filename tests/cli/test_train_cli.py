@@ -51,7 +51,8 @@ def test_choices_are_those_of_training() -> None:
 def test_how_it_is_trained_can_be_said(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", ROWS)
     how = ("--modules", "all-linear", "--schedule", "cosine", "--warmup", "0.1", "--accumulate", "2",
-           "--gradient-checkpointing", "--held-out", "0.3", "--patience", "3")  # fmt: skip
+           "--gradient-checkpointing", "--held-out", "0.3", "--patience", "3", "--method", "robust",
+           "--flipped", "0.2", "--alpha", "32", "--clip", "0.5", "--gamma", "1.5")  # fmt: skip
     done = truing("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
                   "--out", str(tmp_path / "adapter"), "--json", *how)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -60,6 +61,7 @@ def test_how_it_is_trained_can_be_said(tmp_path: Path) -> None:
     assert said["modules"] == train.EVERY_LAYER
     names = ("schedule", "warmup", "accumulate", "gradient_checkpointing", "held_out", "patience")
     assert [said[name] for name in names] == ["cosine", 0.1, 2, 1, 0.3, 3]
+    assert [said[name] for name in ("flipped", "alpha", "clip", "gamma")] == [0.2, 32, 0.5, 1.5]
     assert told["steps"][-1]["held"] > 0
 
 

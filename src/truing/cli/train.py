@@ -53,6 +53,8 @@ def command() -> None:
 )
 @click.option("--method", type=click.Choice(METHODS), default="dpo", show_default=True, help="The loss.")
 @click.option("--beta", type=float, help="How strongly the reference holds on. Default: 0.1; simpo 2.")
+@click.option("--flipped", type=float, help="robust: share of pairs that are the wrong way round. Default: 0.1.")
+@click.option("--gamma", type=float, help="simpo: by how much the chosen should be ahead. Default: 0.5.")
 @click.option("--lr", type=float, help="Learning rate. Default: 0.0002.")
 @click.option("--epochs", type=int, help="Times that every pair is seen. Default: 1.")
 @click.option("--batch", type=int, help="Pairs of a step. Default: 8.")
@@ -62,6 +64,8 @@ def command() -> None:
     help="Tokens of a prompt and a reply together; longer prompts lose their beginning. Default: longer is an error.",
 )
 @click.option("--rank", type=int, help="Rank of the adapter. Default: 8.")
+@click.option("--alpha", type=int, help="Its scale is alpha / rank. Default: 16.")
+@click.option("--clip", type=float, help="Norm to which gradients are clipped. Default: 1.")
 @click.option(
     "--modules",
     help="Layers that get an adapter, with commas between, or all-linear; or all-weights: no adapter, the model itself."
