@@ -150,7 +150,7 @@ def ours(recipe: Recipe) -> Any:
     settings = Settings(rank=16, alpha=32, modules=EVERY_LAYER, lr=1e-4, batch=recipe.batch, seed=42,
                         gradient_checkpointing=recipe.again)  # fmt: skip
     laid = [lay_out(target, pairs, group) for group in groups]
-    work = Work([[batch] for batch in laid], [], laid[0])
+    work = Work([[batch] for batch in laid], [], laid[0], {})
     # In bf16 the reference is computed with every batch, as it is in `fit`.
     reference = computed(target) if recipe.checkpoint else known(scored(target, pairs))
     task, policy = Preferences(target, pairs, work, settings, reference), Policy(target, settings)

@@ -135,7 +135,7 @@ def test_losses_are_those_that_trl_printed(modules: Any, how: dict[str, Any], lo
     laid = [lay_out(target, pairs, range(start, start + 4)) for start in range(0, 16, 4)]
     settings = Settings.of("dpo", batch=4, seed=42, **how)
     task = Preferences(
-        target, pairs, Work([[one] for one in laid], [], laid[0]), settings, known(scored(target, pairs))
+        target, pairs, Work([[one] for one in laid], [], laid[0], {}), settings, known(scored(target, pairs))
     )
     policy = Policy(target, settings)
     assert [task.step(policy, number).loss for number in range(4)] == pytest.approx(losses, abs=1e-4)
