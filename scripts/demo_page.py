@@ -47,6 +47,11 @@ def between(text: str, mark: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
 
 
+def at(commit: str) -> str:
+    """Of which sources figures are."""
+    return f"sources of commit {commit[:7]}{commit[40:]}"
+
+
 def shown(result: dict[str, Any]) -> str:
     """The command's own text, with the folder of the store as a reader has it."""
     text = re.sub(r"  [0-9a-f]{12}$", "", "\n".join(summary(result)), flags=re.M)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo_page import between
+from demo_page import at, between
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -117,7 +117,9 @@ def main() -> None:
         if file.exists():
             found = json.loads(file.read_text())
             rows = {row["name"]: row for row in found["rows"]}
-            where = f"On {found['machine']['cores']} cores ({found['machine']['processor']})."
+            if name == "gate" and not any(row["unit"].startswith("share of ") for row in rows.values()):
+                sys.exit(f"{file} is of a run before its rows were shares; run make bench-gate")
+            where = f"On {found['machine']['cores']} cores ({found['machine']['processor']}); {at(found['commit'])}."
             page.write_text(between(page.read_text(), name, "\n".join([*table(rows), "", where])))
 
 

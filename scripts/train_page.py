@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demo_page import between
+from demo_page import at, between
 from engine_page import spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,8 @@ def accelerated(found: dict[str, Any]) -> str:
 
 
 def _with(found: dict[str, Any]) -> str:
-    return "with " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"with {versions}; {at(found['commit'])}"
 
 
 def main() -> None:

@@ -44,52 +44,49 @@ def tiny() -> Any:
     return resolve("local/tiny")
 
 
+SMALL = {
+    "vocab_size": 1536, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False, "bos_token_id": 0,
+    "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def random_target(tiny: Any, name: str, kind: str, *, spread: float = 0.0, **settings: Any) -> Any:
+    """A random decoder with the tokenizer of `tiny`; `spread`: of its matrices, if not that of its architecture."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from truing.targets.local import LocalTarget
+    from truing.targets.local.probe import probe
+
+    state = torch.get_rng_state()
+    torch.manual_seed(11)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **settings)).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if spread and parameter.dim() == 2:
+            parameter.normal_(0, spread)
+    torch.set_rng_state(state)
+    probe(model)
+    return LocalTarget(f"local/{name}", model, tiny.tokenizer, weights="0" * 64)
+
+
 @pytest.fixture(scope="session")
 def wild(tiny: Any) -> Any:
     """A random Llama with larger weights: unlike `tiny` it minds every position and writes something else each time."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from truing.targets.local import LocalTarget
-
-    config = LlamaConfig(
-        vocab_size=1536, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=0,
-        eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    state = torch.get_rng_state()
-    torch.manual_seed(11)
-    model = LlamaForCausalLM(config).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        if parameter.dim() == 2:
-            parameter.normal_(0, 0.15)
-    torch.set_rng_state(state)
-    return LocalTarget("local/wild", model, tiny.tokenizer, weights="0" * 64)
+    return random_target(tiny, "wild", "llama", spread=0.15, head_dim=12)
 
 
 @pytest.fixture(scope="session")
 def hybrid(tiny: Any) -> Any:
     """A random Jamba: state-space layers between layers with attention, which take no trees."""
-    import torch
-    from transformers import JambaConfig, JambaForCausalLM
+    from truing.targets.local.tree import takes_trees
 
-    from truing.targets.local import LocalTarget
-    from truing.targets.local.probe import probe
-
-    config = JambaConfig(
-        vocab_size=1536, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4,
-        max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    state = torch.get_rng_state()
-    torch.manual_seed(11)
-    model = JambaForCausalLM(config).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    torch.set_rng_state(state)
-    assert probe(model)
-    return LocalTarget("local/hybrid", model, tiny.tokenizer, weights="0" * 64)
+    found = random_target(
+        tiny, "hybrid", "jamba", num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4
+    )
+    assert not takes_trees(found.model)
+    return found
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])

@@ -104,8 +104,10 @@ def test_a_step_beside_trl_is_a_row_of_the_page(modules: Any, monkeypatch: pytes
             "rows": [asdict(row) for row in rows],
             "versions": {"trl": "1"},
             "machine": {"cores": 2, "processor": "a chip"},
+            "commit": "0123456789" * 4,
         }
     )
+    assert "On 2 cores (a chip), with trl 1; sources of commit 0123456." in table
     assert "| work | 2.0 | 2.50 [2.00, 3.00] | >= 3 | 4.00 [3.00, 5.00] | 2.0e-04 nats |" in table
     assert "peak RSS 1.00 GiB, over TRL's 4.00 | 0.25 | <= 0.2 |" in table
 
@@ -155,11 +157,16 @@ def test_an_accelerator_has_a_table_of_its_own(modules: Any, monkeypatch: pytest
     rows = train.accelerated("somewhere")
     assert {row.holds for row in rows} == {None}
     table = modules("train_page").accelerated(
-        {"rows": [asdict(row) for row in rows], "versions": {"trl": "1"}, "machine": {"accelerator": "a card"}}
+        {
+            "rows": [asdict(row) for row in rows],
+            "versions": {"trl": "1"},
+            "machine": {"accelerator": "a card"},
+            "commit": "0123456789" * 4 + " with changes",
+        }
     )
     assert "| 229-token prompts, batch 4 | 100 | 4.00 [3.00, 5.00] | 1.00, TRL's 4.00 |" in table
     assert table.count("gradient checkpointing") == 2
-    assert table.endswith("On one a card, with trl 1.")
+    assert table.endswith("On one a card, with trl 1; sources of commit 0123456 with changes.")
 
 
 def estimate(value: float) -> Any:

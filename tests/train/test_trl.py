@@ -39,62 +39,52 @@ def moved(model: Any) -> Any:
     return policy
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo"])
-def test_a_loss_is_that_of_trl(wild: Any, tmp_path: Path, kind: str) -> None:
+def beside(wild: Any, place: Path, rows: list[dict[str, Any]], **how: Any) -> tuple[float, Sides, Sides, Sides]:
+    """TRL's loss of a batch of these rows; log-probabilities of policy and reference, and tokens, for ours."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=len(ROWS), loss_type=[kind], beta=BETA,
-        label_smoothing=FLIPPED if kind == "robust" else 0.0, max_length=512, bf16=False, gradient_checkpointing=False,
-        use_cpu=True, report_to=[], disable_tqdm=True,
-    )  # fmt: skip
-    trainer = DPOTrainer(
-        model=moved(wild.model), ref_model=deepcopy(wild.model), args=config, train_dataset=Dataset.from_list(ROWS),
-        processing_class=wild.tokenizer,
-    )  # fmt: skip
-    batch = next(iter(trainer.get_train_dataloader()))
-
-    theirs = float(trainer.compute_loss(trainer.model, batch))
-    policy_sums, reference = (sums_of(model, batch) for model in (trainer.model, trainer.ref_model))
-    tokens = Sides(*batch["completion_mask"].sum(1).chunk(2))
-    ours = {
-        "sigmoid": dpo(policy_sums, reference, beta=BETA),
-        "robust": robust(policy_sums, reference, beta=BETA, flipped=FLIPPED),
-        "ipo": ipo_per_token(policy_sums, reference, tokens, beta=BETA),
-    }[kind]
-    assert float((policy_sums.chosen - reference.chosen).abs().max()) > 0.01
-    assert theirs == pytest.approx(float(ours.mean()), rel=1e-6)
-
-
-def test_the_likelihood_of_what_is_chosen_as_a_second_loss_is_that_of_trl(wild: Any, tmp_path: Path) -> None:
-    """TRL means over all tokens of a batch, ours over those of each reply: the same where all are as long."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    rows = [row | {"chosen": ROWS[0]["chosen"]} for row in ROWS]
-    config = DPOConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=len(rows), loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, WEIGHT], beta=BETA, max_length=512, bf16=False, gradient_checkpointing=False, use_cpu=True,
-        report_to=[], disable_tqdm=True,
+        output_dir=str(place), per_device_train_batch_size=len(rows), beta=BETA, max_length=512, bf16=False,
+        gradient_checkpointing=False, use_cpu=True, report_to=[], disable_tqdm=True, **how,
     )  # fmt: skip
     trainer = DPOTrainer(
         model=moved(wild.model), ref_model=deepcopy(wild.model), args=config, train_dataset=Dataset.from_list(rows),
         processing_class=wild.tokenizer,
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
+
+    @torch.no_grad()
+    def sums(model: Any) -> Sides:
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double()
+        log_p = torch.log_softmax(logits, -1)[:, :-1].gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        return Sides(*(log_p * batch["completion_mask"][:, 1:]).sum(1).chunk(2))
+
     theirs = float(trainer.compute_loss(trainer.model, batch))
-    policy, reference = (sums_of(model, batch) for model in (trainer.model, trainer.ref_model))
-    tokens = Sides(*batch["completion_mask"].sum(1).chunk(2))
-    ours = dpo(policy, reference, beta=BETA) + WEIGHT * nll(policy, tokens)
+    policy, reference = sums(trainer.model), sums(trainer.ref_model)
+    assert float((policy.chosen - reference.chosen).abs().max()) > 0.01
+    return theirs, policy, reference, Sides(*batch["completion_mask"].sum(1).chunk(2))
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "robust", "ipo"])
+def test_a_loss_is_that_of_trl(wild: Any, tmp_path: Path, kind: str) -> None:
+    smoothing = FLIPPED if kind == "robust" else 0.0
+    theirs, policy, reference, tokens = beside(wild, tmp_path, ROWS, loss_type=[kind], label_smoothing=smoothing)
+    ours = {
+        "sigmoid": dpo(policy, reference, beta=BETA),
+        "robust": robust(policy, reference, beta=BETA, flipped=FLIPPED),
+        "ipo": ipo_per_token(policy, reference, tokens, beta=BETA),
+    }[kind]
     assert theirs == pytest.approx(float(ours.mean()), rel=1e-6)
 
 
-@torch.no_grad()
-def sums_of(model: Any, batch: Any) -> Sides:
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double()
-    log_p = torch.log_softmax(logits, -1)[:, :-1].gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
-    return Sides(*(log_p * batch["completion_mask"][:, 1:]).sum(1).chunk(2))
+def test_the_likelihood_of_what_is_chosen_as_a_second_loss_is_that_of_trl(wild: Any, tmp_path: Path) -> None:
+    """TRL means over all tokens of a batch, ours over those of each reply: the same where all are as long."""
+    rows = [row | {"chosen": ROWS[0]["chosen"]} for row in ROWS]
+    both: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, WEIGHT]}
+    theirs, policy, reference, tokens = beside(wild, tmp_path, rows, **both)
+    ours = dpo(policy, reference, beta=BETA) + WEIGHT * nll(policy, tokens)
+    assert theirs == pytest.approx(float(ours.mean()), rel=1e-6)
 
 
 def test_simpo_is_that_of_trl() -> None:

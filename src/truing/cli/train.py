@@ -167,7 +167,7 @@ def export_to(training: Training, store: Store, out: Path, target: Any) -> None:
 def compare(target: str, seeds: int, store_path: Path, as_json: bool) -> int:
     """DPO beside RLHF: the same preferences from a known rule, the same start, as many settings tried.
 
-    Under an hour on the bundled model and two cores. Each training is kept as it ends; a rerun does the rest.
+    Each training is kept as it ends; a rerun does the rest.
     """
     from truing.store import open_store
     from truing.targets import resolve
