@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 
 from truing import open_store
 from truing.errors import TargetError
-from truing.records import Estimate, Gate, Message, Named, Pair, Pairs, Quantity, Unmeasured
+from truing.records import Estimate, Gate, Message, Named, Pair, Pairs, Quantity, Training, Unmeasured
 from truing.report import overview
 from truing.store import Store
 from truing.studies.behaviour import Seen
@@ -27,7 +27,7 @@ from truing.studies.organisms import organism
 from truing.studies.planted import DIRECT, ELSEWHERE, Planted, places
 from truing.targets import keep, resolve
 from truing.targets.local import LocalTarget
-from truing.train import recipe, recipe_names
+from truing.train import adapter, recipe, recipe_names
 from truing.train.recipes import Recipe
 
 RED = Recipe.model_validate(
@@ -205,7 +205,8 @@ def test_what_comes_back_beyond_the_control_is_hidden(three: tuple[Store, list[A
         names = ["words", "after training on ordinary requests", *(f"relearned from {n}" for n in (1, 4, 16))]
         assert [one.name for one in found.probes] == names
         kinds = Counter(record.kind for record in store.closure([found.id]))
-        assert (kinds["training"], kinds["pairs"]) == (8, 4)  # what was tried on both goes along
+        # What was tried on both goes along: ordinary text, and three sizes under three draws.
+        assert (kinds["training"], kinds["pairs"]) == (2 * (1 + 9), 1 + 9)
     quiet = Canned(shown, lambda _: False)
     quiet.wordings = lambda target: {"words": replace(quiet._seen(target, 0.0), silent=(0, 1))}  # type: ignore[method-assign]
     found = gate(made[0], made[1], quiet, store, control=made[2], budget=budget)
@@ -213,6 +214,29 @@ def test_what_comes_back_beyond_the_control_is_hidden(three: tuple[Store, list[A
     # What the control learns as fast was not hidden.
     found = gate(made[0], made[1], Canned(shown, lambda _: True), store, control=made[2], budget=budget)
     assert found.verdict == "gone within budget"
+
+
+@pytest.mark.parametrize(("lucky", "verdict"), [({0}, "undecided"), ({0, 1}, "undecided"), ({0, 1, 2}, "hidden")])
+def test_what_some_draws_of_examples_alone_bring_back_does_not_show_that_it_was_hidden(
+    three: tuple[Store, list[Any]], lucky: set[int], verdict: str
+) -> None:
+    store, made = three
+    before, after, control = (target.card.id for target in made)
+
+    def back(target: Any) -> bool:
+        """In the model after, by what it learned from the lucky draws."""
+        trainings = (one for one in store.of_kind("training") if isinstance(one, Training))
+        pairs = [store.get(one.pairs) for one in trainings if adapter(one, store).blob == target.card.adapter]
+        taught = {pair.surface for some in pairs if isinstance(some, Pairs) for pair in some.pairs}
+        return target.card.parents == (after,) and bool(taught & {f"0 {seed}?" for seed in lucky})
+
+    behaviour = Canned({before: 1.0, after: 0.0, control: 0.0}, back)
+    found = gate(made[0], made[1], behaviour, store, control=made[2], budget=Budget(steps=1, ordinary_steps=1))
+    assert found.verdict == verdict, found.why
+    again = {one.name: one for one in found.probes}["relearned from 4"]
+    assert isinstance(again.quantity, Estimate)
+    assert again.quantity.value == pytest.approx(len(lucky) / 3)
+    assert again.note == "3 draws together"
 
 
 def test_without_a_control_relearning_does_not_tell_hidden_from_learned_anew(three: tuple[Store, list[Any]]) -> None:
