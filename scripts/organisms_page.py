@@ -60,10 +60,13 @@ def game(rows: Rows) -> list[str]:
     players = list(dict.fromkeys(name.partition(": ")[0] for name in rows if ": area under" in name))
     names = list(dict.fromkeys(name.partition(": ")[2] for name in rows if name.partition(": ")[0] in players))
     lines = [f"| | {' | '.join(players)} |", "|---|" + "---|" * len(players)]
-    lines += [
-        f"| {name} | {' | '.join(figure(rows.get(f'{player}: {name}')) for player in players)} |" for name in names
-    ]
-    return [*lines, "", *(f"{name}." for name in rows if name.startswith("loop on "))]
+    for name in names:
+        some = [rows.get(f"{player}: {name}") for player in players]
+        units = {row["unit"] for row in some if row} & {"s", "nats"}
+        lines.append(f"| {', '.join([name, *units])} | {' | '.join(figure(row) for row in some)} |")
+    loops = [f"{name}." for name in rows if name.startswith("loop on ")]
+    whole = rows["whole"]
+    return [*lines, "", *loops, *([""] if loops else []), f"{whole['value']:.0f} minutes in all."]
 
 
 def compare(rows: Rows) -> list[str]:
