@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from truing.cli import VERBS, cli, main
+from truing.cli.common import Progress
 from truing.store import open_store
 from truing.targets import KINDS
 from truing.targets.scripted import from_script, scripted
@@ -266,3 +267,19 @@ def test_what_is_shown_of_open_weights_has_their_memory() -> None:
     assert re.search(rf"^memory     {weights / 1e6:.1f} MB of weights, \d+ bytes a kept token$", done.stdout, re.M)
     told = json.loads(CliRunner().invoke(cli, ["target", "show", "local/tiny", "--json"]).stdout)
     assert told["memory"]["weights"] == weights
+
+
+def test_a_stage_within_another_counts_its_own_units(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    progress.start("targets", 2)
+    for name in ("a", "b"):
+        progress.start(name, 3)
+        progress.step(3)
+        progress.start("nothing to do", 0)
+        progress.step()
+    progress.start("after", 1)
+    progress.step()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "(" in line]
+    assert [line.partition(" (")[0].removeprefix("[truing] ") for line in lines] == [
+        "a: 3/3", "b: 3/3", "targets: 2/2", "after: 1/1",
+    ]  # fmt: skip

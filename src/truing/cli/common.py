@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,38 +65,58 @@ def as_text(value: Any) -> str:
     return escaped(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+@dataclass(slots=True)
+class _Stage:
+    """So many units of work, of which some are done."""
+
+    label: str
+    total: int
+    task: Any = None
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+
 class Progress:
     """Progress on standard error: a live bar on a terminal, plain lines (one per stage, then every 10 s) elsewhere.
 
-    Stages report through `start(label, total)` and `step()`; nothing else in Truing prints progress.
+    Stages report through `start(label, total)` and `step()`; nothing else in Truing prints progress. A stage that
+    begins before the last one is done stands within it: once it is done, steps are those of the stage around it again.
     """
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._live: Any = None
-        self._task: Any = None
-        self._label, self._total, self._done = "", 0, 0
-        self._said = self._began = time.monotonic()
+        self._stages: list[_Stage] = []
+
+    def _close(self) -> None:
+        """Leave the stages that are done."""
+        while self._stages and self._stages[-1].done >= self._stages[-1].total:
+            self._stages.pop()
 
     def start(self, label: str, total: int) -> None:
         """A new stage of `total` units begins."""
-        self._label, self._total, self._done = label, total, 0
-        self._began = self._said = time.monotonic()
+        self._close()
+        stage = _Stage(label, total)
+        self._stages.append(stage)
         if self._live is not None:
-            self._task = self._live.add_task(label, total=total)
+            stage.task = self._live.add_task(label, total=total)
         elif not self._terminal:
             click.echo(f"[truing] {label}: {total} unit{'' if total == 1 else 's'}", err=True)
 
     def step(self, count: int = 1) -> None:
         """So many units are done."""
-        self._done += count
+        self._close()
+        if not self._stages:
+            return
+        stage = self._stages[-1]
+        stage.done += count
+        now = time.monotonic()
         if self._live is not None:
-            self._live.advance(self._task, count)
-        elif not self._terminal and (time.monotonic() - self._said > 10 or self._done == self._total):
-            self._said = time.monotonic()
-            click.echo(
-                f"[truing] {self._label}: {self._done}/{self._total} ({self._said - self._began:.0f} s)", err=True
-            )
+            self._live.advance(stage.task, count)
+        elif not self._terminal and (now - stage.said > 10 or stage.done == stage.total):
+            stage.said = now
+            click.echo(f"[truing] {stage.label}: {stage.done}/{stage.total} ({now - stage.began:.0f} s)", err=True)
 
     def say(self, line: str) -> None:
         """A line that stays."""
