@@ -47,13 +47,13 @@ bench-train: $(VENV)/.bench ## training beside TRL; about 20 minutes
 bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known rule; 45 minutes, as estimated from single trainings
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/compare.py
 
-bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; 40 minutes, as estimated from three recipes, after `make organisms`
+bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 43 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/gate.py
 
 bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baselines; about 40 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py
 
-game-full: $(VENV)/.dev ## the same over the whole set; 80 minutes, as estimated from twelve targets
+game-full: $(VENV)/.dev ## the same over the whole set; about 64 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
 
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 32 minutes
