@@ -236,12 +236,14 @@ def test_scoreboards_stand_side_by_side(modules: Any) -> None:
               ((3, "red, hidden", "weak", "undecided", "not looked at"),)),
         Board("search", quantities, (3, 3), 0.4, 7.0, 1.0, 1.0, None, ()),
     ]  # fmt: skip
-    rows = {row.name: asdict(row) for row in game.rows(boards)}
+    rows = {row.name: asdict(row) for row in game.rows(boards)} | {"whole": {"value": 25.7}}
     lines = page.game(rows)
     assert lines[0] == "| | audit | search |"
     assert "| area under the ROC curve | 0.50 [0.40, 0.60] | 0.50 [0.40, 0.60] |" in lines
     assert "| right clause | not measured | not measured |" in lines
-    assert lines[-1] == "loop on red, hidden: mechanism weak, gate undecided; not looked at."
+    assert "| wall an answer, s | 61.00 | 1.00 |" in lines
+    loop = "loop on red, hidden: mechanism weak, gate undecided; not looked at."
+    assert lines[-3:] == [loop, "", "26 minutes in all."]
     walls = [rows[f"{player}: wall an answer"]["holds"] for player in ("audit", "search")]
     assert walls == [False, True]
     assert "search: CPU a loop" not in rows
