@@ -283,3 +283,19 @@ def test_a_stage_within_another_counts_its_own_units(capsys: pytest.CaptureFixtu
     assert [line.partition(" (")[0].removeprefix("[truing] ") for line in lines] == [
         "a: 3/3", "b: 3/3", "targets: 2/2", "after: 1/1",
     ]  # fmt: skip
+
+
+def test_what_ended_early_does_not_disturb_the_next_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress()
+    with progress.running():
+        progress.start("ended early", 3)
+        progress.step()
+    with progress.running():
+        progress.start("next", 1)
+        progress.step()
+        (task,) = progress._live.tasks
+        assert (task.description, task.completed) == ("next", 1)
+        progress.step()  # one too many is not the other's
+        assert progress._live.tasks[0].completed == 1

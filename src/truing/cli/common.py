@@ -139,6 +139,7 @@ class Progress:
         with Bar(*columns, console=Console(stderr=True)) as self._live:
             yield self
         self._live = None
+        self._stages.clear()  # what ended early has no bar to go on with
 
 
 def number(quantity: dict[str, Any]) -> str:
