@@ -44,7 +44,7 @@ bench-engine: $(VENV)/.bench ## the engine beside lm-eval, Inspect and transform
 bench-train: $(VENV)/.bench ## training beside TRL; about 20 minutes
 	$(BIN)/python benchmarks/train.py
 
-bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known rule; 45 minutes, as estimated from single trainings
+bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known rule; about 46 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/compare.py
 
 bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 43 minutes, after `make organisms`

@@ -75,9 +75,11 @@ def compare(rows: Rows) -> list[str]:
     names = dict.fromkeys(name.removesuffix(", dpo") for name in rows if name.endswith(", dpo"))
     for name in names:
         both = next((key for key in (f"{name}, dpo - rlhf", f"{name}, rlhf / dpo") if key in rows), "")
-        what = f"{both.removeprefix(name + ', ')}: {figure(rows[both])}" if both else ""
         unit = rows[f"{name}, dpo"]["unit"]
-        lines.append(f"| {name}, {unit} | {figure(rows[f'{name}, dpo'])} | {figure(rows[f'{name}, rlhf'])} | {what} |")
+        digits = 3 if unit == "bits/byte" else 2
+        dpo, rlhf = (figure(rows[f"{name}, {arm}"], digits) for arm in ("dpo", "rlhf"))
+        what = f"{both.removeprefix(name + ', ')}: {figure(rows[both], digits)}" if both else ""
+        lines.append(f"| {name}, {unit} | {dpo} | {rlhf} | {what} |")
     lines += ["", *(f"- {name}: {row['value']:g} {row['unit']}".rstrip() for name, row in rows.items()
                     if name.startswith(("tried", "taken", "settings")))]  # fmt: skip
     return lines
