@@ -56,7 +56,7 @@ bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baseli
 game-full: $(VENV)/.dev ## the same over the whole set; about 64 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
 
-organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 32 minutes
+organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/organisms.py
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
