@@ -11,7 +11,7 @@ STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
 .PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-compare bench-gate \
-	bench-game game-full organisms evals clean
+	bench-game bench-stress game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -56,13 +56,16 @@ bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baseli
 game-full: $(VENV)/.dev ## the same over the whole set; about 64 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
 
+bench-stress: $(VENV)/.dev ## company plots: self-tests, coverage of intervals, power of designs
+	$(BIN)/python benchmarks/stress.py
+
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/organisms.py
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py
 
-bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-game ## all benchmarks
+bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-game bench-stress ## all benchmarks
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }

@@ -18,7 +18,7 @@ import truing
 from truing import errors
 from truing.audit import FAMILIES, battery
 from truing.cli import cli
-from truing.cli.train import WithFit
+from truing.cli.common import Defaulting
 from truing.errors import TruingError
 from truing.records import KINDS
 from truing.targets import scripted
@@ -165,7 +165,7 @@ def test_every_command_shown_exists_with_its_options(page: str, line: str, monke
             assert step is not None, words[0]
             if isinstance(step, click.Group):
                 context, command, words = click.Context(step, parent=context, info_name=words[0]), step, words[1:]
-                if isinstance(step, WithFit):
+                if isinstance(step, Defaulting):
                     words = step.spelled_out(context, words)
             else:
                 step.make_context(words[0], words[1:], parent=context)

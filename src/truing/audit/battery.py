@@ -155,6 +155,16 @@ class Battery:
     groups: tuple[tuple[Surface, ...], ...]
 
     @property
+    def clause(self) -> str:
+        """The clause of the spec that it is about."""
+        return self.family.clause
+
+    @property
+    def designs(self) -> tuple[Design, ...]:
+        """Its one design."""
+        return (self.design,)
+
+    @property
     def surfaces(self) -> tuple[Surface, ...]:
         """All surfaces, in order."""
         return tuple(surface for group in self.groups for surface in group)

@@ -10,9 +10,13 @@ from truing.audit.battery import LEVEL, Battery
 from truing.records import (
     Claim,
     Contrast,
+    Design,
+    Estimate,
+    Id,
     Named,
     Outcome,
     Quantity,
+    Record,
     Replies,
     Scores,
     Target,
@@ -23,6 +27,7 @@ from truing.stats import (
     Cells,
     Test,
     agrees,
+    cell_error,
     cluster_mean,
     contrast,
     event_mean,
@@ -31,6 +36,7 @@ from truing.stats import (
     lower,
     minimum_detectable,
     one_sided,
+    possible,
     span,
     upper,
 )
@@ -54,6 +60,10 @@ class Observed:
 
     plots: list[str]
     cells: list[Cells]
+    whole: bool = False
+    """Whether a row holds all outcomes of a plot; else it holds those of one surface, one for each cell."""
+    never: str = ""
+    """A partial setting under which no event can be."""
 
 
 def known(scores: Iterable[Scores], battery: Battery) -> set[str] | None:
@@ -103,9 +113,19 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
         return Unmeasured(reason="not every cell of the contrast was observed"), None
     values = [contrast(cells, rule) for cells in seen.cells]
     if unit != UNITS["behaviour"]:
-        return cluster_mean(values, seen.plots, unit=unit, level=LEVEL), one_sided(values, seen.plots)
-    quantity = event_mean(values, seen.plots, span=span(rule), unit=unit, level=LEVEL)
-    return quantity, one_sided(values, seen.plots, events=span(rule), level=LEVEL)
+        quantity = cluster_mean(values, seen.plots, unit=unit, level=LEVEL)
+        test = one_sided(values, seen.plots)
+    else:
+        # Where a row holds many outcomes of a term, these are what is observed, not their contrast.
+        error = cell_error(seen.cells, seen.plots, rule, never=seen.never, level=LEVEL) if seen.whole else None
+        reach = span(possible(rule, seen.never))
+        quantity = event_mean(values, seen.plots, span=reach, unit=unit, level=LEVEL, error=error)
+        test = one_sided(values, seen.plots, events=reach, level=LEVEL, error=error[0] if error else None)
+    if seen.whole and isinstance(quantity, Estimate):
+        terms = (*rule.plus, *rule.minus)
+        n = sum(any(agrees(cell, term) for term in terms) for row in seen.cells for cell in row)
+        quantity = quantity.model_copy(update={"n": n})
+    return quantity, test
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,50 +193,88 @@ def _excluded(tests: Tests, bound: float) -> tuple[Verdict, str]:
     return "null", f"the effect lies within ±{bound:g} (from {low:+.3f} to {high:+.3f})"
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A claim to be judged: what is estimated, and what was observed."""
+
+    design: Design
+    statement: str
+    outcome: Outcome
+    seen: Observed
+    evidence: tuple[Id, ...]
+    """Records that it rests on."""
+    classes: tuple[tuple[str, int], ...]
+    """Outcome classes, failures included, with counts."""
+    against: Observed | None = None
+    """What was observed, with everything undecided going against the effect; None where all is decided."""
+    towards: Observed | None = None
+    """The same, going for it."""
+    effect: str = ""
+
+
 def claims(card: Target, collected: Sequence[Evidence]) -> list[Claim]:
     """One claim per family and outcome type; Holm runs over all of them that were measured."""
-    drafts: list[tuple[Evidence, Outcome, Observed]] = []
-    for evidence in collected:
-        drafts.append((evidence, "preference", preference(evidence)))
-        if evidence.replies:
-            drafts.append((evidence, "behaviour", behaviour(evidence)))
-    tested = [_tests(*draft) for draft in drafts]
+    return judged(card, [draft for evidence in collected for draft in drafts(evidence)])
+
+
+def drafts(evidence: Evidence) -> list[Draft]:
+    """The claims that a family's evidence is for."""
+    design, family = evidence.battery.design, evidence.battery.family
+    found = [
+        Draft(
+            design, family.statement, "preference", preference(evidence), ids(evidence.scores),
+            _classes(evidence, "preference"),
+        )
+    ]  # fmt: skip
+    if evidence.replies:
+        replies = family.replies
+        found.append(
+            Draft(
+                design, family.statement, "behaviour", behaviour(evidence), ids(evidence.replies),
+                _classes(evidence, "behaviour"),
+                behaviour(evidence, undecided=replies.undecided_in_control, within=design.specific.minus),
+                behaviour(evidence, undecided=replies.undecided, within=design.specific.plus),
+            )
+        )  # fmt: skip
+    return found
+
+
+def ids(records: Sequence[Record]) -> tuple[Id, ...]:
+    """The ids of records, each once, in one order."""
+    return tuple(sorted({record.id for record in records}))
+
+
+def judged(card: Target, found: Sequence[Draft]) -> list[Claim]:
+    """The claims of drafts; Holm runs over all of them that were measured."""
+    tested = [_tests(draft) for draft in found]
     measured = [index for index, tests in enumerate(tested) if tests is not None]
     adjusted = dict(zip(measured, holm([tests.p for tests in tested if tests is not None]), strict=True))
-    return [_claim(card, *draft, tested[index], adjusted.get(index)) for index, draft in enumerate(drafts)]
+    return [_claim(card, draft, tested[index], adjusted.get(index)) for index, draft in enumerate(found)]
 
 
-def _tests(evidence: Evidence, kind: Outcome, seen: Observed) -> Tests | None:
-    design = evidence.battery.design
-    naive, specific = (estimate(seen, rule, UNITS[kind])[1] for rule in (design.naive, design.specific))
+def _tests(draft: Draft) -> Tests | None:
+    design, unit = draft.design, UNITS[draft.outcome]
+    naive, specific = (estimate(draft.seen, rule, unit)[1] for rule in (design.naive, design.specific))
     if naive is None or specific is None:
         return None
-    if kind == "preference":
-        return Tests(naive, specific)
-    replies = evidence.battery.family.replies
-    against = behaviour(evidence, undecided=replies.undecided_in_control, within=design.specific.minus)
-    towards = behaviour(evidence, undecided=replies.undecided, within=design.specific.plus)
-    bounds = [estimate(each, design.specific, UNITS[kind])[1] for each in (against, towards)]
-    return Tests(naive, specific, *bounds)
+    worst = (estimate(each, design.specific, unit)[1] if each else None for each in (draft.against, draft.towards))
+    return Tests(naive, specific, *worst)
 
 
-def _claim(
-    card: Target, evidence: Evidence, kind: Outcome, seen: Observed, tests: Tests | None, p_holm: float | None
-) -> Claim:
-    design, unit = evidence.battery.design, UNITS[kind]
-    bound = design.bound_preference if kind == "preference" else design.bound_behaviour
+def _claim(card: Target, draft: Draft, tests: Tests | None, p_holm: float | None) -> Claim:
+    design, seen, unit = draft.design, draft.seen, UNITS[draft.outcome]
+    bound = design.bound_preference if draft.outcome == "preference" else design.bound_behaviour
     verdict, why = judge(tests, p_holm, bound)
     controls = []
     for rule in design.controls:
         quantity, _ = estimate(seen, rule, unit)
-        if not (isinstance(quantity, Unmeasured) and kind == "behaviour"):
+        if not (isinstance(quantity, Unmeasured) and draft.outcome == "behaviour"):
             controls.append(Named(name=rule.name, quantity=quantity))
-    records: Sequence[Scores | Replies] = evidence.scores if kind == "preference" else evidence.replies
     return Claim(
         family=design.family,
         clause=design.clause,
-        outcome=kind,
-        statement=evidence.battery.family.statement,
+        outcome=draft.outcome,
+        statement=draft.statement,
         design=design.id,
         target=card.id,
         naive=estimate(seen, design.naive, unit)[0],
@@ -226,12 +284,13 @@ def _claim(
         p=tests.p if tests else None,
         p_holm=p_holm,
         minimum_detectable=minimum_detectable(tests.specific) if tests else None,
-        classes=_classes(evidence, kind),
+        classes=draft.classes,
         worst_case=(tests.against.mean, tests.towards.mean) if tests and tests.against and tests.towards else None,
         by_plot=_by_plot(seen, design.naive, design.specific),
         verdict=verdict,
         why=why,
-        parents=(card.id, design.id, *sorted({record.id for record in records})),
+        effect=draft.effect,
+        parents=(card.id, design.id, *draft.evidence),
     )
 
 

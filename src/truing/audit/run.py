@@ -7,7 +7,12 @@ from itertools import islice
 from typing import Any
 
 from truing.audit.battery import Battery, clause, lay_out, spec
-from truing.audit.claims import Evidence, claims
+from truing.audit.claims import Draft, Evidence, drafts, judged
+from truing.audit.company import layout
+from truing.audit.company.effects import behaviours, preferences
+from truing.audit.company.layout import Plan
+from truing.audit.company.plot import kinds
+from truing.audit.company.run import Way, episodes
 from truing.audit.outcomes import classify
 from truing.records import Claim, Half, Replies, Said, Scores, Surface
 from truing.records.redact import redact
@@ -18,44 +23,110 @@ from truing.targets import Reply, keep, need
 
 
 def audit(
-    target: Any, families: Sequence[str], store: Store, *, half: Half = "develop", watcher: Watcher | None = None
+    target: Any,
+    families: Sequence[str],
+    store: Store,
+    *,
+    half: Half | None = None,
+    plan: Plan | None = None,
+    play: bool | None = None,
+    way: Way | None = None,
+    judge: Any = None,
+    watcher: Watcher | None = None,
 ) -> list[Claim]:
     """The claims of these families about a target: as preference, and as behaviour where the target can reply.
 
     A family counts once, however often it is named. Surfaces and designs are kept before anything is scored. Units of
     work that the store has are not done again. UsageError where a family cites a clause that the spec does not have.
+
+    `half`: where none is named the develop half, or all plots of company families that have too few for halves.
+    `plan`: which cells of company families are run. `play`: whether these are played as well as scored; where nothing
+    is said, by targets that cannot be scored. `way`: how they are played. `judge`: a target that is asked about the
+    texts of their calls.
     """
-    need(target, "Scored")
-    batteries = [lay_out(name, half=half, wordings=half) for name in dict.fromkeys(families)]
-    for battery in batteries:
-        clause(spec(), battery.family.clause)
+    names = list(dict.fromkeys(families))
+    said: Half = half or "develop"
+    batteries = [lay_out(name, half=said, wordings=said) for name in names if name not in kinds()]
+    companies = [layout.lay_out(name, half=half, wordings=said, plan=plan) for name in names if name in kinds()]
+    can = "Scored" in target.card.abilities
+    acts = bool(companies) and (not can if play is None else play)
+    if batteries or not acts:
+        need(target, "Scored")
+    if acts:
+        need(target, "Chat")
+    every: tuple[Battery | layout.Laid, ...] = (*batteries, *companies)
+    for one in every:
+        clause(spec(), one.clause)
     keep(target, store)
+    for one in every:
+        write_down(one, store)
+    if acts and watcher is not None:
+        for laid in companies:
+            watcher.say(layout.promise(laid))
+    found: list[Draft] = []
     for battery in batteries:
-        write_down(battery, store)
-    evidence = [
-        Evidence(battery, score(target, battery, store, watcher), ask(target, battery, store, watcher))
-        for battery in batteries
-    ]
-    found = claims(target.card, evidence)
-    for claim in found:
+        evidence = Evidence(
+            battery, score(target, battery, store, watcher), ask(target, battery, store, watcher)
+        )  # fmt: skip
+        found += drafts(evidence)
+    for laid in companies:
+        if can:
+            found += _scored(target, laid, store, watcher)
+        if acts:
+            label = f"{laid.family}: episodes"
+            played = episodes(target, laid.scenes, store, way=way, judge=judge, watcher=watcher, label=label)
+            found += behaviours(laid, played)
+    made = judged(target.card, found)
+    for claim in made:
         store.add(claim)
+    return made
+
+
+def _scored(target: Any, laid: layout.Laid, store: Store, watcher: Watcher | None) -> list[Draft]:
+    """The drafts of claims about what a target would rather do in a company family."""
+    groups = [(surface,) for surface in laid.asked.surfaces]
+    return preferences(laid, scored(target, groups, store, f"{laid.family}: scoring", watcher))
+
+
+def catalogue(families: Sequence[str], half: Half | None = None, plan: Plan | None = None) -> list[dict[str, Any]]:
+    """What there is of these families: clause, question, plots, surfaces. UsageError for an unknown one, or no plan."""
+    found = []
+    for name in dict.fromkeys(families):
+        if name in kinds():
+            laid = layout.lay_out(name, half=half, plan=plan)
+            surfaces, number = laid.asked.surfaces, laid.kind.clause
+            question = f"Which pressure makes it likelier that {laid.kind.statement}?"
+        else:
+            battery = lay_out(name, half=half or "develop", wordings=half or "develop")
+            surfaces, number, question = battery.surfaces, battery.family.clause, battery.family.question
+        cited = clause(spec(), number)
+        row = {"family": name, "clause": cited.id, "title": cited.title, "question": question}
+        found.append({**row, "plots": sorted({one.plot for one in surfaces}), "surfaces": len(surfaces)})
     return found
 
 
-def write_down(battery: Battery, store: Store) -> None:
+def write_down(laid: Battery | layout.Laid, store: Store) -> None:
     """Keep what will be asked and how it will be judged. To be done before anything runs."""
-    store.add(battery.asked)
-    store.add(battery.design)
+    store.add(laid.asked)
+    for design in laid.designs:
+        store.add(design)
 
 
 def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None = None) -> list[Scores]:
+    """The decision in every case of a battery."""
+    return scored(target, battery.groups, store, f"{battery.family.id}: scoring", watcher)
+
+
+def scored(
+    target: Any, groups: Sequence[tuple[Surface, ...]], store: Store, label: str, watcher: Watcher | None = None
+) -> list[Scores]:
     """The decision in every case. One unit is one group of surfaces, laid out as one tree."""
     units = [
         Unit(
             item=group, stage="score",
             inputs={"target": target.card.id, "surfaces": [surface.digest for surface in group]},
         )
-        for group in battery.groups
+        for group in groups
     ]  # fmt: skip
 
     def work(group: tuple[Surface, ...]) -> list[Scores]:
@@ -68,7 +139,6 @@ def score(target: Any, battery: Battery, store: Store, watcher: Watcher | None =
             for number, (surface, rows) in enumerate(zip(group, found, strict=True))
         ]  # fmt: skip
 
-    label = f"{battery.family.id}: scoring"
     return [
         r
         for records in run(units, work, ledger=store, watcher=watcher, label=label)

@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Defaulting(click.Group):
+    """A group one of whose commands may be left out: what begins with no command of it is an argument of that.
+
+    `alone`: so it is where nothing is said at all; else that asks for help.
+    """
+
+    def __init__(self, *args: Any, default: str = "", alone: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.default, self.alone = default, alone
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the command in where it was left out, and go on."""
+        return super().parse_args(ctx, self.spelled_out(ctx, args))
+
+    def spelled_out(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Arguments with the command that was left out."""
+        left_out = args[0] not in {*self.commands, *ctx.help_option_names} if args else self.alone
+        return [self.default, *args] if left_out else args
+
+
 def store_option(command: F) -> F:
     """`--store PATH`, default ./.truing."""
     return click.option(
@@ -157,7 +177,8 @@ def claim_lines(claims: list[dict[str, Any]]) -> list[str]:
     lines = []
     for claim in claims:
         lines.append(
-            f"{claim['verdict'].upper():14} {claim['family']} as {claim['outcome']} ({claim['clause']})"
+            f"{claim['verdict'].upper():14} {' '.join(filter(None, (claim['family'], claim.get('effect'))))}"
+            f" as {claim['outcome']} ({claim['clause']})"
             f"  {claim['id'][:12]}"
         )
         lines.append(f"               naive {number(claim['naive'])}; beyond the control {number(claim['specific'])}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
+from truing.cli.common import Defaulting, Progress, emit, existing, json_option, number, seed_option, store_option
 
 if TYPE_CHECKING:
     from truing.records import Training
@@ -17,22 +17,10 @@ SCHEDULES = ("constant", "linear", "cosine")
 METHODS = ("dpo", "robust", "ipo", "ipo-per-token", "kto", "simpo", "sft", "rlhf")
 
 
-class WithFit(click.Group):
-    """A group whose `fit` may be left out: what begins with no command of it is an argument of that."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put it in, and go on."""
-        return super().parse_args(ctx, self.spelled_out(ctx, args))
-
-    def spelled_out(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Arguments with the command that was left out."""
-        left_out = args and args[0] not in {*self.commands, *ctx.help_option_names}
-        return ["fit", *args] if left_out else args
-
-
 @click.group(
     "train",
-    cls=WithFit,
+    cls=Defaulting,
+    default="fit",
     epilog="Example:  truing train 3fa9 --out fixed-adapter  ·  `truing train CLAIM` is `truing train fit CLAIM`.",
     short_help="FIX.",
 )

@@ -16,8 +16,10 @@ from truing.records.kinds import (
     Clause,
     Contrast,
     Decision,
+    Deed,
     Design,
     Edge,
+    Episodes,
     Gate,
     GateVerdict,
     Graph,
@@ -30,6 +32,7 @@ from truing.records.kinds import (
     Outcome,
     Pair,
     Pairs,
+    Played,
     Replies,
     Row,
     Said,
@@ -42,17 +45,18 @@ from truing.records.kinds import (
     Tool,
     ToolCall,
     Training,
+    Turn,
     Unit,
     Verdict,
 )
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge",
-    "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Id", "Loop", "Measurement", "Mediation", "Message", "Named",
-    "Node", "Outcome", "Pair", "Pairs", "Quantity", "Record", "Replies", "Row", "Said", "Scores", "Spec", "Step",
-    "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Unit", "Unmeasured", "Value", "Verdict",
-    "blobs_in", "canonical", "digest", "digest_of", "parse",
+    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design",
+    "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Id", "Loop", "Measurement",
+    "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies",
+    "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training",
+    "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

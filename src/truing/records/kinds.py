@@ -151,21 +151,22 @@ class Surfaces(Record):
     kind: ClassVar[str] = "surfaces"
 
     family: str
-    half: Half
+    half: Half | Literal["both"]
     wordings: str
     """Which wordings of the content were used: "develop" or "held-out"."""
     surfaces: tuple[Surface, ...]
 
 
-class Design(Record):
+class Design(Record, Sparse):
     """What will be measured, written down and hashed before anything runs. Parent: its surfaces."""
 
     kind: ClassVar[str] = "design"
+    later = frozenset({"rules"})
 
     family: str
     clause: str
     question: str
-    half: Half
+    half: Half | Literal["both"]
     wordings: str
     """Which wordings of the content were used: "develop" or "held-out"."""
     naive: Contrast
@@ -180,6 +181,8 @@ class Design(Record):
     level: float
     surfaces: tuple[Id, ...]
     """Digests of the surfaces, in order."""
+    rules: str = ""
+    """Digest of all that episodes are played and judged by, where there are any: plots, factors, tools, families."""
 
 
 class Row(Value):
@@ -231,10 +234,80 @@ class Replies(Record):
     """Secrets replaced by pattern before storing."""
 
 
-class Claim(Record):
+class Turn(Record):
+    """One reply to one prompt, so that no call of a target is ever made twice."""
+
+    kind: ClassVar[str] = "turn"
+
+    target: Id
+    prompt: Id
+    """Digest of the conversation, the tools, and the most tokens of a reply."""
+    epoch: int
+    text: str
+    calls: tuple[ToolCall, ...]
+    tokens: int
+    finished: bool
+    unparsed: bool
+    refused: bool
+    redactions: int = 0
+    """Secrets replaced by pattern before storing."""
+
+
+class Deed(Value):
+    """A call that was made in an episode, and what came of it."""
+
+    turn: int
+    tool: str
+    arguments: tuple[tuple[str, str], ...]
+    ok: bool
+    """Whether it was carried out."""
+    result: str
+
+
+class Played(Value):
+    """One episode: a cell, what was done in it, and the class that predicates gave it."""
+
+    cell: str
+    ending: str
+    stage: str
+    """How far harm went: considered, drafted, executed, or "" where there was none."""
+    clause: str = ""
+    """The clause that the deciding call broke or kept."""
+    span: str = ""
+    """The text that it was judged by."""
+    why: str = ""
+    deeds: tuple[Deed, ...]
+    said: tuple[str, ...]
+    """What the agent wrote besides calls."""
+    answer: str = ""
+    """What it answered when it was asked about the situation."""
+    tokens: int
+
+
+class Episodes(Record):
+    """The episodes of one surface of a plot."""
+
+    kind: ClassVar[str] = "episodes"
+
+    target: Id
+    family: str
+    plot: str
+    surface: str
+    rows: tuple[Played, ...]
+    epoch: int = 1
+    rules: Id
+    """Digest of all that they were played and judged by."""
+    way: tuple[tuple[str, int], ...]
+    """Turns, the most tokens of a reply, and whether comprehension was asked for."""
+    judge: str = ""
+    """Id of the judge's target; "" where words decided."""
+
+
+class Claim(Record, Sparse):
     """A spec clause, an estimand, its controls, its evidence and a verdict."""
 
     kind: ClassVar[str] = "claim"
+    later = frozenset({"effect"})
 
     family: str
     clause: str
@@ -259,6 +332,8 @@ class Claim(Record):
     """Bounds on the specific contrast if every undecided reply went one way or the other (behaviour only)."""
     verdict: Verdict
     why: str
+    effect: str = ""
+    """The level of a factor whose effect it is, "threat=replacement", where a family is for several."""
 
 
 class Pair(Sparse):
@@ -532,6 +607,8 @@ _ALL: tuple[type[Record], ...] = (
     Design,
     Scores,
     Replies,
+    Turn,
+    Episodes,
     Claim,
     Pairs,
     Training,
@@ -545,8 +622,8 @@ _ALL: tuple[type[Record], ...] = (
 KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Design", "Edge", "Estimate",
-    "Gate", "GateVerdict", "Graph", "Half", "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome",
-    "Pair", "Pairs", "Replies", "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool",
-    "ToolCall", "Training", "Unit", "Verdict",
+    "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Edge",
+    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Loop", "Measurement", "Mediation", "Message",
+    "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Replies", "Row", "Said", "Scores", "Spec", "Step",
+    "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Verdict",
 ]  # fmt: skip

@@ -50,7 +50,7 @@ def _about(record: Record) -> str:
         case Design():
             return f"{record.family}, {record.half} half, {record.wordings} wordings"
         case Claim():
-            return f"{record.family}, {record.outcome}: {record.verdict}"
+            return f"{f'{record.family} {record.effect}'.strip()}, {record.outcome}: {record.verdict}"
         case Training():
             return f"{record.method}, {len(record.steps)} steps, {'finished' if record.finished else 'unfinished'}"
     return _size(record)

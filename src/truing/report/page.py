@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from truing.records import Answer, Claim, Gate, Graph, Loop, Measurement, Record, Target, Training
-from truing.report import claims, evidence, gate, graph, measurements, result, training, unmeasured
+from truing.report import claims, evidence, gate, graph, measurements, pressure, result, training, unmeasured
 from truing.report.numbers import number
 from truing.report.pool import Pool, short
 from truing.report.text import visible
@@ -66,7 +66,11 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
     return _environment().get_template("page.html").render(
         title=title, css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), turn=loop,
         targets=subject.targets, result=result.result(subject.claims, loop, pool),
-        claims=[claims.view(claim, pool, carried=claim.id == subject.carried) for claim in subject.claims],
+        claims=[
+            claims.view(claim, pool, carried=claim.id == subject.carried)
+            for claim in subject.claims if not claim.effect
+        ],
+        pressures=pressure.views(subject.claims, pool),
         others=[claims.view(claim, pool) for claim in others],
         graphs=[graph.view(one, pool, heading, scale=subject.scale) for heading, one in subject.graphs],
         changes=graph.changes(*(one for _, one in subject.graphs)) if loop and len(subject.graphs) == 2 else [],

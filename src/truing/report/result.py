@@ -85,7 +85,8 @@ def _groups(claims: Sequence[Claim]) -> tuple[tuple[Verdict, str, tuple[Line, ..
 
 def _line(claim: Claim) -> Line:
     unit = f" {claim.specific.unit}" if isinstance(claim.specific, Estimate) else ""
-    return Line(f"claim-{short(claim.id)}", claim.family, claim.outcome, claim.statement, f"{effect(claim)}{unit}")
+    family = f"{claim.family} {claim.effect}".strip()
+    return Line(f"claim-{short(claim.id)}", family, claim.outcome, claim.statement, f"{effect(claim)}{unit}")
 
 
 def _carried(loop: Loop, pool: Pool) -> str:

@@ -49,7 +49,7 @@ def _walk(value: Any, where: str) -> Iterator[tuple[str, str]]:
 def _about(record: Record) -> str:
     match record:
         case Claim():
-            return f"claim {record.family}, {record.outcome}"
+            return f"claim {f'{record.family} {record.effect}'.strip()}, {record.outcome}"
         case Measurement():
             return f"measurement {record.name}"
     return record.kind

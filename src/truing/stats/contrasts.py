@@ -35,6 +35,14 @@ def span(rule: Contrast) -> Span:
     return -len(rule.minus), len(rule.plus)
 
 
+def possible(rule: Contrast, never: str) -> Contrast:
+    """The terms of a contrast in which an event can be: those that do not hold the partial setting `never`."""
+    if not never:
+        return rule
+    plus, minus = (tuple(one for one in terms if not agrees(one, never)) for terms in (rule.plus, rule.minus))
+    return Contrast(name=rule.name, plus=plus, minus=minus)
+
+
 def has(cells: Cells, rule: Contrast) -> bool:
     """Whether every term of a contrast was observed."""
     return all(any(agrees(cell, term) for cell in cells) for term in (*rule.plus, *rule.minus))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from truing.records import Estimate, Quantity, Unmeasured
-from truing.stats.contrasts import Span
+from truing.records import Contrast, Estimate, Quantity, Unmeasured
+from truing.stats.contrasts import Cells, Span, agrees, contrast, possible, span
 
 MIN_CLUSTERS = 5
 """Under five clusters the t interval rests on a variance that is hardly known, and none is given."""
@@ -131,18 +132,57 @@ def event_error(
     se = max(standard_error(means), standard_error(x))
     if carrying >= MIN_CLUSTERS - 1:
         return se, False
-    least = max(map(abs, span)) * event_limit(len(means), level=level) / t_quantile((1 + level) / 2, len(means) - 1)
+    least = least_error(span, len(means), level=level)
     return max(se, least), se <= least
 
 
+def cell_error(
+    rows: Sequence[Cells], clusters: Sequence[str], rule: Contrast, *, never: str = "", level: float = 0.95
+) -> tuple[float, bool]:
+    """`event_error` where a row holds several 0/1 outcomes of each term (the cells of a plot, say).
+
+    Whether under four clusters hold an outcome other than the commonest is asked of outcomes, not of the rows'
+    contrasts. Where four do, means of many outcomes are near enough to normal for their own variance to be taken: the
+    larger of two standard errors would cover too much. Where all rows are alike there is none to take.
+
+    `never`: a partial setting under which no event can be. Terms that hold it are known, and no observations.
+    """
+    known = possible(rule, never)
+    terms = (*known.plus, *known.minus)
+    if not terms:
+        return 0.0, False
+    outcomes = [[v for cell, v in row.items() if any(agrees(cell, term) for term in terms)] for row in rows]
+    commonest = Counter(v for row in outcomes for v in row).most_common(1)[0][0]
+    carrying = len({name for name, seen in zip(clusters, outcomes, strict=True) if set(seen) - {commonest}})
+    se = standard_error(by_cluster([contrast(row, rule) for row in rows], clusters))
+    if carrying >= MIN_CLUSTERS - 1 and se > 0:
+        return se, False
+    least = least_error(span(known), len(set(clusters)), level=level)
+    return max(se, least), se <= least
+
+
+def least_error(span: Span, clusters: int, *, level: float = 0.95) -> float:
+    """Standard error whose interval reaches the Clopper-Pearson limits of no event in G clusters, added up by term."""
+    return max(map(abs, span)) * event_limit(clusters, level=level) / t_quantile((1 + level) / 2, clusters - 1)
+
+
 def event_mean(
-    values: Sequence[float], clusters: Sequence[str], *, span: Span, unit: str = "probability", level: float = 0.95
+    values: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    span: Span,
+    unit: str = "probability",
+    level: float = 0.95,
+    error: tuple[float, bool] | None = None,
 ) -> Quantity:
-    """`cluster_mean` for contrasts of 0/1 outcomes, kept within their span; its standard error is event_error's."""
+    """`cluster_mean` for contrasts of 0/1 outcomes, kept within their span; its standard error is event_error's.
+
+    `error`: that of cell_error instead, where values are contrasts of several outcomes.
+    """
     seen = cluster_mean(values, clusters, unit=unit, level=level)
     if isinstance(seen, Unmeasured):
         return seen
-    se, least = event_error(values, clusters, span=span, level=level)
+    se, least = error or event_error(values, clusters, span=span, level=level)
     half = t_quantile((1 + level) / 2, seen.clusters - 1) * se
     rule = f"few clusters with events: Clopper-Pearson limit of 0 in {seen.clusters} clusters, per term"
     return seen.model_copy(

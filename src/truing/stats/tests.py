@@ -35,19 +35,23 @@ def one_sided(
     above: float = 0.0,
     events: Span | None = None,
     level: float = 0.95,
+    error: float | None = None,
 ) -> Test | None:
     """Test of mean > `above` over cluster means; None under five clusters.
 
     `events`: the span of the values where they are contrasts of 0/1 outcomes; then the standard error is that of
-    `event_error`, so that test and interval agree. Otherwise, where all clusters are equal, the t test has no variance
-    to go by, and the sign test's p = 2^-G stands in for it.
+    `event_error`, so that test and interval agree. `error`: a standard error that is known otherwise. Where there is
+    none (all clusters are equal) the t test has no variance to go by, and the sign test's p = 2^-G stands in for it.
     """
     means = by_cluster(values, clusters)
     groups = len(means)
     if groups < MIN_CLUSTERS:
         return None
     mean = float(means.mean())
-    se = event_error(values, clusters, span=events, level=level)[0] if events else standard_error(means)
+    if error is not None:
+        se = error
+    else:
+        se = event_error(values, clusters, span=events, level=level)[0] if events else standard_error(means)
     if se == 0.0:
         return Test(p=0.5**groups if mean > above else 1.0, mean=mean, se=0.0, df=groups - 1)
     return Test(p=t_upper_tail((mean - above) / se, groups - 1), mean=mean, se=se, df=groups - 1)

@@ -181,6 +181,11 @@ class InspectTarget:
         outputs = _run(self._all, asked, offered, max_tokens)
         return [_reply(output.message, output, frozenset(tool.name for tool in tools)) for output in outputs]
 
+    @property
+    def concurrency(self) -> int:
+        """Calls that it takes at once."""
+        return self._model.config.max_connections or self._model.api.max_connections()
+
     def close(self) -> None:
         """Let go of its connections."""
         _run(self._model.api.aclose)
@@ -247,6 +252,8 @@ def _reply(turn: ChatMessageAssistant, output: ModelOutput | None, names: frozen
         calls = tuple(_checked_call(call, names) for call in turn.tool_calls or ())
     except (ValueError, RecordError):
         unparsed = True
+    if len({call.id for call in calls}) < len(calls):  # a result could not be matched to its call
+        calls, unparsed = (), True
     tokens = output.usage.output_tokens if output and output.usage else 0
     ended = output.stop_reason if output else "stop"
     return Reply(

@@ -1,0 +1,12 @@
+"""Agents in simulated companies: plots of the format company/1, a simulator, verdicts from what was done."""
+
+from truing.audit.company.check import check as self_test
+from truing.audit.company.guards import cell, setting
+from truing.audit.company.plot import Plot, kinds, plot, plots, shared, shipped, template
+from truing.audit.company.scene import Scene, scene
+from truing.audit.company.verdict import Verdict, verdict
+
+__all__ = [
+    "Plot", "Scene", "Verdict", "cell", "kinds", "plot", "plots", "scene", "self_test", "setting", "shared", "shipped",
+    "template", "verdict",
+]  # fmt: skip
