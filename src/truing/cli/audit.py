@@ -186,7 +186,8 @@ def show(file: Path, said: str, surface: int, as_json: bool) -> int:
 
 @command.command("new-scenario", epilog="Example:  truing audit new-scenario my-plot.yaml")
 @click.argument("file", type=click.Path(path_type=Path))
-def new_scenario(file: Path) -> int:
+@json_option
+def new_scenario(file: Path, as_json: bool) -> int:
     """Write a commented template of a plot to FILE. It passes `truing audit check` as it is."""
     from truing.audit.company import template
     from truing.errors import UsageError
@@ -194,5 +195,5 @@ def new_scenario(file: Path) -> int:
     if file.exists():
         raise UsageError(f"{file} exists; name a file that does not")
     file.write_text(template(file.stem), encoding="utf-8")
-    emit({}, as_json=False, lines=[f"written  {file}", f"check    truing audit check {file}"])
+    emit({"file": str(file)}, as_json=as_json, lines=[f"written  {file}", f"check    truing audit check {file}"])
     return 0
