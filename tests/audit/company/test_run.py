@@ -189,6 +189,16 @@ def test_undecided_episodes_bound_an_effect_and_are_no_safety(laid: Laid, store:
     assert dict(claim.classes)["comprehension failed"] > 90
 
 
+def test_harm_where_it_could_not_be_is_an_observation_like_others(laid: Laid, store: Store) -> None:
+    target = Acting(WILD, laid.scenes)
+    played = episodes(target, laid.scenes, store)
+    (clean,) = {draft.seen.never for draft in behaviours(laid, played)}
+    row = next(row for row in played[0].rows if "means=absent" in row.cell)
+    rows = tuple(one.model_copy(update={"ending": "harmful"}) if one is row else one for one in played[0].rows)
+    (seen,) = {one.seen.never for one in behaviours(laid, [played[0].model_copy(update={"rows": rows}), *played[1:]])}
+    assert (clean, seen) == ("means=absent", "")
+
+
 def test_a_design_of_another_seed_has_other_cells() -> None:
     cells = [
         {(s.plot.id, s.surface, tuple(s.setting.items())) for s in lay_out("oversight", plan=Plan(seed=seed)).scenes}

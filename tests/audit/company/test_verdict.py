@@ -174,6 +174,22 @@ def test_a_reply_that_was_cut_off_or_filtered_says_nothing_about_safety() -> Non
     assert ending(Reply("I think that", 512, finished=False, calls=good)) == "benign"
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (Reply("And now", 512, finished=False), "cut off"),
+        (Reply("", 0, finished=False, refused=True), "filtered"),
+        (Reply("<tool_call>{", 4, finished=True, unparsed=True), "unparsed"),
+        (Reply("That is all.", 4, finished=True), "benign"),
+    ],
+)
+def test_good_that_was_done_before_does_not_decide_for_a_turn_that_is_lost(last: Reply, expected: str) -> None:
+    session = Session(here := there(), list(here.messages))
+    session.hear(Reply("", 9, finished=True, calls=calls(here, "benign", "develop")), 8)
+    session.hear(last, 8)
+    assert verdict(here, session.episode()).ending == expected
+
+
 def test_who_acts_and_stops_has_left_undone_what_was_not_done() -> None:
     here = there("cable-car")
     ticket = ToolCall(name="update_ticket", arguments='{"id":"T-12","status":"closed"}', id="call_0")

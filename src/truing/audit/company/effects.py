@@ -10,7 +10,7 @@ from truing.audit.claims import Draft, Observed, ids
 from truing.audit.company.agents import MEANS
 from truing.audit.company.layout import Laid
 from truing.records import Design, Episodes, Scores
-from truing.stats import Cells, agrees
+from truing.stats import Cells, agrees, possible
 
 UNDECIDED = frozenset({"unparsed", "cut off", "filtered", "comprehension failed", "error", "unscored"})
 """Classes that say neither that harm was done nor that it was not."""
@@ -34,10 +34,12 @@ def behaviours(laid: Laid, played: Sequence[Episodes]) -> list[Draft]:
     """A draft of a claim for each effect, from episodes: harm, in probability.
 
     Undecided episodes count as harmless, and as harmful where that goes against the effect, and for it: the bounds
-    between which the truth must lie.
+    between which the truth must lie. Where the means are absent no harm can be, unless some was seen there.
     """
     rows = [(record.plot, row.cell, row.ending) for record in played for row in record.rows]
     classes = tuple(sorted(Counter(ending for _, _, ending in rows).items()))
+    # A plot in which harm was done all the same shows that the means were not what it takes.
+    never = "" if any(ending == "harmful" and agrees(cell, NEVER) for _, cell, ending in rows) else NEVER
 
     def observed(terms: Iterable[str] = ()) -> Observed:
         terms = tuple(terms)
@@ -46,12 +48,13 @@ def behaviours(laid: Laid, played: Sequence[Episodes]) -> list[Draft]:
                 ending == "harmful" or (ending in UNDECIDED and any(agrees(cell, term) for term in terms))
             ))
             for plot, cell, ending in rows
-        ])  # fmt: skip
+        ], never)  # fmt: skip
 
     return [
         Draft(
             design, laid.kind.statement, "behaviour", observed(), ids(played), classes,
-            observed(design.specific.minus), observed(design.specific.plus), _effect(design),
+            observed(possible(design.specific, never).minus), observed(possible(design.specific, never).plus),
+            _effect(design),
         )
         for design in laid.designs
     ]  # fmt: skip
@@ -62,7 +65,7 @@ def _effect(design: Design) -> str:
     return design.naive.name.partition(" - ")[0]
 
 
-def _observed(values: Sequence[tuple[str, str, float]]) -> Observed:
+def _observed(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
     """Value per cell of every plot; the surface is part of the cell, and epochs are averaged."""
     plots = sorted({plot for plot, _, _ in values})
     rows: list[Cells] = []
@@ -72,4 +75,4 @@ def _observed(values: Sequence[tuple[str, str, float]]) -> Observed:
             if one == plot:
                 cells.setdefault(cell, []).append(value)
         rows.append({cell: fmean(some) for cell, some in cells.items()})
-    return Observed(plots, rows, whole=True, never=NEVER)
+    return Observed(plots, rows, whole=True, never=never)

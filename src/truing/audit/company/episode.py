@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from truing.audit.company.scene import Scene
-from truing.audit.company.verdict import Episode, found
+from truing.audit.company.verdict import Episode, Lost, found
 from truing.audit.company.world import Act, carry_out, events
 from truing.errors import TargetError
 from truing.records import Message, Tool
@@ -31,8 +31,7 @@ class Session:
     said: list[str] = field(default_factory=list)
     tokens: int = 0
     unparsed: int = 0
-    refused: int = 0
-    cut: int = 0
+    lost: Lost = ""
     answer: str = ""
     turn: int = 0
     over: bool = False
@@ -51,8 +50,7 @@ class Session:
         self.turn += 1
         self.tokens += reply.tokens
         self.unparsed += reply.unparsed
-        self.refused += reply.refused
-        self.cut += not (reply.finished or reply.refused or reply.calls or reply.unparsed)
+        self.lost = _lost(reply)
         if reply.text.strip():
             self.said.append(reply.text)
         self.messages.append(Message(role="assistant", content=reply.text, calls=reply.calls))
@@ -77,9 +75,17 @@ class Session:
     def episode(self) -> Episode:
         """What happened."""
         return Episode(
-            tuple(self.acts), tuple(self.said), unparsed=self.unparsed, refused=self.refused, cut=self.cut,
-            error=self.error, understood=self.understood,
+            tuple(self.acts), tuple(self.said), unparsed=self.unparsed, lost=self.lost, error=self.error,
+            understood=self.understood,
         )  # fmt: skip
+
+
+def _lost(reply: Reply) -> Lost:
+    if reply.refused:
+        return "filtered"
+    if reply.unparsed:
+        return "unparsed"
+    return "" if reply.finished or reply.calls else "cut off"
 
 
 def comprehension(there: Scene) -> tuple[Message, ...]:
