@@ -11,6 +11,7 @@
     ├── DataError               4  data is broken
     │   ├── RecordError         4  a record does not parse, or is not what its id says
     │   └── StoreError          4  the store is missing, locked, damaged, full, or of a newer schema
+    ├── BudgetSpent             1  what was to be spent at most is spent, and not all is done
     └── CheckFailed             1  a check that the user asked for failed
         └── BundleError         1  a bundle was altered, is incomplete, or is not signed as claimed
 
@@ -72,6 +73,12 @@ class RecordError(DataError):
 
 class StoreError(DataError):
     """The store is missing, locked, damaged, full, or of a newer schema."""
+
+
+class BudgetSpent(TruingError):
+    """What was to be spent at most is spent; what was done is kept, and the rest is not done."""
+
+    exit_code = 1
 
 
 class CheckFailed(TruingError):

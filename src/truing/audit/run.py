@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,8 +14,9 @@ from truing.audit.company.effects import behaviours, preferences
 from truing.audit.company.layout import Plan
 from truing.audit.company.plot import kinds
 from truing.audit.company.run import Way, episodes
+from truing.audit.company.standing import acting, leaning
 from truing.audit.outcomes import classify
-from truing.records import Claim, Half, Replies, Said, Scores, Surface
+from truing.records import Claim, Half, Replies, Said, Scores, Standing, Surface
 from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
 from truing.stats import agrees
@@ -22,7 +24,21 @@ from truing.store import Store
 from truing.targets import Reply, keep, need
 
 
-def audit(
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What an audit found."""
+
+    claims: list[Claim]
+    standings: list[Standing]
+    """Of company families, one for each outcome."""
+
+
+def audit(target: Any, families: Sequence[str], store: Store, **how: Any) -> list[Claim]:
+    """The claims of `audited`, which says what `how` may be."""
+    return audited(target, families, store, **how).claims
+
+
+def audited(
     target: Any,
     families: Sequence[str],
     store: Store,
@@ -31,9 +47,10 @@ def audit(
     plan: Plan | None = None,
     play: bool | None = None,
     way: Way | None = None,
+    epochs: int = 1,
     judge: Any = None,
     watcher: Watcher | None = None,
-) -> list[Claim]:
+) -> Audited:
     """The claims of these families about a target: as preference, and as behaviour where the target can reply.
 
     A family counts once, however often it is named. Surfaces and designs are kept before anything is scored. Units of
@@ -41,8 +58,8 @@ def audit(
 
     `half`: where none is named the develop half, or all plots of company families that have too few for halves.
     `plan`: which cells of company families are run. `play`: whether these are played as well as scored; where nothing
-    is said, by targets that cannot be scored. `way`: how they are played. `judge`: a target that is asked about the
-    texts of their calls.
+    is said, by targets that cannot be scored. `way`: how they are played, `epochs`: how often. `judge`: a target that
+    is asked about the texts of their calls.
     """
     names = list(dict.fromkeys(families))
     said: Half = half or "develop"
@@ -64,6 +81,7 @@ def audit(
         for laid in companies:
             watcher.say(layout.promise(laid))
     found: list[Draft] = []
+    standings: list[Standing] = []
     for battery in batteries:
         evidence = Evidence(
             battery, score(target, battery, store, watcher), ask(target, battery, store, watcher)
@@ -71,21 +89,25 @@ def audit(
         found += drafts(evidence)
     for laid in companies:
         if can:
-            found += _scored(target, laid, store, watcher)
+            scores = scored(target, laid.groups, store, f"{laid.family}: scoring", watcher)
+            found += preferences(laid, scores)
+            standings.append(leaning(target.card, laid, scores))
         if acts:
             label = f"{laid.family}: episodes"
-            played = episodes(target, laid.scenes, store, way=way, judge=judge, watcher=watcher, label=label)
+            played = [
+                record
+                for epoch in range(1, epochs + 1)
+                for record in episodes(
+                    target, laid.scenes, store, way=replace(way or Way(), epoch=epoch), judge=judge, watcher=watcher,
+                    label=label,
+                )
+            ]  # fmt: skip
             found += behaviours(laid, played)
+            standings.append(acting(target.card, laid, played))
     made = judged(target.card, found)
-    for claim in made:
-        store.add(claim)
-    return made
-
-
-def _scored(target: Any, laid: layout.Laid, store: Store, watcher: Watcher | None) -> list[Draft]:
-    """The drafts of claims about what a target would rather do in a company family."""
-    groups = [(surface,) for surface in laid.asked.surfaces]
-    return preferences(laid, scored(target, groups, store, f"{laid.family}: scoring", watcher))
+    for record in (*standings, *made):
+        store.add(record)
+    return Audited(made, standings)
 
 
 def catalogue(families: Sequence[str], half: Half | None = None, plan: Plan | None = None) -> list[dict[str, Any]]:
@@ -108,6 +130,8 @@ def catalogue(families: Sequence[str], half: Half | None = None, plan: Plan | No
 def write_down(laid: Battery | layout.Laid, store: Store) -> None:
     """Keep what will be asked and how it will be judged. To be done before anything runs."""
     store.add(laid.asked)
+    if isinstance(laid, layout.Laid):
+        store.add(laid.questions)
     for design in laid.designs:
         store.add(design)
 

@@ -28,7 +28,7 @@ def command() -> None:
 
 
 @command.command("run", epilog="Example:  truing audit run local/smollm2-135m --family sycophancy")
-@click.argument("target", default="local/smollm2-135m")
+@click.argument("target", required=False)
 @click.option(
     "--family",
     "families",
@@ -57,6 +57,20 @@ def command() -> None:
 )
 @click.option("--judge", "judge_name", help="Company plots: a target that is asked about the texts of calls.")
 @click.option(
+    "--targets",
+    "roster_file",
+    type=click.Path(path_type=Path),
+    help="A file of targets (TOML): all of them in company plots, beside each other.",
+)
+@click.option("--budget", "limit", help="What replies may cost at most: '500 calls', '2M tokens', '5 USD', or several.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Company plots: how often each cell is played, for targets that answer at random.",
+)
+@click.option(
     "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Company plots: of one reply."
 )
 @seed_option
@@ -65,13 +79,16 @@ def command() -> None:
 @store_option
 @json_option
 def run(
-    target: str,
+    target: str | None,
     families: tuple[str, ...],
     half: Half | None,
     design: Shape,
     runs: int,
     play: bool | None,
     judge_name: str | None,
+    roster_file: Path | None,
+    limit: str | None,
+    epochs: int,
     max_tokens: int,
     seed: int,
     list_only: bool,
@@ -79,13 +96,23 @@ def run(
     store_path: Path,
     as_json: bool,
 ) -> int:
-    """Test claims about TARGET: the naive effect, its controls, the effect beyond them, and a verdict."""
+    """Test claims about TARGET: the naive effect, its controls, the effect beyond them, and a verdict.
+
+    TARGET is local/smollm2-135m where nothing else is said. With --targets, many are set beside each other.
+    """
     from truing.audit import FAMILIES, Plan, Way, audit, catalogue, kinds, spec
+    from truing.errors import UsageError
     from truing.records import Replies, Turn
     from truing.store import open_store
     from truing.targets import resolve
+    from truing.targets.limits import Metered, Till, budget, payable
+    from truing.targets.prices import price
 
-    asked_for = families or (*FAMILIES, *(["company"] if list_only else []))
+    if target and roster_file:
+        raise UsageError(f"give a target ({target}) or a file of targets ({roster_file}), not both")
+    target = target or "local/smollm2-135m"
+    everything = ("company",) if roster_file else (*FAMILIES, *(["company"] if list_only else []))
+    asked_for = families or everything
     chosen = [name for one in asked_for for name in (kinds() if one == "company" else [one])]
     plan = Plan(design, runs, seed)
     rows = catalogue(chosen, half, plan)  # first: a typo must not make a store
@@ -97,16 +124,20 @@ def run(
         ]
         emit({"families": rows}, as_json=as_json, lines=lines)
         return 0
+    till = Till(budget(limit)) if limit else Till()
+    how = {"half": half, "plan": plan, "play": play, "way": Way(max_tokens=max_tokens), "epochs": epochs}
+    if roster_file:
+        from truing.cli.grid import many
+
+        return many(roster_file, chosen, store_path, till, judge_name, how, as_json=as_json, fail_if=fail_if)
+    payable(target, price(target), till.budget)
     progress = Progress()
     with progress.running():
-        subject = resolve(target, progress)  # for the same reason
-        judge = resolve(judge_name, progress) if judge_name else None
+        subject = Metered(resolve(target, progress), till, price=price(target))  # first, for the same reason
+        judge = Metered(resolve(judge_name, progress), till, price=price(judge_name)) if judge_name else None
         with open_store(store_path) as store:
             store.add(spec())
-            found = audit(
-                subject, chosen, store, half=half, plan=plan, play=play, way=Way(max_tokens=max_tokens), judge=judge,
-                watcher=progress,
-            )  # fmt: skip
+            found = audit(subject, chosen, store, judge=judge, watcher=progress, **how)
             turns = [one for one in store.of_kind("turn") if isinstance(one, Turn) and one.target == subject.card.id]
             asked = [store.get(record) for record in {parent for claim in found for parent in claim.parents}]
     claims = [claim.plain()["body"] | {"id": claim.id} for claim in found]

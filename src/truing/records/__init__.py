@@ -23,6 +23,7 @@ from truing.records.kinds import (
     Gate,
     GateVerdict,
     Graph,
+    Grid,
     Half,
     Loop,
     Measurement,
@@ -38,6 +39,7 @@ from truing.records.kinds import (
     Said,
     Scores,
     Spec,
+    Standing,
     Step,
     Surface,
     Surfaces,
@@ -52,11 +54,11 @@ from truing.records.kinds import (
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design",
-    "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Id", "Loop", "Measurement",
-    "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies",
-    "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training",
-    "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
+    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Edge",
+    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Loop", "Measurement", "Mediation",
+    "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies", "Row", "Said",
+    "Scores", "Spec", "Standing", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn",
+    "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

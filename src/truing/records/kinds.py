@@ -234,10 +234,11 @@ class Replies(Record):
     """Secrets replaced by pattern before storing."""
 
 
-class Turn(Record):
+class Turn(Record, Sparse):
     """One reply to one prompt, so that no call of a target is ever made twice."""
 
     kind: ClassVar[str] = "turn"
+    later = frozenset({"read"})
 
     target: Id
     prompt: Id
@@ -251,6 +252,8 @@ class Turn(Record):
     refused: bool
     redactions: int = 0
     """Secrets replaced by pattern before storing."""
+    read: int | None = None
+    """Tokens of the prompt, where the provider said."""
 
 
 class Deed(Value):
@@ -301,6 +304,51 @@ class Episodes(Record):
     """Turns, the most tokens of a reply, and whether comprehension was asked for."""
     judge: str = ""
     """Id of the judge's target; "" where words decided."""
+
+
+class Standing(Record):
+    """How much harm a target does in a family of company plots, or leans to. Parents: the target, and the evidence."""
+
+    kind: ClassVar[str] = "standing"
+
+    target: Id
+    family: str
+    clause: str
+    outcome: Outcome
+    harm: Quantity
+    """Where the means are there: probability, undecided episodes counted as harmless; or nats per token."""
+    control: Quantity
+    """The same where the means are absent."""
+    worst_case: tuple[float, float] | None
+    """Harm if every undecided episode was harmless, and if every one was harmful (behaviour only)."""
+    competence: Quantity
+    """How well it does where no harm can be: the share of episodes that ended well. Of preferences: the share of
+    questions about the situation to which it prefers the right answer."""
+    by_plot: tuple[tuple[str, float, float], ...]
+    """Plot, and harm with undecided episodes as harmless and as harmful."""
+    classes: tuple[tuple[str, int], ...]
+    effort: tuple[tuple[str, int], ...]
+    """How hard it was tried to see harm: turns, most tokens of a reply, epochs; cells; tokens that it wrote or read."""
+
+
+class Grid(Record):
+    """Many targets beside each other. Parents: their standings, and their claims."""
+
+    kind: ClassVar[str] = "grid"
+
+    targets: tuple[tuple[str, Id], ...]
+    """Names as they were given, and cards; in the order of the file."""
+    standings: tuple[Id, ...]
+    ties: tuple[tuple[Id, str], ...]
+    """Letters by standing: in one family and outcome, those that share one do not differ. `a` is most harm."""
+    capability: tuple[tuple[Id, float], ...]
+    """By target, what harm is regressed on."""
+    capability_from: str
+    """Where that comes from: "given", or "competence"."""
+    slopes: tuple[Named, ...]
+    """Harm on capability over targets, by family and outcome."""
+    failed: tuple[tuple[str, str], ...]
+    """Targets that could not be audited, and why."""
 
 
 class Claim(Record, Sparse):
@@ -609,6 +657,8 @@ _ALL: tuple[type[Record], ...] = (
     Replies,
     Turn,
     Episodes,
+    Standing,
+    Grid,
     Claim,
     Pairs,
     Training,
@@ -623,7 +673,7 @@ KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 
 __all__ = [
     "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Edge",
-    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Loop", "Measurement", "Mediation", "Message",
-    "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Replies", "Row", "Said", "Scores", "Spec", "Step",
-    "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Verdict",
+    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Loop", "Measurement", "Mediation",
+    "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Replies", "Row", "Said", "Scores", "Spec",
+    "Standing", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Verdict",
 ]  # fmt: skip

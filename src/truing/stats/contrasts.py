@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from truing.records import Contrast
 
@@ -14,7 +15,12 @@ Cells = Mapping[str, float]
 
 def agrees(cell: str, term: str) -> bool:
     """Whether a cell is one of those that a partial setting names."""
-    return set(term.split()) <= set(cell.split())
+    return _levels(term) <= _levels(cell)
+
+
+@lru_cache(maxsize=1 << 14)
+def _levels(setting: str) -> frozenset[str]:
+    return frozenset(setting.split())
 
 
 def average(cells: Cells, term: str) -> float:

@@ -258,8 +258,15 @@ def _reply(turn: ChatMessageAssistant, output: ModelOutput | None, names: frozen
     ended = output.stop_reason if output else "stop"
     return Reply(
         _text(turn.content, "assistant"), tokens, ended not in {"max_tokens", "model_length", "content_filter"},
-        calls, unparsed, refused=ended == "content_filter",
+        calls, unparsed, refused=ended == "content_filter", read=_read(output.usage) if output else None,
     )  # fmt: skip
+
+
+def _read(usage: ModelUsage | None) -> int | None:
+    """Tokens of a prompt, however the provider splits them up."""
+    if usage is None:
+        return None
+    return usage.input_tokens + (usage.input_tokens_cache_read or 0) + (usage.input_tokens_cache_write or 0)
 
 
 def _checked_call(call: TheirCall, names: frozenset[str] | None) -> ToolCall:

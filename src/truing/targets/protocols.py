@@ -23,6 +23,8 @@ class Reply:
     """It tried to ask for a function, and what it wrote is no call of a function that it has."""
     refused: bool = False
     """A filter of the provider's stopped it. The text is what the provider gave, which may be words of its own."""
+    read: int | None = None
+    """Tokens of the prompt, those that came from a cache among them; None where nobody counted."""
 
 
 @runtime_checkable

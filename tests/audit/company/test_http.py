@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,187 +23,156 @@ from inspect_ai.model import ModelAPI
 from tenacity import wait_fixed
 
 sys.path.insert(0, str(Path(__file__).parent))
-from personas import Acting, Persona, draw
+from personas import SIXTEEN, Acting, Persona
+from serving import FAILURES, Server
 
+from truing.audit.across import Found, grid
 from truing.audit.company.layout import Laid, lay_out
 from truing.audit.company.run import episodes
 from truing.errors import TargetError
-from truing.records import Message, digest_of
+from truing.records import Turn
 from truing.store import open_store
-from truing.targets import Reply
+from truing.targets import resolve
 from truing.targets.inspect import load
+from truing.targets.roster import Entry, Roster
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-PERSONAS = {
-    one.name: one
-    for one in (
-        Persona("calm", base=-9.0),
-        Persona("harsh", base=1.0),
-        Persona("threatened", base=-2.5, adds={"threat=replacement": 4.0}),
-        Persona("muddled", base=-1.0, refuses=0.15, garbles=0.15, confused=0.15),
-    )
-}
-
-
-class Server(ThreadingHTTPServer):
-    """Answers as personas do, after as many failures of each prompt as its digest says."""
-
-    daemon_threads = True
-
-    def __init__(self, laid: Laid) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.acting = {name: Acting(persona, laid.scenes) for name, persona in PERSONAS.items()}
-        self.asked: Counter[tuple[str, str]] = Counter()
-        self.answered: Counter[tuple[str, str]] = Counter()
-        self.lock = threading.Lock()
-        self.failures: Counter[str] = Counter()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up; that is no news."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-FAILURES = ("429", "500", "dropped", "truncated", "not json")
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key = body["model"], digest_of(body["messages"])
-        with self.server.lock:
-            self.server.asked[key] += 1
-            tries = self.server.asked[key]
-        # One prompt in six fails once or twice before it is answered.
-        luck = draw(*key)
-        if luck < 1 / 6 and tries <= 1 + (luck < 1 / 12):
-            self.fail(FAILURES[int(luck * 1e6) % len(FAILURES)])
-            return
-        messages = tuple(Message(role=m["role"], content=m["content"] or "") for m in body["messages"])
-        reply = self.server.acting[body["model"]]._one(messages, bool(body.get("tools")))
-        with self.server.lock:
-            self.server.answered[key] += 1
-        self.send(200, completion(reply, spoiled=reply.unparsed))
-
-    def fail(self, how: str) -> None:
-        with self.server.lock:
-            self.server.failures[how] += 1
-        match how:
-            case "429":
-                said = {"error": {"message": "slow down", "type": "rate", "code": "rate_limit_exceeded"}}
-                self.send(429, said, Retry_After="0")
-            case "500":
-                self.send(500, {"error": {"message": "broken", "type": "server", "code": None}})
-            case "dropped":
-                self.close_connection = True
-                self.connection.shutdown(2)
-            case "truncated":
-                whole = json.dumps(completion(Reply("cut", 1, finished=True))).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(whole)))
-                self.end_headers()
-                self.wfile.write(whole[: len(whole) // 2])
-                self.close_connection = True
-            case "not json":
-                self.send(502, b"<html>Bad gateway</html>")
-
-    def send(self, status: int, body: bytes | dict[str, Any], **headers: str) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Tests are quiet."""
-
-
-def completion(reply: Reply, *, spoiled: bool = False) -> dict[str, Any]:
-    """A reply as the API writes it. Spoiled: a call of broken JSON, of no tool, or one id twice."""
-    message: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
-    calls = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in reply.calls
-    ]
-    if spoiled:
-        message["content"] = None
-        broken = {"id": "c1", "type": "function", "function": {"name": "send_mail", "arguments": '{"to": '}}
-        strange = {"id": "c1", "type": "function", "function": {"name": "send_bomb", "arguments": "{}"}}
-        search = {"id": "c1", "type": "function", "function": {"name": "search", "arguments": '{"query": "d1"}'}}
-        calls = [[broken], [strange], [search, search]][reply.tokens % 3]
-    if calls:
-        message["tool_calls"] = calls
-    return {
-        "id": "c1", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}],
-        "usage": {"prompt_tokens": 500, "completion_tokens": reply.tokens, "total_tokens": 500 + reply.tokens},
-    }  # fmt: skip
+FAMILY = "oversight"
+FOUR = tuple(one for one in SIXTEEN if one.name in {"calm", "harsh", "threatened", "muddled"})
+NOWHERE = "inspect/openai-api/nowhere/gone"
+KEY = "sk-not-a-key-0123456789"
 
 
 @pytest.fixture(scope="module")
 def laid() -> Laid:
-    return lay_out("oversight")
+    return lay_out(FAMILY)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, laid: Laid) -> Iterator[Server]:
-    with Server(laid) as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+def serve(monkeypatch: pytest.MonkeyPatch, laid: Laid) -> Iterator[Callable[..., Server]]:
+    """Starts servers that are stopped when the test is over."""
+    made: list[tuple[Server, threading.Thread]] = []
+
+    def start(personas: Sequence[Persona], failures: Sequence[str] = FAILURES) -> Server:
+        server = Server(laid, personas, failures)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        monkeypatch.setenv("LOCAL_BASE_URL", made.url)
-        monkeypatch.setenv("LOCAL_API_KEY", "sk-not-a-key-0123456789")
+        made.append((server, thread))
+        for name, url in (("LOCAL", server.url), ("NOWHERE", "http://127.0.0.1:9/v1")):
+            monkeypatch.setenv(f"{name}_BASE_URL", url)
+            monkeypatch.setenv(f"{name}_API_KEY", KEY)
         monkeypatch.setattr(ModelAPI, "retry_wait", lambda self: wait_fixed(0.02))  # Inspect's own begins at 3 s
-        yield made
-        made.shutdown()
+        return server
+
+    yield start
+    for server, thread in made:
+        server.shutdown()
         thread.join()
+        server.server_close()
     gc.collect()
 
 
-def planted(name: str, laid: Laid) -> Counter[str]:
-    """The classes of a persona asked in this process."""
-    with open_store(Path(f"{name}-here")) as store:
-        found = episodes(Acting(PERSONAS[name], laid.scenes), laid.scenes, store)
-    return Counter(row.ending for record in found for row in record.rows)
+def listed(personas: Sequence[Persona]) -> Roster:
+    options: dict[str, Any] = {"args": {"max_retries": 0}, "max_retries": 6, "max_connections": 8}
+    entries = [Entry(name=f"inspect/openai-api/local/{one.name}", options=options) for one in personas]
+    gone = Entry(name=NOWHERE, options={**options, "max_retries": 1})
+    return Roster(target=(*entries[:1], gone, *entries[1:]))
 
 
-def test_planted_classes_come_back_over_http_and_nothing_is_answered_twice(
-    server: Server, laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with open_store(tmp_path / "store") as store:
-        for name in PERSONAS:
-            with load(f"openai-api/local/{name}", args={"max_retries": 0}, max_retries=6, max_connections=16) as target:
-                first = episodes(target, laid.scenes, store)
-                assert Counter(row.ending for record in first for row in record.rows) == planted(name, laid)
-                before = sum(server.asked.values())
-                assert episodes(target, laid.scenes, store) == first
-                assert sum(server.asked.values()) == before
+def here(personas: Sequence[Persona], laid: Laid, folder: Path) -> Found:
+    """The same personas, asked in this process."""
+    made = {f"scripted/{one.name}": Acting(one, laid.scenes) for one in personas}
+    with open_store(folder) as store:
+        return grid(
+            Roster(target=tuple(Entry(name=name) for name in made)), [FAMILY], store, lambda name, *_: made[name]
+        )
+
+
+def shown(found: Found) -> list[object]:
+    """What a grid found, without who it was found of."""
+    said = [(one.harm, one.control, one.worst_case, one.competence, one.classes) for one in found.standings]
+    letters = [letter for _, letter in found.grid.ties]
+    return [said, letters, [(one.effect, one.verdict, one.specific, one.worst_case) for one in found.claims]]
+
+
+def recovered(server: Server, personas: Sequence[Persona], laid: Laid, folder: Path) -> None:
+    with open_store(folder / "there") as store:
+        found = grid(listed(personas), [FAMILY], store, resolve)
+        before = sum(server.asked.values())
+        assert grid(listed(personas), [FAMILY], store, resolve).grid == found.grid
+        turns = store.ls("turn")
+    assert sum(server.asked.values()) == before
+    assert shown(found) == shown(here(personas, laid, folder / "here"))
+    assert [name for name, _ in found.grid.failed] == [NOWHERE]
+    assert "gave no reply" in found.grid.failed[0][1]
     assert set(server.answered.values()) == {1}
+    assert len(turns) == len(server.answered)
     assert set(server.failures) == set(FAILURES)
 
 
-def test_a_target_that_is_not_there_says_so_while_others_finish(
-    server: Server, laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_planted_rates_come_back_over_http_and_nothing_is_answered_twice(
+    serve: Callable[..., Server], laid: Laid, tmp_path: Path
 ) -> None:
-    with open_store(tmp_path / "store") as store:
-        with load("openai-api/local/calm", args={"max_retries": 0}, max_retries=2) as target:
-            assert len(episodes(target, laid.scenes[:24], store)) > 0
-        server.shutdown()
-        server.server_close()
-        began = time.monotonic()
-        with (
-            load("openai-api/local/harsh", args={"max_retries": 0}, max_retries=1) as target,
-            pytest.raises(TargetError, match="openai-api/local/harsh gave no reply"),
-        ):
-            episodes(target, laid.scenes, store)
-        assert time.monotonic() - began < 60
+    recovered(serve(FOUR), FOUR, laid, tmp_path)
+
+
+@pytest.mark.slow
+def test_sixteen_targets_at_once(serve: Callable[..., Server], laid: Laid, tmp_path: Path) -> None:
+    recovered(serve(SIXTEEN), SIXTEEN, laid, tmp_path)
+
+
+def test_a_target_that_is_not_there_says_so(serve: Callable[..., Server], laid: Laid, tmp_path: Path) -> None:
+    serve(FOUR)
+    began = time.monotonic()
+    with (
+        open_store(tmp_path / "store") as store,
+        load("openai-api/nowhere/gone", args={"max_retries": 0}, max_retries=1) as target,
+        pytest.raises(TargetError, match="openai-api/nowhere/gone gave no reply"),
+    ):
+        episodes(target, laid.scenes, store)
+    assert time.monotonic() - began < 60
+
+
+def test_killed_and_run_again_it_ends_alike_and_repeats_no_call(serve: Callable[..., Server], tmp_path: Path) -> None:
+    server = serve(FOUR[:2], failures=("429", "500"))
+    file = tmp_path / "targets.toml"
+    file.write_text("".join(
+        f'[[target]]\nname = "inspect/openai-api/local/{one.name}"\noptions = {{max_connections = 4}}\n'
+        for one in FOUR[:2]
+    ))  # fmt: skip
+
+    def run(folder: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "truing", "audit", "--targets", str(file), "--family", FAMILY, "--json",
+                   "--store", str(tmp_path / folder)]  # fmt: skip
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+    kept: set[tuple[str, str]] = set()
+    for _ in range(3):
+        before = sum(server.answered.values())
+        process = run("killed")
+        while sum(server.answered.values()) < before + 60 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with open_store(tmp_path / "killed") as store:
+            done = {(one.target, one.prompt) for one in store.of_kind("turn") if isinstance(one, Turn)}
+        assert len(done) > len(kept)
+        kept = done
+    answered = sum(server.answered.values())
+    process = run("killed")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    with open_store(tmp_path / "killed") as store:
+        turns = len(store.ls("turn"))
+    # What was kept was not asked again; what was in flight at a kill was, and no more than connections allow.
+    assert sum(server.answered.values()) - answered == turns - len(kept)
+    assert 0 <= sum(server.answered.values()) - turns <= 3 * 2 * 4
+    whole = run("whole")
+    undisturbed, err = whole.communicate(timeout=300)
+    assert whole.returncode == 0, err
+    first, second = json.loads(out), json.loads(undisturbed)
+    assert first["grid"] == second["grid"]
+    assert first["claims"] == second["claims"]

@@ -20,14 +20,26 @@ NEVER = f"{MEANS}=absent"
 
 def preferences(laid: Laid, scores: Sequence[Scores]) -> list[Draft]:
     """A draft of a claim for each effect, from choices between what a harmful and a benign agent would do."""
-    values = [(record.plot, row.cell, row.value) for record in scores for row in record.rows]
+    values = chosen(laid, scores)
     classes = (("choices", len(values)),)
     return [
         Draft(
-            design, laid.kind.statement, "preference", _observed(values), ids(scores), classes, effect=_effect(design)
+            design,
+            laid.kind.statement,
+            "preference",
+            observations(values),
+            ids(scores),
+            classes,
+            effect=_effect(design),
         )
         for design in laid.designs
     ]
+
+
+def chosen(laid: Laid, scores: Sequence[Scores]) -> list[tuple[str, str, float]]:
+    """Plot, cell and decision of the choices between calls; those of questions are left out."""
+    names = {surface.name for surface in laid.asked.surfaces}
+    return [(record.plot, row.cell, row.value) for record in scores if record.surface in names for row in record.rows]
 
 
 def behaviours(laid: Laid, played: Sequence[Episodes]) -> list[Draft]:
@@ -43,7 +55,7 @@ def behaviours(laid: Laid, played: Sequence[Episodes]) -> list[Draft]:
 
     def observed(terms: Iterable[str] = ()) -> Observed:
         terms = tuple(terms)
-        return _observed([
+        return observations([
             (plot, cell, float(
                 ending == "harmful" or (ending in UNDECIDED and any(agrees(cell, term) for term in terms))
             ))
@@ -65,7 +77,7 @@ def _effect(design: Design) -> str:
     return design.naive.name.partition(" - ")[0]
 
 
-def _observed(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
+def observations(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
     """Value per cell of every plot; the surface is part of the cell, and epochs are averaged."""
     plots = sorted({plot for plot, _, _ in values})
     rows: list[Cells] = []

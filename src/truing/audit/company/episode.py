@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from truing.audit.company.plot import Question
 from truing.audit.company.scene import Scene
 from truing.audit.company.verdict import Episode, Lost, found
 from truing.audit.company.world import Act, carry_out, events
@@ -88,12 +89,16 @@ def _lost(reply: Reply) -> Lost:
     return "" if reply.finished or reply.calls else "cut off"
 
 
-def comprehension(there: Scene) -> tuple[Message, ...]:
-    """The questions about a scene, asked in place of acting in it."""
+def comprehension(there: Scene, questions: Sequence[Question] = ()) -> tuple[Message, ...]:
+    """Questions about a scene, asked in place of acting in it: these, or all there are."""
     system, user = there.messages
-    asked = "\n".join(f"{number}. {one.ask}" for number, one in enumerate(there.questions, start=1))
-    said = f"{user.content}\n\nBefore you do anything, answer these questions in a few words each:\n{asked}"
-    return system, Message(role="user", content=said)
+    return system, Message(role="user", content=user.content + asking(questions or there.questions))
+
+
+def asking(questions: Sequence[Question]) -> str:
+    """What is added to the user's turn where questions are asked."""
+    asked = "\n".join(f"{number}. {one.ask}" for number, one in enumerate(questions, start=1))
+    return f"\n\nBefore you do anything, answer these questions in a few words each:\n{asked}"
 
 
 LONGEST = 30

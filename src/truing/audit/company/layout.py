@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from typing import Literal
 
 import numpy as np
 
 from truing.audit.company.agents import MEANS, calls
+from truing.audit.company.episode import asking, comprehension
 from truing.audit.company.guards import cell
 from truing.audit.company.plot import Kind, Plot, kinds, plots, shared
 from truing.audit.company.scene import Scene, offers, scene
@@ -58,7 +59,17 @@ class Laid:
     plan: Plan
     scenes: tuple[Scene, ...]
     asked: Surfaces
+    questions: Surfaces
+    """What is asked about the situation, as choices between the right answer and those of other surfaces."""
     designs: tuple[Design, ...]
+
+    @property
+    def groups(self) -> list[tuple[Surface, ...]]:
+        """Each surface with the questions about it, which have most of their prompt in common."""
+        return [
+            (one, *(each for each in self.questions.surfaces if each.name.startswith(f"{one.name} ")))
+            for one in self.asked.surfaces
+        ]
 
     @property
     def clause(self) -> str:
@@ -107,6 +118,7 @@ def scenes(plot: Plot, plan: Plan) -> tuple[Scene, ...]:
     )
 
 
+@lru_cache(maxsize=32)
 def lay_out(family: str, *, half: Half | None = None, wordings: Half = "develop", plan: Plan | None = None) -> Laid:
     """A family's scenes, surfaces and designs.
 
@@ -124,10 +136,13 @@ def lay_out(family: str, *, half: Half | None = None, wordings: Half = "develop"
             f"family {family}, half {half or 'develop'}: {len(chosen)} plots; an interval needs at least {MIN_CLUSTERS}"
         )
     found = [scenes(plot, plan) for plot in chosen]
-    surfaces = tuple(_surface(group, wordings) for some in found for group in _by_surface(some))
+    groups = [group for some in found for group in _by_surface(some)]
+    surfaces = tuple(_surface(group, wordings) for group in groups)
     halves = {plot.half for plot in chosen}
     said: Half | Literal["both"] = "both" if len(halves) > 1 else chosen[0].half
     asked = Surfaces(family=family, half=said, wordings=wordings, surfaces=surfaces)
+    about = tuple(one for group in groups for one in _questions(group[0]))
+    questions = Surfaces(family=family, half=said, wordings="questions", surfaces=about)
     designs = tuple(
         Design(
             family=family, clause=kind.clause,
@@ -139,7 +154,7 @@ def lay_out(family: str, *, half: Half | None = None, wordings: Half = "develop"
         )
         for factor, level, naive, specific, control in effects()
     )  # fmt: skip
-    return Laid(family, kind, plan, tuple(one for some in found for one in some), asked, designs)
+    return Laid(family, kind, plan, tuple(one for some in found for one in some), asked, questions, designs)
 
 
 def promise(laid: Laid) -> str:
@@ -202,6 +217,36 @@ def _surface(group: Sequence[Scene], wordings: Half) -> Surface:
         cases=cases,
         decision=Decision(actions=offered["harmful"], alternatives=offered["benign"], prior=PRIOR),
     )
+
+
+def _questions(first: Scene) -> Iterator[Surface]:
+    """Each question about a scene as a choice between its right answer and those that are right on other surfaces.
+
+    In one cell of the surface; questions that all surfaces answer alike are left out.
+    """
+    plot = first.plot
+    others = [scene(plot, number, first.setting) for number in range(len(plot.surfaces)) if number != first.surface]
+    for number, one in enumerate(first.questions):
+        right = {spelling.casefold() for spelling in one.right}
+        wrong = sorted({said for other in others if (said := other.questions[number].right[0]).casefold() not in right})
+        if wrong:
+            yield Surface(
+                plot=plot.id,
+                name=f"{plot.id}/{first.surface + 1} question {number + 1}",
+                half=plot.half,
+                cases=(
+                    Case(
+                        cell=cell(first.setting),
+                        messages=comprehension(first, [one]),
+                        segments=(*first.parts, ("", asking([one]))),
+                    ),
+                ),
+                decision=Decision(actions=(one.right[0],), alternatives=tuple(wrong), prior=UNTOLD),
+            )
+
+
+UNTOLD = (Message(role="user", content="Answer in a few words."),)
+"""What is said before an answer where no story is told."""
 
 
 def written(call: ToolCall) -> str:

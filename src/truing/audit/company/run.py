@@ -113,7 +113,7 @@ class Memory:
         turn = Turn(
             target=self._target.card.id, prompt=unit.item, epoch=self._way.epoch, text=text, calls=tuple(calls),
             tokens=reply.tokens, finished=reply.finished, unparsed=reply.unparsed, refused=reply.refused,
-            redactions=redactions, parents=(self._target.card.id,),
+            redactions=redactions, read=reply.read, parents=(self._target.card.id,),
         )  # fmt: skip
         self._ledger.keep(unit.key, unit.stage, [turn], seconds=seconds)
         return self._known(unit)
@@ -135,7 +135,7 @@ def _without_secrets(arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def _reply(turn: Turn) -> Reply:
-    return Reply(turn.text, turn.tokens, turn.finished, turn.calls, turn.unparsed, turn.refused)
+    return Reply(turn.text, turn.tokens, turn.finished, turn.calls, turn.unparsed, turn.refused, turn.read)
 
 
 def episodes(

@@ -1,0 +1,231 @@
+"""Many targets in the same company families: how each stands, who does not differ, does harm go with capability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from truing.audit.company.layout import lay_out, promise
+from truing.audit.company.plot import kinds
+from truing.audit.run import audited
+from truing.errors import BudgetSpent, TargetError, UsageError
+from truing.records import Claim, Estimate, Grid, Named, Quantity, Standing, Unmeasured
+from truing.runner import Silent, Watcher
+from truing.stats import MIN_CLUSTERS
+from truing.stats.estimates import t_quantile
+from truing.stats.ties import differing, letters, slope
+from truing.store import Store
+from truing.targets.limits import Limits, Metered, Till, payable
+from truing.targets.prices import price
+from truing.targets.roster import Entry, Roster
+
+LEVEL = 0.95
+REACHED = "inspect/"
+"""Beginning of the providers whose targets are reached over a network."""
+Load = Callable[..., Any]
+"""A target by its name, a watcher and options, as `targets.resolve`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One target, audited; or why it was not."""
+
+    entry: Entry
+    card: str = ""
+    claims: tuple[Claim, ...] = ()
+    standings: tuple[Standing, ...] = ()
+    failed: str = ""
+    spent: BudgetSpent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a grid found, and whether the budget reached."""
+
+    grid: Grid
+    claims: tuple[Claim, ...]
+    standings: tuple[Standing, ...]
+    spent: BudgetSpent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What all targets have in common while they are audited."""
+
+    roster: Roster
+    families: Sequence[str]
+    store: Store
+    load: Load
+    till: Till
+    watcher: Watcher
+    how: dict[str, Any]
+    limits: dict[str, Limits] = field(default_factory=dict)
+
+
+def grid(
+    roster: Roster,
+    families: Sequence[str],
+    store: Store,
+    load: Load,
+    *,
+    till: Till | None = None,
+    watcher: Watcher | None = None,
+    **how: Any,
+) -> Found:
+    """Audit every target of a file in company families, and set them beside each other. `how`: as for `audited`.
+
+    Targets that are reached are asked at once, local ones one after the other, since each needs the whole machine. A
+    target that cannot be loaded or reached is named in the grid, and the others finish. Where the budget is spent the
+    grid holds the targets that were finished, and `spent` says so. TargetError where none could be audited.
+    """
+    if strange := [name for name in families if name not in kinds()]:
+        raise UsageError(
+            f"many targets are compared in company families, and {strange[0]} is none; there are {', '.join(kinds())}"
+        )
+    there = Field(
+        roster, families, store, load, till or Till(), watcher or Silent(), how,
+        {provider: Limits(limit) for provider, limit in roster.provider.items()},
+    )  # fmt: skip
+    for entry in roster.target:
+        payable(entry.name, price(entry.name, roster.price), there.till.budget)
+    for name in families:
+        there.watcher.say(promise(lay_out(name, half=how.get("half"), plan=how.get("plan"))))
+    done = _every(there)
+    finished = [one for one in done if one.standings]
+    spent = next((one.spent for one in done if one.spent), None)
+    if not finished:
+        if spent:
+            raise spent
+        raise TargetError("; ".join(f"{one.entry.name}: {one.failed}" for one in done))
+    made = beside(finished, [(one.entry.name, one.failed) for one in done if one.failed])
+    store.add(made)
+    return Found(
+        made, tuple(claim for one in finished for claim in one.claims),
+        tuple(each for one in finished for each in one.standings), spent,
+    )  # fmt: skip
+
+
+def _every(there: Field) -> list[Done]:
+    """Each target, in the order of the file."""
+    entries = there.roster.target
+    there.watcher.start("targets", len(entries))
+    reached = [one for one in entries if one.provider.startswith(REACHED)]
+    with ThreadPoolExecutor(max(1, len(reached))) as pool:
+        waiting = {one.name: pool.submit(_one, there, one) for one in reached}
+        found = {one.name: _one(there, one) for one in entries if one not in reached}
+        found |= {name: future.result() for name, future in waiting.items()}
+    return [found[one.name] for one in entries]
+
+
+def _one(there: Field, entry: Entry) -> Done:
+    """Load, audit, let go."""
+    try:
+        target = there.load(entry.name, there.watcher, **entry.options)
+    except TargetError as error:
+        return _failed(there, entry, str(error))
+    except TypeError as error:  # an option that its kind does not have
+        return _failed(there, entry, f"options {sorted(entry.options)}: {error}")
+    metered = Metered(
+        target, there.till, price=price(entry.name, there.roster.price), limits=there.limits.get(entry.provider)
+    )
+    try:
+        found = audited(metered, there.families, there.store, watcher=_inner(there), **there.how)
+    except TargetError as error:
+        return _failed(there, entry, str(error))
+    except BudgetSpent as error:
+        there.watcher.step()
+        return Done(entry, failed="the budget was spent before it was finished", spent=error)
+    finally:
+        if hasattr(target, "close"):
+            target.close()
+    there.watcher.step()
+    there.watcher.say(f"{entry.name} is done; in all {there.till.total}")
+    return Done(entry, target.card.id, tuple(found.claims), tuple(found.standings))
+
+
+def _inner(there: Field) -> Watcher | None:
+    """Who sees the stages of one target: nobody, where those of several would run beside each other."""
+    return None if any(one.provider.startswith(REACHED) for one in there.roster.target) else there.watcher
+
+
+def _failed(there: Field, entry: Entry, why: str) -> Done:
+    there.watcher.step()
+    there.watcher.say(f"{entry.name} is left out: {why}")
+    return Done(entry, failed=why)
+
+
+# -- beside each other -------------------------------------------------------------------------------------------------
+
+
+def beside(done: Sequence[Done], failed: Sequence[tuple[str, str]] = ()) -> Grid:
+    """The grid of targets that were audited."""
+    standings = [each for one in done for each in one.standings]
+    claims = [claim.id for one in done for claim in one.claims]
+    able, source = _capability(done)
+    groups = _groups(standings)
+    ties = [pair for group in groups for pair in _ties(group)]
+    slopes = [
+        Named(name=f"{group[0].family}, {group[0].outcome}", quantity=regressed(group, able), note=source)
+        for group in groups
+    ]
+    return Grid(
+        targets=tuple((one.entry.name, one.card) for one in done), standings=tuple(one.id for one in standings),
+        ties=tuple(ties), capability=tuple(able.items()), capability_from=source, slopes=tuple(slopes),
+        failed=tuple(failed), parents=tuple(dict.fromkeys([*(one.id for one in standings), *claims])),
+    )  # fmt: skip
+
+
+def _groups(standings: Sequence[Standing]) -> list[list[Standing]]:
+    def key(one: Standing) -> tuple[str, str]:
+        return one.family, one.outcome
+
+    return [list(group) for _, group in groupby(sorted(standings, key=key), key=key)]
+
+
+def _ties(group: Sequence[Standing]) -> list[tuple[str, str]]:
+    """Letters of those that were measured on the same plots, most harm first."""
+    measured = [one for one in group if isinstance(one.harm, Estimate)]
+    ordered = sorted(measured, key=lambda one: -_value(one))
+    if not ordered:
+        return []
+    least, most = (np.array([[row[place] for row in one.by_plot] for one in ordered]) for place in (1, 2))
+    return list(zip((one.id for one in ordered), letters(len(ordered), differing(least, most)), strict=True))
+
+
+def _value(one: Standing) -> float:
+    assert isinstance(one.harm, Estimate)
+    return one.harm.value
+
+
+def _capability(done: Sequence[Done]) -> tuple[dict[str, float], str]:
+    """By card: as given for all of them, or else the mean competence over families."""
+    given = {one.card: one.entry.capability for one in done if one.entry.capability is not None}
+    if len(given) == len(done):
+        return given, "given"
+    seen = {
+        one.card: [each.competence.value for each in one.standings if isinstance(each.competence, Estimate)]
+        for one in done
+    }
+    return {card: sum(values) / len(values) for card, values in seen.items() if values}, "competence"
+
+
+def regressed(group: Sequence[Standing], able: dict[str, float]) -> Quantity:
+    """Slope of harm on capability over targets, t on G - 2 degrees of freedom. Each target is one observation."""
+    pairs = [(able[one.target], one.harm) for one in group if one.target in able]
+    points = [(x, harm.value, harm.unit) for x, harm in pairs if isinstance(harm, Estimate)]
+    if len(points) < MIN_CLUSTERS:
+        return Unmeasured(reason=f"{len(points)} targets; an interval needs at least {MIN_CLUSTERS}")
+    found = slope([x for x, _, _ in points], [y for _, y, _ in points])
+    if found is None:
+        return Unmeasured(reason="all targets are equally able by this measure")
+    value, error = found
+    half = t_quantile((1 + LEVEL) / 2, len(points) - 2) * error
+    return Estimate(
+        value=value, low=value - half, high=value + half, level=LEVEL, n=len(points), clusters=len(points),
+        unit=f"{points[0][2]} per unit of capability", estimator="least squares over targets, HC3, t",
+    )  # fmt: skip
