@@ -12,8 +12,8 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from truing.records import Answer, Claim, Gate, Graph, Loop, Measurement, Record, Target, Training
-from truing.report import claims, evidence, gate, graph, measurements, pressure, result, training, unmeasured
+from truing.records import Answer, Claim, Gate, Graph, Grid, Loop, Measurement, Record, Target, Training
+from truing.report import claims, evidence, gate, graph, grid, measurements, pressure, result, training, unmeasured
 from truing.report.numbers import number
 from truing.report.pool import Pool, short
 from truing.report.text import visible
@@ -70,7 +70,7 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
             claims.view(claim, pool, carried=claim.id == subject.carried)
             for claim in subject.claims if not claim.effect
         ],
-        pressures=pressure.views(subject.claims, pool),
+        pressures=pressure.views(subject.claims, pool), grids=[grid.view(one, pool) for one in pool.all(Grid)],
         others=[claims.view(claim, pool) for claim in others],
         graphs=[graph.view(one, pool, heading, scale=subject.scale) for heading, one in subject.graphs],
         changes=graph.changes(*(one for _, one in subject.graphs)) if loop and len(subject.graphs) == 2 else [],

@@ -18,6 +18,10 @@ GROUPS: tuple[tuple[Verdict, str], ...] = (
 )
 
 
+SHOWN = 60
+"""Claims of one verdict that are listed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A claim in one line, with a link to it."""
@@ -77,9 +81,10 @@ def _tested(claims: Sequence[Claim], pool: Pool) -> str:
 def _groups(claims: Sequence[Claim]) -> tuple[tuple[Verdict, str, tuple[Line, ...]], ...]:
     found = []
     for verdict, heading in GROUPS:
-        lines = tuple(_line(claim) for claim in claims if claim.verdict == verdict)
-        if lines:
-            found.append((verdict, heading, lines))
+        some = [claim for claim in claims if claim.verdict == verdict]
+        if some:
+            more = f" ({SHOWN} of {len(some)}; all stand below)" if len(some) > SHOWN else ""
+            found.append((verdict, heading + more, tuple(map(_line, some[:SHOWN]))))
     return tuple(found)
 
 
