@@ -49,7 +49,7 @@ command.add_command(plan)
 @click.option(
     "--design",
     type=click.Choice(["array", "crossed", "fraction", "random", "full"]),
-    default="array",
+    default="crossed",
     show_default=True,
     help="Company plots: which cells are run.",
 )

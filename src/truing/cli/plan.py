@@ -40,7 +40,7 @@ def interaction_option(command: F) -> F:
 @click.option(
     "--design",
     type=click.Choice(["array", "crossed", "fraction", "random", "full"]),
-    default="array",
+    default="crossed",
     show_default=True,
     help="Which cells are run.",
 )

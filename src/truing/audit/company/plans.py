@@ -22,7 +22,7 @@ SURFACE = "surface"
 class Plan:
     """What is run of every plot."""
 
-    shape: Shape = "array"
+    shape: Shape = "crossed"
     runs: int = 36
     seed: int = 0
     interactions: tuple[Interaction, ...] = ()
