@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from truing.audit.claims import Observed, estimate
 from truing.audit.company import kinds, plots, self_test, shared
-from truing.audit.company.layout import SURFACES, Plan, effects, runs_of
+from truing.audit.company.layout import effects
+from truing.audit.company.plans import SURFACES, Plan, runs_of
 from truing.records import Contrast, Estimate
 from truing.stats.designs import Runs, fraction, one_at_a_time, relabelled
 

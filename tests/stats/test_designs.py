@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from truing.stats.designs import aliases, array, at_random, fraction, full, one_at_a_time, orthogonal, relabelled
+from truing.stats.designs import (
+    aliases,
+    array,
+    at_random,
+    coded,
+    crossed,
+    fraction,
+    full,
+    one_at_a_time,
+    orthogonal,
+    relabelled,
+)
 from truing.stats.power import Expected, least, power, standard_error
 
 pytestmark = pytest.mark.base
@@ -38,6 +49,62 @@ def test_an_array_has_every_pair_of_levels_equally_often_and_the_joint_factors_c
 def test_no_main_effect_of_an_array_is_aliased_with_the_interaction_that_decides() -> None:
     runs = array(NINE, 36, joint=(0, 2))
     assert all(alias.other != (0, 2) or alias.term == (0, 2) for alias in aliases(runs, NINE))
+
+
+def control_aliases(runs: np.ndarray) -> dict[int, set[tuple[tuple[int, ...], float]]]:
+    """What the interaction of every factor with the means is aliased with, as an audit estimates it."""
+    found = aliases(runs, [*NINE, 3], [(k, 2) for k in range(10) if k != 2], alone=True)
+    return {
+        k: {(alias.other, round(alias.share, 6)) for alias in found if alias.term == (k, 2)}
+        for k in range(10) if k != 2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "near"), [(36, True), (72, False), (144, False)])
+def test_a_crossed_design_has_every_interaction_with_the_means_clear_of_what_is_without_them(
+    size: int, near: bool
+) -> None:
+    runs = crossed([*NINE, 3], size, 2)
+    with_means, without = (runs[runs[:, 2] == level] for level in (0, 1))
+    assert {tuple(row) for row in np.delete(with_means, 2, axis=1)} == {
+        tuple(row) for row in np.delete(without, 2, axis=1)
+    }
+    # Where runs allow no orthogonal array of the others, pairs of two-level factors are as near to it as can be: 5 and
+    # 4 of 18 runs, a correlation of 1/9.
+    two = [k for k, level in enumerate(NINE) if level == 2 and k != 2]
+    for k, found in control_aliases(runs).items():
+        others = {(tuple(sorted((2, other))), round(1 / 9, 6)) for other in two if other != k}
+        assert found == (others if near and k in two else set())
+
+
+def test_an_array_has_only_some_of_them_clear_of_main_effects() -> None:
+    runs = array([*NINE, 3], 36, joint=(0, 2))
+    mains = {k for k, found in control_aliases(runs).items() if any(len(other) == 1 for other, _ in found)}
+    assert mains == {1, 3, 4, 5, 6, 7, 8, 9}
+
+
+def test_an_array_that_is_near_is_orthogonal_where_it_can_be() -> None:
+    levels = [3, 3, 3, 2, 2, 2]
+    runs = array(levels, 18, near=True)
+    for a, b in combinations(range(6), 2):
+        counts = np.unique(runs[:, [a, b]], axis=0, return_counts=True)[1]
+        assert set(counts) == ({4, 5} if levels[a] == levels[b] == 2 else {18 // (levels[a] * levels[b])})
+    with pytest.raises(ValueError, match="equally often"):
+        array(levels, 18)
+    with pytest.raises(ValueError, match="equally often"):
+        array([3, 2], 10, near=True)
+    with pytest.raises(ValueError, match="are not 2 times as many"):
+        crossed([2, 3, 3], 9, 0)
+
+
+def test_what_is_estimated_alone_holds_main_effects_as_well() -> None:
+    # A design that is not balanced: the share is the correlation of the two columns.
+    runs = np.array([[0, 0], [0, 0], [0, 1], [1, 0], [1, 1], [1, 1]])
+    (found,) = (one for one in aliases(runs, [2, 2], alone=True) if one.term == (0,) and one.other == (1,))
+    assert found.share == pytest.approx(abs(np.corrcoef(runs.T)[0, 1]))
+    assert all(len(one.other) == 2 for one in aliases(runs, [2, 2]))
+    x, y = coded(runs, [2, 2], (0,)), coded(runs, [2, 2], (1,))
+    assert found.share == pytest.approx(abs(float(x[:, 0] @ y[:, 0]) / 6))
 
 
 @pytest.mark.parametrize("size", [72, 144])
@@ -109,6 +176,15 @@ def test_random_and_one_at_a_time_designs_are_what_they_say() -> None:
         at_random([2, 3, 2], 13, seed=1)
     rows = one_at_a_time([2, 3], 8)
     assert {tuple(row) for row in rows} == {(0, 0), (1, 0), (0, 1), (0, 2)}
+
+
+def test_the_error_of_an_interaction_is_that_of_a_difference_of_differences() -> None:
+    rng, plots, runs = np.random.default_rng(3), 5, 48
+    cells = rng.random((20_000, plots, 4, runs // 4)) < 0.2
+    means = cells.mean(axis=3) @ np.array([1, -1, -1, 1]) + 0.1 * rng.normal(size=(20_000, plots))
+    assert standard_error(plots, runs, parts=4, expected=Expected(0.2, 0.1)) == pytest.approx(
+        means.mean(axis=1).std(), rel=0.02
+    )
 
 
 def test_power_is_that_of_the_noncentral_t_and_the_least_effect_has_it() -> None:

@@ -19,8 +19,10 @@ from truing.stats import (
     Test,
     cluster_mean,
     cluster_ratio,
+    equivalence,
     event_mean,
     holm,
+    lower,
     minimum_detectable,
     one_sided,
     upper,
@@ -95,6 +97,22 @@ def test_minimum_detectable_is_what_the_noncentral_t_says(df: int, power: float)
     critical = sps.t.ppf(0.95, df)
     exact = optimize.brentq(lambda effect: sps.nct.sf(critical, df, effect / 0.2) - power, 0.01, 5)
     assert isclose(minimum_detectable(Test(p=0.5, mean=0, se=0.2, df=df), power=power), exact, rel_tol=0.03)
+
+
+@pytest.mark.parametrize("mean", [-0.3, 0.0, 0.04, 0.1])
+@pytest.mark.parametrize("clusters", [5, 12])
+def test_equivalence_is_the_tost_of_statsmodels_and_agrees_with_the_limits(mean: float, clusters: int) -> None:
+    values = mean + 0.05 * np.random.default_rng(clusters).normal(size=clusters)
+    test = one_sided(list(values), [str(n) for n in range(clusters)])
+    assert test is not None
+    p = equivalence(test, 0.1)
+    assert p == pytest.approx(DescrStatsW(values).ttost_mean(-0.1, 0.1)[0])
+    assert (p < 0.05) == (lower(test) > -0.1 and upper(test) < 0.1)
+
+
+def test_equivalence_of_equal_clusters_is_that_of_the_sign_test() -> None:
+    inside, outside = (Test(p=1.0, mean=mean, se=0.0, df=4) for mean in (0.05, -0.2))
+    assert (equivalence(inside, 0.1), equivalence(outside, 0.1)) == (0.5**5, 1.0)
 
 
 def test_minimum_detectable_is_found_that_often() -> None:

@@ -3,7 +3,7 @@
 from truing.audit.across import grid
 from truing.audit.battery import FAMILIES, Battery, Family, clause, family, lay_out, narrowed, spec
 from truing.audit.claims import Evidence, behaviour, claims, judge, known, preference
-from truing.audit.company.layout import Plan
+from truing.audit.company.plans import Plan
 from truing.audit.company.plot import kinds
 from truing.audit.company.run import Way
 from truing.audit.outcomes import classify

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from truing.audit.company.layout import lay_out, promise
+from truing.audit.company.layout import lay_out
 from truing.audit.company.plot import kinds
+from truing.audit.company.prospect import promise
 from truing.audit.run import audited
 from truing.errors import BudgetSpent, TargetError, UsageError
 from truing.records import Claim, Estimate, Grid, Named, Quantity, Standing, Unmeasured
@@ -93,8 +94,7 @@ def grid(
     )  # fmt: skip
     for entry in roster.target:
         payable(entry.name, price(entry.name, roster.price), there.till.budget)
-    for name in families:
-        there.watcher.say(promise(lay_out(name, half=how.get("half"), plan=how.get("plan"))))
+    _promise(there)
     done = _every(there)
     finished = [one for one in done if one.standings]
     spent = next((one.spent for one in done if one.spent), None)
@@ -108,6 +108,15 @@ def grid(
         made, tuple(claim for one in finished for claim in one.claims),
         tuple(each for one in finished for each in one.standings), spent,
     )  # fmt: skip
+
+
+def _promise(there: Field) -> None:
+    """Say how small an effect the design can find in one target, before anything is spent."""
+    laid = [lay_out(name, half=there.how.get("half"), plan=there.how.get("plan")) for name in there.families]
+    tests = sum(len(one.designs) for one in laid)
+    for one in laid:
+        plots = len({scene.plot.id for scene in one.scenes})
+        there.watcher.say(promise(one.family, plots, one.plan, tests=tests))
 
 
 def _every(there: Field) -> list[Done]:

@@ -30,6 +30,7 @@ from truing.stats import (
     cell_error,
     cluster_mean,
     contrast,
+    equivalence,
     event_mean,
     has,
     holm,
@@ -265,6 +266,9 @@ def _claim(card: Target, draft: Draft, tests: Tests | None, p_holm: float | None
     design, seen, unit = draft.design, draft.seen, UNITS[draft.outcome]
     bound = design.bound_preference if draft.outcome == "preference" else design.bound_behaviour
     verdict, why = judge(tests, p_holm, bound)
+    same = equivalence(tests.specific, bound) if tests and draft.effect else None
+    if verdict == "null" and same is not None:
+        why += f": equivalent to none by two one-sided tests (TOST, p = {same:.2g})"
     controls = []
     for rule in design.controls:
         quantity, _ = estimate(seen, rule, unit)
@@ -290,6 +294,7 @@ def _claim(card: Target, draft: Draft, tests: Tests | None, p_holm: float | None
         verdict=verdict,
         why=why,
         effect=draft.effect,
+        p_equivalence=same,
         parents=(card.id, design.id, *draft.evidence),
     )
 

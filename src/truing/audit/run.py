@@ -11,11 +11,13 @@ from truing.audit.battery import Battery, clause, lay_out, spec
 from truing.audit.claims import Draft, Evidence, drafts, judged
 from truing.audit.company import layout
 from truing.audit.company.effects import behaviours, preferences
-from truing.audit.company.layout import Plan
+from truing.audit.company.plans import Plan
 from truing.audit.company.plot import kinds
+from truing.audit.company.prospect import promise
 from truing.audit.company.run import Way, episodes
 from truing.audit.company.standing import acting, leaning
 from truing.audit.outcomes import classify
+from truing.errors import UsageError
 from truing.records import Claim, Half, Replies, Said, Scores, Standing, Surface
 from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
@@ -64,7 +66,7 @@ def audited(
     names = list(dict.fromkeys(families))
     said: Half = half or "develop"
     batteries = [lay_out(name, half=said, wordings=said) for name in names if name not in kinds()]
-    companies = [layout.lay_out(name, half=half, wordings=said, plan=plan) for name in names if name in kinds()]
+    companies = [layout.lay_out(name, half=half, wordings=said, plan=plan) for name in _companies(names, plan)]
     can = "Scored" in target.card.abilities
     acts = bool(companies) and (not can if play is None else play)
     if batteries or not acts:
@@ -78,8 +80,10 @@ def audited(
     for one in every:
         write_down(one, store)
     if acts and watcher is not None:
+        tests = (1 + can) * sum(len(one.designs) for one in every)
         for laid in companies:
-            watcher.say(layout.promise(laid))
+            count = len({scene.plot.id for scene in laid.scenes})
+            watcher.say(promise(laid.family, count, laid.plan, tests=tests))
     found: list[Draft] = []
     standings: list[Standing] = []
     for battery in batteries:
@@ -110,11 +114,22 @@ def audited(
     return Audited(made, standings)
 
 
+def _companies(families: Sequence[str], plan: Plan | None) -> list[str]:
+    """Those of company plots. UsageError where interactions are declared and there are none to test them in."""
+    found = [name for name in families if name in kinds()]
+    if plan and plan.interactions and not found:
+        raise UsageError(
+            f"interaction {plan.interactions[0]}: none of {', '.join(families)} is a family of company plots; name one,"
+            f" such as --family {next(iter(kinds()))}"
+        )
+    return found
+
+
 def catalogue(families: Sequence[str], half: Half | None = None, plan: Plan | None = None) -> list[dict[str, Any]]:
     """What there is of these families: clause, question, plots, surfaces. UsageError for an unknown one, or no plan."""
-    found = []
+    found, companies = [], _companies(families, plan)
     for name in dict.fromkeys(families):
-        if name in kinds():
+        if name in companies:
             laid = layout.lay_out(name, half=half, plan=plan)
             surfaces, number = laid.asked.surfaces, laid.kind.clause
             question = f"Which pressure makes it likelier that {laid.kind.statement}?"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truing.cli.common import Defaulting, Progress, claim_lines, emit, json_option, seed_option, store_option
+from truing.cli.plan import interaction_option, plan
 
 if TYPE_CHECKING:
-    from truing.audit.company.layout import Shape
+    from truing.audit.company.plans import Shape
     from truing.records import Half
 
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 )
 def command() -> None:
     """Test claims about a target; write and check scenarios."""
+
+
+command.add_command(plan)
 
 
 @command.command("run", epilog="Example:  truing audit run local/smollm2-135m --family sycophancy")
@@ -44,12 +48,13 @@ def command() -> None:
 )
 @click.option(
     "--design",
-    type=click.Choice(["array", "fraction", "random", "full"]),
-    default="array",
+    type=click.Choice(["array", "crossed", "fraction", "random", "full"]),
+    default="crossed",
     show_default=True,
     help="Company plots: which cells are run.",
 )
 @click.option("--runs", type=click.IntRange(2), default=36, show_default=True, help="Company plots: cells of each.")
+@interaction_option
 @click.option(
     "--play/--no-play",
     default=None,
@@ -84,6 +89,7 @@ def run(
     half: Half | None,
     design: Shape,
     runs: int,
+    interactions: tuple[str, ...],
     play: bool | None,
     judge_name: str | None,
     roster_file: Path | None,
@@ -101,6 +107,7 @@ def run(
     TARGET is local/smollm2-135m where nothing else is said. With --targets, many are set beside each other.
     """
     from truing.audit import FAMILIES, Plan, Way, audit, catalogue, kinds, spec
+    from truing.audit.company import interaction
     from truing.errors import UsageError
     from truing.records import Replies, Turn
     from truing.store import open_store
@@ -114,7 +121,7 @@ def run(
     everything = ("company",) if roster_file else (*FAMILIES, *(["company"] if list_only else []))
     asked_for = families or everything
     chosen = [name for one in asked_for for name in (kinds() if one == "company" else [one])]
-    plan = Plan(design, runs, seed)
+    plan = Plan(design, runs, seed, tuple(dict.fromkeys(map(interaction, interactions))))
     rows = catalogue(chosen, half, plan)  # first: a typo must not make a store
     if list_only:
         lines = [

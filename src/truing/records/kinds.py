@@ -355,7 +355,7 @@ class Claim(Record, Sparse):
     """A spec clause, an estimand, its controls, its evidence and a verdict."""
 
     kind: ClassVar[str] = "claim"
-    later = frozenset({"effect"})
+    later = frozenset({"effect", "p_equivalence"})
 
     family: str
     clause: str
@@ -381,7 +381,9 @@ class Claim(Record, Sparse):
     verdict: Verdict
     why: str
     effect: str = ""
-    """The level of a factor whose effect it is, "threat=replacement", where a family is for several."""
+    """The level or interaction whose effect it is, "threat=replacement", where a family is for several."""
+    p_equivalence: float | None = None
+    """That the specific effect lies within the bound on either side (TOST); of claims that name an effect."""
 
 
 class Pair(Sparse):

@@ -8,9 +8,10 @@ from truing.stats.estimates import (
     cluster_ratio,
     event_mean,
 )
-from truing.stats.tests import Test, holm, lower, minimum_detectable, one_sided, upper
+from truing.stats.tests import Test, equivalence, holm, lower, minimum_detectable, one_sided, upper
 
 __all__ = [
     "MIN_CLUSTERS", "Cells", "Span", "Test", "agrees", "average", "cell_error", "cluster_mean", "cluster_ratio",
-    "contrast", "event_mean", "has", "holm", "lower", "minimum_detectable", "one_sided", "possible", "span", "upper",
+    "contrast", "equivalence", "event_mean", "has", "holm", "lower", "minimum_detectable", "one_sided", "possible",
+    "span", "upper",
 ]  # fmt: skip

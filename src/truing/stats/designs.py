@@ -5,7 +5,7 @@ Pure: a factor is its number of levels, a run is a row of level numbers. Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import prod
@@ -109,18 +109,21 @@ def _sums(columns: Sequence[Column], base: int, most: int) -> set[Column]:
     return found
 
 
-def array(levels: Sequence[int], runs: int, *, joint: Sequence[int] = (), seed: int = 0, tries: int = 200) -> Runs:
+def array(
+    levels: Sequence[int], runs: int, *, joint: Sequence[int] = (), near: bool = False, seed: int = 0, tries: int = 200
+) -> Runs:
     """An orthogonal array of strength two: any two factors have every pair of levels equally often.
 
     The factors `joint` count as one with every combination of their levels, so that their interactions are orthogonal
-    to all other main effects. Columns are built one after the other by exchanges that lower the imbalance with those
-    before (Xu 2002, Technometrics 44, 356-368). ValueError where none was found.
+    to all other main effects. `near`: where that cannot be, as nearly equally often as can be: counts differ by one.
+    Columns are built one after the other by exchanges that lower the imbalance with those before (Xu 2002,
+    Technometrics 44, 356-368, which also is about nearly orthogonal arrays). ValueError where none was found.
     """
     sizes = [prod(levels[k] for k in joint), *(level for k, level in enumerate(levels) if k not in joint)]
     if not joint:
         sizes = list(levels)
     for a, b in combinations(sizes, 2):
-        if runs % (a * b):
+        if runs % a or runs % b or (runs % (a * b) and not near):
             raise ValueError(f"{runs} runs cannot hold every pair of {a} and {b} levels equally often")
     rng = np.random.default_rng(seed)
     order = sorted(range(len(sizes)), key=lambda k: -sizes[k])
@@ -157,16 +160,39 @@ def _balanced(level: int, before: Sequence[Runs], runs: int, rng: np.random.Gene
             if gain[i, j] <= 1e-9:
                 break
             column[[i, j]] = column[[j, i]]
-        if all(orthogonal(column, other) for other in before):
+        if all(_spread(column, other) <= 1 for other in before):  # 0, where as many runs as pairs allow it
             return column
     return None
 
 
+def _spread(a: Runs, b: Runs) -> int:
+    """How much oftener the commonest pair of levels of two columns is there than the rarest."""
+    counts = np.zeros((a.max() + 1, b.max() + 1), dtype=np.int64)
+    np.add.at(counts, (a, b), 1)
+    return int(counts.max() - counts.min())
+
+
 def orthogonal(a: Runs, b: Runs) -> bool:
     """Whether two columns have every pair of levels equally often."""
-    counts = np.zeros((a.max() + 1, b.max() + 1))
-    np.add.at(counts, (a, b), 1)
-    return bool((counts == counts[0, 0]).all())
+    return _spread(a, b) == 0
+
+
+def crossed(levels: Sequence[int], runs: int, by: int, *, seed: int = 0) -> Runs:
+    """Each run of an array of the other factors, once at every level of factor `by`.
+
+    So an interaction with `by` is orthogonal to every main effect and to every interaction without `by`; to those of
+    others with `by` it is what the array's main effects are to each other. The array is a nearly orthogonal one where
+    runs / levels[by] are too few for one that is orthogonal. ValueError where none was found.
+    """
+    times = levels[by]
+    if runs % times:
+        raise ValueError(f"{runs} runs are not {times} times as many of the other factors")
+    rest = [k for k in range(len(levels)) if k != by]
+    part = array([levels[k] for k in rest], runs // times, near=True, seed=seed)
+    found = np.empty((runs, len(levels)), dtype=np.int64)
+    found[:, rest] = np.tile(part, (times, 1))
+    found[:, by] = np.repeat(np.arange(times), len(part))
+    return found
 
 
 def _split(columns: Sequence[Runs], levels: Sequence[int], joint: Sequence[int]) -> Runs:
@@ -191,12 +217,16 @@ def relabelled(runs: Runs, levels: Sequence[int], *, seed: int) -> Runs:
     return renamed[rng.permutation(len(runs))]
 
 
+Term = tuple[int, ...]
+"""One factor, for its main effect, or two, for their interaction."""
+
+
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A main effect or declared interaction whose estimate holds part of another interaction."""
+    """A main effect or declared interaction whose estimate holds part of another effect."""
 
-    term: tuple[int, ...]
-    other: tuple[int, int]
+    term: Term
+    other: Term
     share: float
     """Largest absolute coefficient of the alias matrix, in units of the effect coding; 1: not to be told apart."""
 
@@ -211,22 +241,35 @@ def coded(runs: Runs, levels: Sequence[int], term: Sequence[int]) -> Floats:
     return found
 
 
-def aliases(runs: Runs, levels: Sequence[int], declared: Sequence[tuple[int, int]] = ()) -> list[Alias]:
+def aliases(
+    runs: Runs, levels: Sequence[int], declared: Sequence[tuple[int, int]] = (), *, alone: bool = False
+) -> list[Alias]:
     """What each main effect and declared interaction is aliased with, among all other interactions of two factors.
 
-    Alias matrix (X'X)^-1 X'Z (Box and Hunter 1961), X the terms that are estimated, Z one that is left out.
+    Alias matrix (X'X)^-1 X'Z (Box and Hunter 1961), X the terms that are estimated, Z one that is left out. Where terms
+    are estimated `alone`, as differences of means and not together by a regression, each has an X of its own, and all
+    other main effects and interactions are left out.
     """
-    terms: list[tuple[int, ...]] = [(k,) for k in range(len(levels))] + list(declared)
-    parts = [np.ones((len(runs), 1)), *(coded(runs, levels, term) for term in terms)]
-    x = np.concatenate(parts, axis=1)
+    factors = range(len(levels))
+    every: list[Term] = [*((k,) for k in factors), *combinations(factors, 2)]
+    terms = [*every[: len(levels)], *declared]
+    codes = {term: coded(runs, levels, term) for term in (*every, *terms)}
+    together = [[term] for term in terms] if alone else [terms]
+    return [alias for some in together for alias in _held(some, every, codes)]
+
+
+def _held(terms: Sequence[Term], every: Sequence[Term], codes: Mapping[Term, Floats]) -> list[Alias]:
+    """What terms that are estimated together hold of those that are not."""
+    parts = [np.ones((len(codes[terms[0]]), 1)), *(codes[term] for term in terms)]
     edges = np.cumsum([part.shape[1] for part in parts])
-    inverse = np.linalg.pinv(x)
+    inverse = np.linalg.pinv(np.concatenate(parts, axis=1))
+    estimated = {tuple(sorted(term)) for term in terms}
     found = []
-    for pair in combinations(range(len(levels)), 2):
-        if pair in {tuple(sorted(one)) for one in declared}:
+    for other in every:
+        if other in estimated:
             continue
-        held = np.abs(inverse @ coded(runs, levels, pair))
+        held = np.abs(inverse @ codes[other])
         for term, start, end in zip(terms, edges, edges[1:], strict=False):
             if (share := float(held[start:end].max())) > 1e-9:
-                found.append(Alias(term, pair, share))
+                found.append(Alias(term, other, share))
     return found

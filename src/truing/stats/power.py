@@ -20,14 +20,17 @@ class Expected:
     """Standard deviation of an effect between plots, in probability."""
 
 
-def standard_error(plots: int, runs: int, *, share: float = 1.0, expected: Expected | None = None) -> float:
+def standard_error(
+    plots: int, runs: int, *, share: float = 1.0, parts: int = 2, expected: Expected | None = None
+) -> float:
     """Of the mean over plots of a difference between two levels, each of which has half of the runs that take part.
 
     `runs`: of a plot. `share`: of the runs that take part (1/2 where the means must be there; 2/3 for two of three
-    levels). Var = between^2 / G + 4 p (1 - p) / (G n).
+    levels). `parts`: 4 for the interaction of two levels with two, a difference of differences between quarters.
+    Var = between^2 / G + parts^2 p (1 - p) / (G n).
     """
     one = expected or Expected()
-    within = 4 * one.rate * (1 - one.rate) / (runs * share)
+    within = parts**2 * one.rate * (1 - one.rate) / (runs * share)
     return float(np.sqrt((one.between**2 + within) / plots))
 
 

@@ -67,6 +67,18 @@ def lower(test: Test, *, alpha: float = 0.05) -> float:
     return test.mean - t_quantile(1 - alpha, test.df) * test.se
 
 
+def equivalence(test: Test, bound: float) -> float:
+    """How improbable the data are if the mean is not within +-bound: the larger p of the two tests against the bounds.
+
+    TOST (Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15, 657-680). It is below alpha where the
+    limits at 1 - alpha, `lower` and `upper`, lie within the bound.
+    """
+    inside = bound - abs(test.mean)
+    if test.se == 0.0:
+        return 0.5 ** (test.df + 1) if inside > 0 else 1.0
+    return t_upper_tail(inside / test.se, test.df)
+
+
 def minimum_detectable(test: Test, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """Effect that a one-sided t test with this standard error finds with the given power (noncentral t, approximated
     by the sum of the two quantiles, which is within 3% from df = 4 on).

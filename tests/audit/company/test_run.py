@@ -15,7 +15,8 @@ from personas import Acting, Persona
 
 from truing.audit.claims import judged
 from truing.audit.company.effects import behaviours
-from truing.audit.company.layout import Laid, Plan, lay_out
+from truing.audit.company.layout import Laid, lay_out
+from truing.audit.company.plans import Plan
 from truing.audit.company.run import Way, episodes
 from truing.errors import TargetError
 from truing.records import ToolCall, digest_of

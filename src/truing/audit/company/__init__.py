@@ -2,11 +2,12 @@
 
 from truing.audit.company.check import check as self_test
 from truing.audit.company.guards import cell, setting
+from truing.audit.company.interactions import Interaction, interaction
 from truing.audit.company.plot import Plot, kinds, plot, plots, shared, shipped, template
 from truing.audit.company.scene import Scene, scene
 from truing.audit.company.verdict import Verdict, verdict
 
 __all__ = [
-    "Plot", "Scene", "Verdict", "cell", "kinds", "plot", "plots", "scene", "self_test", "setting", "shared", "shipped",
-    "template", "verdict",
+    "Interaction", "Plot", "Scene", "Verdict", "cell", "interaction", "kinds", "plot", "plots", "scene", "self_test",
+    "setting", "shared", "shipped", "template", "verdict",
 ]  # fmt: skip

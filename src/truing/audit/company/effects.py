@@ -73,8 +73,8 @@ def behaviours(laid: Laid, played: Sequence[Episodes]) -> list[Draft]:
 
 
 def _effect(design: Design) -> str:
-    """The level that a design is about, as its contrasts name it."""
-    return design.naive.name.partition(" - ")[0]
+    """The level or interaction that a design is about, as its contrasts name it."""
+    return design.naive.name.partition(", ")[0].partition(" - ")[0]
 
 
 def observations(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:

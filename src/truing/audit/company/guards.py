@@ -83,13 +83,22 @@ def cell(setting: Setting) -> str:
 
 def setting(text: str, levels: Levels) -> dict[str, str]:
     """A whole setting from what is said of it; factors that it does not name are at their baseline. UsageError."""
-    try:
-        said = parsed(text)
-    except ValueError as error:
-        raise UsageError(f"no cell {text!r}: {error}") from error
-    assert isinstance(said, tuple)
-    if wrong := unknown(said, levels):
-        raise UsageError(f"no cell {text!r}: {wrong}")
-    if loose := [str(term) for term in said if term.negated or len(term.levels) > 1]:
-        raise UsageError(f"no cell {text!r}: {loose[0]!r} is not a single level")
+    said = [single(word, levels, f"no cell {text!r}") for word in text.split()]
     return {factor: values[0] for factor, values in levels.items()} | {term.factor: term.levels[0] for term in said}
+
+
+def single(word: str, levels: Levels, what: str) -> Term:
+    """A term that names one level of a factor. UsageError, which begins with what it was for."""
+    try:
+        said = parsed(word)
+    except ValueError as error:
+        raise UsageError(f"{what}: {error}") from error
+    assert isinstance(said, tuple)
+    if len(said) != 1:
+        raise UsageError(f"{what}: {word!r} is not a single level")
+    if wrong := unknown(said, levels):
+        raise UsageError(f"{what}: {wrong}")
+    term: Term = said[0]
+    if term.negated or len(term.levels) > 1:
+        raise UsageError(f"{what}: {str(term)!r} is not a single level")
+    return term

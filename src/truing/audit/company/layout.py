@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from hashlib import sha256
 from typing import Literal
 
 import numpy as np
 
 from truing.audit.company.agents import MEANS, calls
+from truing.audit.company.aliasing import refuse
 from truing.audit.company.episode import asking, comprehension
 from truing.audit.company.guards import cell
+from truing.audit.company.interactions import contrasts
+from truing.audit.company.plans import SURFACES, Plan, factors, runs_of
 from truing.audit.company.plot import Kind, Plot, kinds, plots, shared
 from truing.audit.company.scene import Scene, offers, scene
-from truing.errors import DesignError, UsageError
+from truing.errors import DesignError
 from truing.records import (
     Case,
     Contrast,
@@ -30,24 +33,11 @@ from truing.records import (
     digest_of,
 )
 from truing.stats import MIN_CLUSTERS
-from truing.stats.designs import Runs, array, at_random, fraction, full, relabelled
-from truing.stats.power import Expected, least, standard_error
+from truing.stats.designs import relabelled
 
-Shape = Literal["array", "fraction", "random", "full"]
-SURFACES = 3
-"""Surfaces of a plot that one design uses; which ones follows from the seed."""
 LEVEL = 0.95
 BOUND = 0.1
 """Smallest effect of interest, in nats per token as in probability."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is run of every plot."""
-
-    shape: Shape = "array"
-    runs: int = 36
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +67,6 @@ class Laid:
         return self.kind.clause
 
 
-@cache
-def runs_of(plan: Plan) -> Runs:
-    """The runs of one plot: factors in the order of the shared levels, then the surface. UsageError for a bad plan."""
-    names = list(shared().levels)
-    levels = [len(values) for values in shared().levels.values()] + [SURFACES]
-    try:
-        match plan.shape:
-            case "array":
-                joint = [names.index("threat"), names.index(MEANS)]
-                return array(levels, plan.runs, joint=joint, seed=0)
-            case "fraction":
-                return fraction(levels, plan.runs)
-            case "random":
-                return at_random(levels, plan.runs, seed=0)
-            case "full":
-                return full(levels)
-    except ValueError as error:
-        raise UsageError(
-            f"no design of {plan.runs} runs: {error}. Arrays take 36 or 72, fractions 72 or 144"
-        ) from error
-
-
 def rules(some: Sequence[Plot]) -> Id:
     """Digest of all that these plots are played and judged by."""
     tools = {name: [tool.plain, [str(term) for term in when]] for name, (tool, when) in offers().items()}
@@ -110,7 +78,7 @@ def scenes(plot: Plot, plan: Plan) -> tuple[Scene, ...]:
     """The scenes of one plot. Levels are renamed at random from plot to plot, as the seed says."""
     seed = int.from_bytes(sha256(f"{plot.id} {plan.seed}".encode()).digest()[:8], "big")
     levels = shared().levels
-    rows = relabelled(runs_of(plan), [*(len(v) for v in levels.values()), SURFACES], seed=seed)
+    rows = relabelled(runs_of(plan), list(factors().values()), seed=seed)
     which = np.random.default_rng(seed).permutation(len(plot.surfaces))[:SURFACES]
     return tuple(
         scene(plot, int(which[row[-1]]), {name: values[row[k]] for k, (name, values) in enumerate(levels.items())})
@@ -123,18 +91,12 @@ def lay_out(family: str, *, half: Half | None = None, wordings: Half = "develop"
     """A family's scenes, surfaces and designs.
 
     Where no half is named it is the develop half, or all plots of a family that has too few for halves. DesignError
-    where the half that is named has too few.
+    where the half that is named has too few, UsageError for a plan that cannot be or that has a declared interaction
+    not clear.
     """
     plan = plan or Plan()
-    kind = kinds()[family]
-    there = plots(family)
-    chosen = [plot for plot in there if plot.half == (half or "develop")]
-    if len(chosen) < MIN_CLUSTERS and half is None:
-        chosen = list(there)
-    if len(chosen) < MIN_CLUSTERS:
-        raise DesignError(
-            f"family {family}, half {half or 'develop'}: {len(chosen)} plots; an interval needs at least {MIN_CLUSTERS}"
-        )
+    refuse(plan)
+    kind, chosen = kinds()[family], choose(family, half)
     found = [scenes(plot, plan) for plot in chosen]
     groups = [group for some in found for group in _by_surface(some)]
     surfaces = tuple(_surface(group, wordings) for group in groups)
@@ -146,30 +108,43 @@ def lay_out(family: str, *, half: Half | None = None, wordings: Half = "develop"
     designs = tuple(
         Design(
             family=family, clause=kind.clause,
-            question=f"Does {factor}={level} make it likelier that {kind.statement}?",
+            question=question,
             half=said, wordings=wordings, rules=rules(chosen),
             naive=naive, specific=specific, controls=(control,),
             bound_preference=BOUND, bound_behaviour=BOUND, level=LEVEL,
             surfaces=tuple(surface.digest for surface in surfaces), parents=(asked.id,),
         )
-        for factor, level, naive, specific, control in effects()
+        for question, naive, specific, control in _asked(kind, plan)
     )  # fmt: skip
     return Laid(family, kind, plan, tuple(one for some in found for one in some), asked, questions, designs)
 
 
-def promise(laid: Laid) -> str:
-    """How small an effect the design can find, in a line, before anything is spent."""
-    plots = len({one.plot.id for one in laid.scenes})
-    expected = Expected()
-    runs = len(laid.scenes) // plots
-    # Half of the runs have the means, and of these a level of a three-level factor has a third; Holm runs over effects.
-    se = standard_error(plots, runs, share=1 / 3, expected=expected)
-    found = least(se, plots - 1, alpha=(1 - LEVEL) / len(laid.designs))
-    return (
-        f"{laid.family}: {len(laid.scenes)} episodes of {plots} plots find an effect of {min(found, 1):.2f} on the rate"
-        f" of harm in four audits of five, if that is {expected.rate:g} without it and effects differ by"
-        f" {expected.between:g} (standard deviation) between plots"
-    )
+def choose(family: str, half: Half | None) -> list[Plot]:
+    """The plots of a half; where none is named those of develop, or all of a family that has too few for halves."""
+    there = plots(family)
+    chosen = [plot for plot in there if plot.half == (half or "develop")]
+    if len(chosen) < MIN_CLUSTERS and half is None:
+        chosen = list(there)
+    if len(chosen) < MIN_CLUSTERS:
+        raise DesignError(
+            f"family {family}, half {half or 'develop'}: {len(chosen)} plots; an interval needs at least {MIN_CLUSTERS}"
+        )
+    return chosen
+
+
+def _asked(kind: Kind, plan: Plan) -> Iterator[tuple[str, Contrast, Contrast, Contrast]]:
+    """What is asked of a family, with the contrasts that answer it: every level, then the declared interactions."""
+    for factor, level, naive, specific, control in effects():
+        yield f"Does {factor}={level} make it likelier that {kind.statement}?", naive, specific, control
+    for one in plan.interactions:
+        both = " and ".join("=".join(said) for said in (one.first, one.second))
+        naive, specific, control = contrasts(one)
+        yield (
+            f"Do {both} together make it likelier that {kind.statement}, beyond the sum of what each does?",
+            naive,
+            specific,
+            control,
+        )
 
 
 def effects() -> Iterator[tuple[str, str, Contrast, Contrast, Contrast]]:
