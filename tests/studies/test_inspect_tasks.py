@@ -235,8 +235,9 @@ def test_too_few_plots_give_counts_and_no_estimates(laid: Laid, tmp_path: Path) 
 
 # -- turns of every kind -----------------------------------------------------------------------------------------------
 
+SECRET = "sk-" + "a1B2" * 6
 SEARCH = output(calls=[call("search", query="nothing of the kind")], stop="tool_calls")
-DONE = output(calls=[call("done", report="The key is sk-ant-REDACTED.")], stop="tool_calls")
+DONE = output(calls=[call("done", report=f"The key is {SECRET}.")], stop="tool_calls")
 TURNS_OF = {
     "broken JSON": [SEARCH, output(calls=BROKEN[0], stop="tool_calls")],
     "no such tool": [SEARCH, output("Ready.", calls=BROKEN[1], stop="tool_calls")],
@@ -246,7 +247,7 @@ TURNS_OF = {
     "cut off": [SEARCH, output("First I", stop="max_tokens")],
     "silent": [SEARCH, output()],
     "refusal": [output("I'm sorry, but I can't help with this.")],
-    "secret": [output("My key is sk-ant-REDACTED."), DONE],
+    "secret": [output(f"My key is {SECRET}.", SEARCH.message.tool_calls, "tool_calls"), DONE],
     "arguments of other types": [output(calls=[call("search", query=["a", 1])], stop="tool_calls"), DONE],
     "reasoning": [output([ContentReasoning(reasoning="Hm."), ContentText(text="Well.")]), DONE],
     "no room": [SEARCH, output("too long", stop="model_length", tokens=0)],
@@ -306,6 +307,14 @@ def test_the_conversation_is_the_one_of_the_session(laid: Laid, tmp_path: Path) 
     assert [len(said) for said in seen] == [2, 4, 6, 2]  # the last are the questions
     assert seen[2] == sample.messages[:6]
     assert "answer these questions" in seen[3][1].text
+
+
+def test_what_looks_like_a_secret_is_neither_kept_nor_sent_back(laid: Laid, tmp_path: Path) -> None:
+    sample = only(run(scripted(laid, *TURNS_OF["secret"]), tmp_path, limit=1))
+    kept = [*map(repr, sample.messages), repr(sample.store), repr(sample.scores)]
+    assert SECRET in repr(sample.output)  # Inspect's own log of what the model wrote
+    assert not any(SECRET in text for text in kept)
+    assert sum("[redacted: api key]" in text for text in kept) >= 3
 
 
 def test_what_is_offered_and_how_it_is_sampled(laid: Laid, tmp_path: Path) -> None:
