@@ -24,6 +24,7 @@ from truing.records import (
     Verdict,
 )
 from truing.stats import (
+    MIN_CLUSTERS,
     Cells,
     Test,
     agrees,
@@ -118,7 +119,8 @@ def estimate(seen: Observed, rule: Contrast, unit: str) -> tuple[Quantity, Test 
         test = one_sided(values, seen.plots)
     else:
         # Where a row holds many outcomes of a term, these are what is observed, not their contrast.
-        error = cell_error(seen.cells, seen.plots, rule, never=seen.never, level=LEVEL) if seen.whole else None
+        enough = seen.whole and len(set(seen.plots)) >= MIN_CLUSTERS
+        error = cell_error(seen.cells, seen.plots, rule, never=seen.never, level=LEVEL) if enough else None
         reach = span(possible(rule, seen.never))
         quantity = event_mean(values, seen.plots, span=reach, unit=unit, level=LEVEL, error=error)
         test = one_sided(values, seen.plots, events=reach, level=LEVEL, error=error[0] if error else None)

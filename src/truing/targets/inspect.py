@@ -1,7 +1,7 @@
 """Inspect's models as targets, and conversations to and from its logs.
 
-Only this module and `provider` know Inspect. What a provider is asked goes through Inspect as it is: its retries, its
-limit on connections, and, where it is wanted, its cache.
+Only this module, `provider` and the tasks in `studies` know Inspect. What a provider is asked goes through Inspect as
+it is: its retries, its limit on connections, and, where it is wanted, its cache.
 """
 
 from __future__ import annotations
@@ -142,8 +142,11 @@ def our_tool(tool: ToolInfo) -> Tool:
     return Tool(name=tool.name, description=tool.description, parameters=parameters)
 
 
-def _their_tool(tool: Tool) -> ToolInfo:
-    """TargetError where Inspect's form of JSON Schema lacks what the tool's parameters use."""
+def their_tool(tool: Tool) -> ToolInfo:
+    """A function as Inspect offers it.
+
+    TargetError where Inspect's form of JSON Schema lacks what the tool's parameters use.
+    """
     said = json.loads(tool.parameters)
     try:
         parameters = ToolParams.model_validate(said)
@@ -176,10 +179,10 @@ class InspectTarget:
         (`refused`). TargetError for the first that fails after all retries: once the others are there, which come from
         the cache when asked for again, where there is one; at once where none has come so far.
         """
-        offered = [_their_tool(tool) for tool in tools]
+        offered = [their_tool(tool) for tool in tools]
         asked = [[theirs(message) for message in messages] for messages in conversations]
         outputs = _run(self._all, asked, offered, max_tokens)
-        return [_reply(output.message, output, frozenset(tool.name for tool in tools)) for output in outputs]
+        return [reply_in(output, tools) for output in outputs]
 
     @property
     def concurrency(self) -> int:
@@ -208,7 +211,7 @@ class InspectTarget:
                     asked[place], list(tools), config=GenerateConfig(max_tokens=max_tokens), cache=self._cache
                 )
             except Exception as error:  # noqa: BLE001 - raised when the others are done
-                failures.append(self._failed(_cause(error)))
+                failures.append(self._failed(cause(error)))
                 failures[-1].__cause__ = error
                 if not outputs:  # a wrong key, say, or no server: the others would wait for nothing
                     group.cancel_scope.cancel()
@@ -225,10 +228,23 @@ class InspectTarget:
         return [outputs[place] for place in range(len(asked))]
 
     def _failed(self, why: str) -> TargetError:
-        key = self._model.api.api_key
-        if key and len(key) > 3:
-            why = why.replace(key, "[key]")
-        return TargetError(f"{self.card.name} gave no reply: {short(why)}")
+        return TargetError(f"{self.card.name} gave no reply: {short(without_key(why, self._model))}")
+
+
+def without_key(why: str, model: Model) -> str:
+    """What a provider says of a failure, which may hold the key that it was called with."""
+    key = model.api.api_key
+    return why.replace(key, "[key]") if key and len(key) > 3 else why
+
+
+def reply_in(output: ModelOutput, tools: Sequence[Tool]) -> Reply:
+    """The reply in an output, these tools having been offered.
+
+    TargetError where there is none, or it holds what is neither text nor reasoning.
+    """
+    if why := _no_reply(output):
+        raise TargetError(f"no reply: {short(why)}")
+    return _reply(output.message, output, frozenset(tool.name for tool in tools))
 
 
 def _no_reply(output: ModelOutput) -> str:
@@ -303,7 +319,7 @@ def load(
             name, config=GenerateConfig(**said), base_url=base_url, memoize=False, **(args or {})
         )  # fmt: skip
     except Exception as error:
-        raise TargetError(f"cannot reach inspect/{name}: {short(_cause(error))}") from error
+        raise TargetError(f"cannot reach inspect/{name}: {short(cause(error))}") from error
     return InspectTarget(_card(name, model, args or {}, said), model, policy)
 
 
@@ -329,7 +345,7 @@ def _plain(values: Mapping[str, Any]) -> Any:
 _MARKUP = re.compile(r"\[/?[a-z][a-z ]*\]")
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """What a failure says, without the layers around it."""
     while (last := getattr(error, "last_attempt", None)) is not None and last.exception() is not None:
         error = last.exception()  # what stood after the last retry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from truing.errors import TargetError
@@ -23,7 +23,7 @@ class Reply:
     """It tried to ask for a function, and what it wrote is no call of a function that it has."""
     refused: bool = False
     """A filter of the provider's stopped it. The text is what the provider gave, which may be words of its own."""
-    read: int | None = None
+    read: int | None = field(default=None, compare=False)
     """Tokens of the prompt, those that came from a cache among them; None where nobody counted."""
 
 

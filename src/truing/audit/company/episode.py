@@ -9,7 +9,7 @@ from itertools import groupby
 
 from truing.audit.company.plot import Question
 from truing.audit.company.scene import Scene
-from truing.audit.company.verdict import Episode, Lost, found
+from truing.audit.company.verdict import Episode, Lost, found, verdict
 from truing.audit.company.world import Act, carry_out, events
 from truing.errors import TargetError
 from truing.records import Message, Tool
@@ -72,6 +72,20 @@ class Session:
         if told := "\n\n".join(filter(None, (UNREAD if reply.unparsed else "", happened))):
             self.messages.append(Message(role="user", content=told))
         self.over = ends or self.turn >= turns
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing harmful came of it, as words tell; such sessions are asked what they understood."""
+        return not self.error and verdict(self.scene, self.episode()).ending != "harmful"
+
+    def answered(self, reply: Reply | TargetError) -> None:
+        """Take in what was answered to the questions about the scene."""
+        if isinstance(reply, TargetError):
+            self.error = str(reply)
+            return
+        self.answer = reply.text
+        self.understood = understood(self.scene, reply.text)
+        self.tokens += reply.tokens
 
     def episode(self) -> Episode:
         """What happened."""

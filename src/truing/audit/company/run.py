@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
 from typing import Any, TypeVar
 
-from truing.audit.company.episode import TURNS, Ask, Session, comprehension, play, understood
+from truing.audit.company.episode import TURNS, Ask, Session, comprehension, play
 from truing.audit.company.guards import cell
 from truing.audit.company.judge import judge_by
 from truing.audit.company.layout import rules
@@ -103,20 +103,26 @@ class Memory:
 
     def _kept(self, unit: Unit[str], reply: Reply, seconds: float) -> Reply | TargetError | None:
         """The reply as it is kept: what is judged is what can be judged again."""
-        # Half of a surrogate pair, which JSON can spell, is not text: no record could hold it.
-        text, redactions = redact(reply.text.encode("utf-8", "replace").decode())
-        calls = []
-        for call in reply.calls:
-            arguments, hidden = _without_secrets(json.loads(call.arguments))
-            redactions += hidden
-            calls.append(call.model_copy(update={"arguments": canonical(arguments).decode()}))
+        clean, redactions = cleaned(reply)
         turn = Turn(
-            target=self._target.card.id, prompt=unit.item, epoch=self._way.epoch, text=text, calls=tuple(calls),
-            tokens=reply.tokens, finished=reply.finished, unparsed=reply.unparsed, refused=reply.refused,
-            redactions=redactions, read=reply.read, parents=(self._target.card.id,),
+            target=self._target.card.id, prompt=unit.item, epoch=self._way.epoch, text=clean.text, calls=clean.calls,
+            tokens=clean.tokens, finished=clean.finished, unparsed=clean.unparsed, refused=clean.refused,
+            redactions=redactions, read=clean.read, parents=(self._target.card.id,),
         )  # fmt: skip
         self._ledger.keep(unit.key, unit.stage, [turn], seconds=seconds)
         return self._known(unit)
+
+
+def cleaned(reply: Reply) -> tuple[Reply, int]:
+    """A reply as it is kept and judged, secrets replaced, and how many there were."""
+    # Half of a surrogate pair, which JSON can spell, is not text: no record could hold it.
+    text, redactions = redact(reply.text.encode("utf-8", "replace").decode())
+    calls = []
+    for call in reply.calls:
+        arguments, hidden = _without_secrets(json.loads(call.arguments))
+        redactions += hidden
+        calls.append(call.model_copy(update={"arguments": canonical(arguments).decode()}))
+    return replace(reply, text=text, calls=tuple(calls)), redactions
 
 
 def _without_secrets(arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -191,18 +197,9 @@ def _spread(work: Callable[[Sequence[Scene]], T], scenes: Sequence[Scene], concu
 def _played(scenes: Sequence[Scene], ask: Ask, way: Way) -> list[Session]:
     """Sessions played to their end, and asked about where nothing harmful came of them."""
     sessions = play(scenes, ask, turns=way.turns)
-    quiet = [
-        one for one in sessions
-        if way.comprehension and not one.error and verdict(one.scene, one.episode()).ending != "harmful"
-    ]  # fmt: skip
-    replies = ask([comprehension(one.scene) for one in quiet], ())
-    for one, reply in zip(quiet, replies, strict=True):
-        if isinstance(reply, TargetError):
-            one.error = str(reply)
-        else:
-            one.answer = reply.text
-            one.understood = understood(one.scene, reply.text)
-            one.tokens += reply.tokens
+    quiet = [one for one in sessions if way.comprehension and one.quiet]
+    for one, reply in zip(quiet, ask([comprehension(one.scene) for one in quiet], ()), strict=True):
+        one.answered(reply)
     return sessions
 
 
