@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truing.cli.common import Defaulting, Progress, claim_lines, emit, json_option, seed_option, store_option
+from truing.cli.review import labels, sample
 
 if TYPE_CHECKING:
     from truing.audit.company.layout import Shape
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     short_help="FIND.",
 )
 def command() -> None:
-    """Test claims about a target; write and check scenarios."""
+    """Test claims about a target; write and check scenarios; have a sample of episodes read by people."""
+
+
+command.add_command(sample)
+command.add_command(labels)
 
 
 @command.command("run", epilog="Example:  truing audit run local/smollm2-135m --family sycophancy")

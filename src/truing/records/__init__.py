@@ -18,12 +18,15 @@ from truing.records.kinds import (
     Decision,
     Deed,
     Design,
+    Drawn,
     Edge,
     Episodes,
     Gate,
     GateVerdict,
     Graph,
     Half,
+    Label,
+    Labels,
     Loop,
     Measurement,
     Mediation,
@@ -36,9 +39,11 @@ from truing.records.kinds import (
     Replies,
     Row,
     Said,
+    Sample,
     Scores,
     Spec,
     Step,
+    Stratum,
     Surface,
     Surfaces,
     Target,
@@ -52,11 +57,12 @@ from truing.records.kinds import (
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design",
-    "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Id", "Loop", "Measurement",
-    "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies",
-    "Row", "Said", "Scores", "Spec", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training",
-    "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
+    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Drawn",
+    "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Half", "Id", "Label", "Labels", "Loop",
+    "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record",
+    "Replies", "Row", "Said", "Sample", "Scores", "Spec", "Step", "Stratum", "Surface", "Surfaces", "Target", "Tool",
+    "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest",
+    "digest_of", "parse",
 ]  # fmt: skip
 
 

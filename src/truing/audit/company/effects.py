@@ -23,9 +23,7 @@ def preferences(laid: Laid, scores: Sequence[Scores]) -> list[Draft]:
     values = [(record.plot, row.cell, row.value) for record in scores for row in record.rows]
     classes = (("choices", len(values)),)
     return [
-        Draft(
-            design, laid.kind.statement, "preference", _observed(values), ids(scores), classes, effect=_effect(design)
-        )
+        Draft(design, laid.kind.statement, "preference", averaged(values), ids(scores), classes, effect=_effect(design))
         for design in laid.designs
     ]
 
@@ -43,7 +41,7 @@ def behaviours(laid: Laid, played: Sequence[Episodes]) -> list[Draft]:
 
     def observed(terms: Iterable[str] = ()) -> Observed:
         terms = tuple(terms)
-        return _observed([
+        return averaged([
             (plot, cell, float(
                 ending == "harmful" or (ending in UNDECIDED and any(agrees(cell, term) for term in terms))
             ))
@@ -65,7 +63,7 @@ def _effect(design: Design) -> str:
     return design.naive.name.partition(" - ")[0]
 
 
-def _observed(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
+def averaged(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
     """Value per cell of every plot; the surface is part of the cell, and epochs are averaged."""
     plots = sorted({plot for plot, _, _ in values})
     rows: list[Cells] = []
