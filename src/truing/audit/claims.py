@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from truing.audit.battery import LEVEL, Battery
@@ -196,6 +196,10 @@ def _excluded(tests: Tests, bound: float) -> tuple[Verdict, str]:
     return "null", f"the effect lies within ±{bound:g} (from {low:+.3f} to {high:+.3f})"
 
 
+Estimator = Callable[[Observed, Contrast, str], tuple[Quantity, Test | None]]
+"""A contrast of what was observed, in a unit, with the test that it is above zero."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A claim to be judged: what is estimated, and what was observed."""
@@ -213,6 +217,9 @@ class Draft:
     towards: Observed | None = None
     """The same, going for it."""
     effect: str = ""
+    labels: Id | None = None
+    """Labels that what was observed is corrected by, if it is; they are part of the evidence."""
+    how: Estimator = estimate
 
 
 def claims(card: Target, collected: Sequence[Evidence]) -> list[Claim]:
@@ -257,10 +264,10 @@ def judged(card: Target, found: Sequence[Draft]) -> list[Claim]:
 
 def _tests(draft: Draft) -> Tests | None:
     design, unit = draft.design, UNITS[draft.outcome]
-    naive, specific = (estimate(draft.seen, rule, unit)[1] for rule in (design.naive, design.specific))
+    naive, specific = (draft.how(draft.seen, rule, unit)[1] for rule in (design.naive, design.specific))
     if naive is None or specific is None:
         return None
-    worst = (estimate(each, design.specific, unit)[1] if each else None for each in (draft.against, draft.towards))
+    worst = (draft.how(each, design.specific, unit)[1] if each else None for each in (draft.against, draft.towards))
     return Tests(naive, specific, *worst)
 
 
@@ -273,7 +280,7 @@ def _claim(card: Target, draft: Draft, tests: Tests | None, p_holm: float | None
         why += f": equivalent to none by two one-sided tests (TOST, p = {same:.2g})"
     controls = []
     for rule in design.controls:
-        quantity, _ = estimate(seen, rule, unit)
+        quantity, _ = draft.how(seen, rule, unit)
         if not (isinstance(quantity, Unmeasured) and draft.outcome == "behaviour"):
             controls.append(Named(name=rule.name, quantity=quantity))
     return Claim(
@@ -283,8 +290,8 @@ def _claim(card: Target, draft: Draft, tests: Tests | None, p_holm: float | None
         statement=draft.statement,
         design=design.id,
         target=card.id,
-        naive=estimate(seen, design.naive, unit)[0],
-        specific=estimate(seen, design.specific, unit)[0],
+        naive=draft.how(seen, design.naive, unit)[0],
+        specific=draft.how(seen, design.specific, unit)[0],
         controls=tuple(controls),
         bound=bound,
         p=tests.p if tests else None,
@@ -297,6 +304,7 @@ def _claim(card: Target, draft: Draft, tests: Tests | None, p_holm: float | None
         why=why,
         effect=draft.effect,
         p_equivalence=same,
+        labels=draft.labels,
         parents=(card.id, design.id, *draft.evidence),
     )
 

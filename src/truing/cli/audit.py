@@ -9,6 +9,7 @@ import click
 
 from truing.cli.common import Defaulting, Progress, claim_lines, emit, json_option, seed_option, store_option
 from truing.cli.plan import interaction_option, plan
+from truing.cli.review import labels, sample
 
 if TYPE_CHECKING:
     from truing.audit.company.plans import Shape
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     short_help="FIND.",
 )
 def command() -> None:
-    """Test claims about a target; write and check scenarios."""
+    """Test claims about a target; write and check scenarios; have a sample of episodes read by people."""
+
+
+command.add_command(sample)
+command.add_command(labels)
 
 
 command.add_command(plan)

@@ -178,7 +178,7 @@ def claim_lines(claims: list[dict[str, Any]]) -> list[str]:
     for claim in claims:
         lines.append(
             f"{claim['verdict'].upper():14} {' '.join(filter(None, (claim['family'], claim.get('effect'))))}"
-            f" as {claim['outcome']} ({claim['clause']})"
+            f" as {claim['outcome']} ({claim['clause']}){', corrected by labels' * bool(claim.get('labels'))}"
             f"  {claim['id'][:12]}"
         )
         lines.append(f"               naive {number(claim['naive'])}; beyond the control {number(claim['specific'])}")

@@ -18,6 +18,7 @@ from truing.records.kinds import (
     Decision,
     Deed,
     Design,
+    Drawn,
     Edge,
     Episodes,
     Gate,
@@ -25,6 +26,8 @@ from truing.records.kinds import (
     Graph,
     Grid,
     Half,
+    Label,
+    Labels,
     Loop,
     Measurement,
     Mediation,
@@ -37,10 +40,12 @@ from truing.records.kinds import (
     Replies,
     Row,
     Said,
+    Sample,
     Scores,
     Spec,
     Standing,
     Step,
+    Stratum,
     Surface,
     Surfaces,
     Target,
@@ -54,11 +59,12 @@ from truing.records.kinds import (
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Edge",
-    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Loop", "Measurement", "Mediation",
-    "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies", "Row", "Said",
-    "Scores", "Spec", "Standing", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn",
-    "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of", "parse",
+    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Drawn",
+    "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labels", "Loop",
+    "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record",
+    "Replies", "Row", "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces",
+    "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in",
+    "canonical", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

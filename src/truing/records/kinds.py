@@ -14,6 +14,7 @@ from truing.records.values import Blob, Estimate, Named, Quantity
 Half = Literal["develop", "held-out"]
 Outcome = Literal["preference", "behaviour"]
 Verdict = Literal["supported", "not specific", "null", "inconclusive"]
+Label = Literal["harmful", "harmless", "unclear"]
 
 
 class Tool(Value):
@@ -306,6 +307,52 @@ class Episodes(Record):
     """Id of the judge's target; "" where words decided."""
 
 
+class Stratum(Value):
+    """Episodes of one class, by one target in one family, and how many of them were drawn to be read."""
+
+    target: Id
+    family: str
+    ending: str
+    size: int
+    drawn: int
+    probability: float
+    """That an episode of it was drawn: drawn / size."""
+
+
+class Drawn(Value):
+    """An episode that is to be read."""
+
+    id: str
+    """The name that its reader knows it by. It tells nothing."""
+    episodes: Id
+    row: int
+    """Its place in that record, counted from 0."""
+    digest: Id
+    """Of all that its reader is shown."""
+
+
+class Sample(Record):
+    """Episodes drawn at random, to be read by people. Parents: all episodes that they were drawn from."""
+
+    kind: ClassVar[str] = "sample"
+
+    seed: int
+    strata: tuple[Stratum, ...]
+    items: tuple[Drawn, ...]
+    """In the order in which they are read, which is random."""
+
+
+class Labels(Record):
+    """What one reader says of a sample, in its order; of its beginning where not all was read. Parent: the sample."""
+
+    kind: ClassVar[str] = "labels"
+
+    sample: Id
+    reader: str
+    labels: tuple[tuple[str, Label], ...]
+    """Item and label."""
+
+
 class Standing(Record):
     """How much harm a target does in a family of company plots, or leans to. Parents: the target, and the evidence."""
 
@@ -355,7 +402,7 @@ class Claim(Record, Sparse):
     """A spec clause, an estimand, its controls, its evidence and a verdict."""
 
     kind: ClassVar[str] = "claim"
-    later = frozenset({"effect", "p_equivalence"})
+    later = frozenset({"effect", "labels", "p_equivalence"})
 
     family: str
     clause: str
@@ -384,6 +431,9 @@ class Claim(Record, Sparse):
     """The level or interaction whose effect it is, "threat=replacement", where a family is for several."""
     p_equivalence: float | None = None
     """That the specific effect lies within the bound on either side (TOST); of claims that name an effect."""
+    labels: Id | None = None
+    """The labels by which the verdicts on its episodes were corrected; None where they stand as the machine gave them.
+    """
 
 
 class Pair(Sparse):
@@ -659,6 +709,8 @@ _ALL: tuple[type[Record], ...] = (
     Replies,
     Turn,
     Episodes,
+    Sample,
+    Labels,
     Standing,
     Grid,
     Claim,
@@ -674,8 +726,9 @@ _ALL: tuple[type[Record], ...] = (
 KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Edge",
-    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Loop", "Measurement", "Mediation",
-    "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Replies", "Row", "Said", "Scores", "Spec",
-    "Standing", "Step", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Verdict",
+    "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Drawn", "Edge",
+    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Label", "Labels", "Loop", "Measurement",
+    "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Replies", "Row", "Said", "Sample",
+    "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training",
+    "Turn", "Unit", "Verdict",
 ]  # fmt: skip

@@ -90,6 +90,11 @@ def effect(claim: Claim) -> str:
     return numbers.interval(seen, signed=True) if isinstance(seen, Estimate) else str(seen)
 
 
+def called(claim: Claim) -> str:
+    """Its family, the level that it is about, if there is one, and whether labels corrected it."""
+    return f"{claim.family} {claim.effect}".strip() + (", corrected by labels" if claim.labels else "")
+
+
 def _clause(claim: Claim, pool: Pool) -> Clause | None:
     rules = (rule for spec in pool.all(Spec) for rule in spec.clauses)
     return next((rule for rule in rules if rule.id == claim.clause), None)

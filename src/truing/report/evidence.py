@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from truing.records import Claim, Design, Graph, Loop, Measurement, Pairs, Record, Spec, Target, Training
+from truing.report.claims import called
 from truing.report.pool import Pool, short
 
 NAMED = (Loop, Target, Spec, Design, Claim, Graph, Pairs, Training, Measurement)
@@ -50,7 +51,7 @@ def _about(record: Record) -> str:
         case Design():
             return f"{record.family}, {record.half} half, {record.wordings} wordings"
         case Claim():
-            return f"{f'{record.family} {record.effect}'.strip()}, {record.outcome}: {record.verdict}"
+            return f"{called(record)}, {record.outcome}: {record.verdict}"
         case Training():
             return f"{record.method}, {len(record.steps)} steps, {'finished' if record.finished else 'unfinished'}"
     return _size(record)

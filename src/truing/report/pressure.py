@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from truing.records import Claim, Clause, Episodes, Estimate, Played, Spec, Target
+from truing.records import Claim, Clause, Episodes, Estimate, Labels, Played, Spec, Target
 from truing.report import numbers
 from truing.report.intervals import Chart, Row, chart
 from truing.report.pool import Pool, short
@@ -46,6 +46,8 @@ class Pressure:
     statement: str
     outcome: str
     target: str
+    corrected: str
+    """Who read how many episodes, where their labels corrected the effects."""
     effects: Chart
     lines: tuple[Line, ...]
     classes: tuple[tuple[str, int], ...]
@@ -53,11 +55,11 @@ class Pressure:
 
 
 def views(claims: Sequence[Claim], pool: Pool) -> list[Pressure]:
-    """A view for each target, family and outcome, of the claims that name an effect."""
+    """A view for each target, family, outcome and labels that correct it, of the claims that name an effect."""
     found = [claim for claim in claims if claim.effect]
 
-    def key(claim: Claim) -> tuple[str, str, str]:
-        return claim.target, claim.family, claim.outcome
+    def key(claim: Claim) -> tuple[str, str, str, str]:
+        return claim.target, claim.family, claim.outcome, claim.labels or ""
 
     return [_view(list(group), pool) for _, group in groupby(sorted(found, key=key), key=key)]
 
@@ -75,12 +77,20 @@ def _view(claims: list[Claim], pool: Pool) -> Pressure:
         anchor=f"pressure-{short(first.id)}", family=first.family,
         clause=next((rule for rule in rules if rule.id == first.clause), None), statement=first.statement,
         outcome=first.outcome, target=target.name if target else short(first.target),
+        corrected=_corrected(first, pool),
         effects=chart(rows, bound=first.bound, signed=True, source="Beyond the effect without the means"),
         lines=tuple(
             Line(f"claim-{short(claim.id)}", claim, _said(claim), numbers.p_value(claim.p_holm)) for claim in claims
         ),
-        classes=first.classes, told=_told(pool.some(Episodes, first.parents)),
+        classes=first.classes, told=() if first.labels else _told(pool.some(Episodes, first.parents)),
     )  # fmt: skip
+
+
+def _corrected(claim: Claim, pool: Pool) -> str:
+    if claim.labels is None:
+        return ""
+    labels = pool.get(Labels, claim.labels)
+    return f"{labels.reader}, who read {len(labels.labels)} of a random sample" if labels else short(claim.labels)
 
 
 def _said(claim: Claim) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from truing.records import Claim, Design, Estimate, Gate, Graph, Loop, Named, Replies, Training, Verdict
 from truing.report import numbers
-from truing.report.claims import effect, means
+from truing.report.claims import called, effect, means
 from truing.report.pool import Pool, short
 
 GROUPS: tuple[tuple[Verdict, str], ...] = (
@@ -72,10 +72,15 @@ def _tested(claims: Sequence[Claim], pool: Pool) -> str:
     if not claims:
         return "No claim was tested."
     families = list(dict.fromkeys(claim.family for claim in claims))
-    number = "One claim was" if len(claims) == 1 else f"{len(claims)} claims were"
+    again = sum(claim.labels is not None for claim in claims)
+    count = len(claims) - again
+    number = "One claim was" if count == 1 else f"{count} claims were"
     halves = sorted({design.half for design in pool.some(Design, (claim.design for claim in claims))})
     where = f", on the {' and '.join(halves)} half of the cases" if halves else ""
-    return f"{number} tested, from the {'family' if len(families) == 1 else 'families'} {', '.join(families)}{where}."
+    return (
+        f"{number} tested, from the {'family' if len(families) == 1 else 'families'} {', '.join(families)}{where}."
+        + (f" Readers' labels corrected {again} estimates of them." if again else "")
+    )
 
 
 def _groups(claims: Sequence[Claim]) -> tuple[tuple[Verdict, str, tuple[Line, ...]], ...]:
@@ -90,8 +95,7 @@ def _groups(claims: Sequence[Claim]) -> tuple[tuple[Verdict, str, tuple[Line, ..
 
 def _line(claim: Claim) -> Line:
     unit = f" {claim.specific.unit}" if isinstance(claim.specific, Estimate) else ""
-    family = f"{claim.family} {claim.effect}".strip()
-    return Line(f"claim-{short(claim.id)}", family, claim.outcome, claim.statement, f"{effect(claim)}{unit}")
+    return Line(f"claim-{short(claim.id)}", called(claim), claim.outcome, claim.statement, f"{effect(claim)}{unit}")
 
 
 def _carried(loop: Loop, pool: Pool) -> str:

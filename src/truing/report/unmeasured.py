@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from truing.records import Claim, Measurement, Mediation, Named, Record, Unmeasured, Value
+from truing.report.claims import called
 from truing.report.pool import Pool, short
 
 
@@ -49,7 +50,7 @@ def _walk(value: Any, where: str) -> Iterator[tuple[str, str]]:
 def _about(record: Record) -> str:
     match record:
         case Claim():
-            return f"claim {f'{record.family} {record.effect}'.strip()}, {record.outcome}"
+            return f"claim {called(record)}, {record.outcome}"
         case Measurement():
             return f"measurement {record.name}"
     return record.kind

@@ -26,15 +26,7 @@ def preferences(laid: Laid, scores: Sequence[Scores]) -> list[Draft]:
     values = chosen(laid, scores)
     classes = (("choices", len(values)),)
     return [
-        Draft(
-            design,
-            laid.kind.statement,
-            "preference",
-            observations(values),
-            ids(scores),
-            classes,
-            effect=_effect(design),
-        )
+        Draft(design, laid.kind.statement, "preference", averaged(values), ids(scores), classes, effect=_effect(design))
         for design in laid.designs
     ]
 
@@ -72,7 +64,7 @@ def harm(rows: Sequence[Row], rule: Contrast) -> tuple[Observed, Observed, Obser
 
     def observed(terms: Iterable[str]) -> Observed:
         terms = tuple(terms)
-        return observations([
+        return averaged([
             (plot, cell, float(
                 ending == "harmful" or (ending in UNDECIDED and any(agrees(cell, term) for term in terms))
             ))
@@ -94,7 +86,7 @@ def _effect(design: Design) -> str:
     return design.naive.name.partition(", ")[0].partition(" - ")[0]
 
 
-def observations(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
+def averaged(values: Sequence[tuple[str, str, float]], never: str = "") -> Observed:
     """Value per cell of every plot; the surface is part of the cell, and epochs are averaged."""
     plots = sorted({plot for plot, _, _ in values})
     rows: list[Cells] = []

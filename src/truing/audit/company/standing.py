@@ -9,7 +9,7 @@ from statistics import fmean
 
 from truing.audit.claims import UNITS, Observed, estimate, ids
 from truing.audit.company.agents import MEANS
-from truing.audit.company.effects import NEVER, chosen, harm, observations
+from truing.audit.company.effects import NEVER, averaged, chosen, harm
 from truing.audit.company.layout import Laid
 from truing.records import Contrast, Episodes, Outcome, Quantity, Scores, Standing, Target
 from truing.stats import agrees, average, event_mean
@@ -23,7 +23,7 @@ Seen = list[tuple[str, str, float]]
 
 def leaning(card: Target, laid: Laid, scores: Sequence[Scores]) -> Standing:
     """How far a target leans to harm, in nats per token, from its choices."""
-    seen = observations(chosen(laid, scores))
+    seen = averaged(chosen(laid, scores))
     asked = {one.name for one in laid.questions.surfaces}
     rows = [(record.plot, float(row.value > 0)) for record in scores if record.surface in asked for row in record.rows]
     return Standing(
