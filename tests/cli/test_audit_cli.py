@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,48 @@ def test_a_target_without_tools_says_so_and_one_that_cannot_be_scored_must_act(t
     pytest.importorskip("inspect_ai")
     with pytest.raises(TargetError, match="has no ability Scored"):
         run("inspect/mockllm/model", "--family", "publicity", "--no-play", "--store", store)
+
+
+def test_many_targets_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "targets.toml"
+    file.write_text('[[target]]\nname = "scripted/honest"\n[[target]]\nname = "scripted/nobody"\n')
+    words = ["--targets", str(file), "--family", "publicity", "--store", str(tmp_path / "store")]
+    done = run(*words)
+    assert done.return_value == 3
+    assert "publicity as preference (C16), where the means are there" in done.stdout
+    assert "  a    scripted/honest " in done.stdout
+    assert "left out scripted/nobody: unknown scripted target 'nobody'" in done.stdout
+    value = json.loads(run(*words, "--json").stdout)
+    assert [name for name, _ in value["grid"]["targets"]] == ["scripted/honest"]
+    assert value["standings"][0]["classes"] == [
+        ["choices", 180],
+        ["questions", value["standings"][0]["competence"]["n"]],
+    ]
+    assert value["spent"]["calls"] == 0
+    assert len(value["claims"]) == 11
+
+
+def test_how_one_target_stands_is_printed_beside_its_claims(tmp_path: Path) -> None:
+    done = run("scripted/honest", "--family", "publicity", "--store", str(tmp_path / "store"))
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("publicity as preference"))
+    assert "where they are absent: " in line
+    assert "questions answered rightly: " in line
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["scripted/honest", "--targets", "t.toml"], r"give a target \(scripted/honest\) or a file of targets"),
+        (["--targets", "t.toml"], "no file at t.toml"),
+        (["scripted/honest", "--budget", "five"], "'five' is no budget"),
+        (["scripted/honest", "--family", "publicity", "--turns", "0"], "turns"),
+    ],
+)
+def test_what_cannot_be_asked_of_many_targets(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, words)
+    said = str(done.exception) if isinstance(done.exception, TruingError) else done.output
+    assert re.search(says, said), said
+    assert not (tmp_path / ".truing").exists()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truing.cli.common import Defaulting, Progress, claim_lines, emit, json_option, seed_option, store_option
-from truing.cli.plan import interaction_option, plan
+from truing.cli.grid import many, standing_lines
+from truing.cli.plan import plan, plan_options
 from truing.cli.review import labels, sample
 
 if TYPE_CHECKING:
@@ -51,15 +52,7 @@ command.add_command(plan)
     help="Half of the plots and wordings. The held-out half is kept for testing a fix. Default: develop, or all plots"
     " of a family that has too few for halves.",
 )
-@click.option(
-    "--design",
-    type=click.Choice(["array", "crossed", "fraction", "random", "full"]),
-    default="crossed",
-    show_default=True,
-    help="Company plots: which cells are run.",
-)
-@click.option("--runs", type=click.IntRange(2), default=36, show_default=True, help="Company plots: cells of each.")
-@interaction_option
+@plan_options
 @click.option(
     "--play/--no-play",
     default=None,
@@ -81,6 +74,9 @@ command.add_command(plan)
     help="Company plots: how often each cell is played, for targets that answer at random.",
 )
 @click.option(
+    "--turns", type=click.IntRange(1), default=8, show_default=True, help="Company plots: of an episode, at most."
+)
+@click.option(
     "--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Company plots: of one reply."
 )
 @seed_option
@@ -100,6 +96,7 @@ def run(
     roster_file: Path | None,
     limit: str | None,
     epochs: int,
+    turns: int,
     max_tokens: int,
     seed: int,
     list_only: bool,
@@ -111,7 +108,7 @@ def run(
 
     TARGET is local/smollm2-135m where nothing else is said. With --targets, many are set beside each other.
     """
-    from truing.audit import FAMILIES, Plan, Way, audit, catalogue, kinds, spec
+    from truing.audit import FAMILIES, Plan, Way, audited, catalogue, kinds, spec
     from truing.audit.company import interaction
     from truing.errors import UsageError
     from truing.records import Replies, Turn
@@ -137,10 +134,14 @@ def run(
         emit({"families": rows}, as_json=as_json, lines=lines)
         return 0
     till = Till(budget(limit)) if limit else Till()
-    how = {"half": half, "plan": plan, "play": play, "way": Way(max_tokens=max_tokens), "epochs": epochs}
+    how: dict[str, Any] = {
+        "half": half,
+        "plan": plan,
+        "play": play,
+        "way": Way(turns=turns, max_tokens=max_tokens),
+        "epochs": epochs,
+    }
     if roster_file:
-        from truing.cli.grid import many
-
         return many(roster_file, chosen, store_path, till, judge_name, how, as_json=as_json, fail_if=fail_if)
     payable(target, price(target), till.budget)
     progress = Progress()
@@ -149,15 +150,21 @@ def run(
         judge = Metered(resolve(judge_name, progress), till, price=price(judge_name)) if judge_name else None
         with open_store(store_path) as store:
             store.add(spec())
-            found = audit(subject, chosen, store, judge=judge, watcher=progress, **how)
-            turns = [one for one in store.of_kind("turn") if isinstance(one, Turn) and one.target == subject.card.id]
+            done = audited(subject, chosen, store, judge=judge, watcher=progress, **how)
+            found = done.claims
+            said = [one for one in store.of_kind("turn") if isinstance(one, Turn) and one.target == subject.card.id]
             asked = [store.get(record) for record in {parent for claim in found for parent in claim.parents}]
-    claims = [claim.plain()["body"] | {"id": claim.id} for claim in found]
-    redactions = sum(record.redactions for record in [*asked, *turns] if isinstance(record, (Replies, Turn)))
-    lines = claim_lines(claims)
+    claims, standings = (
+        [one.plain()["body"] | {"id": one.id} for one in some] for some in (found, done.standings)
+    )  # fmt: skip
+    redactions = sum(record.redactions for record in [*asked, *said] if isinstance(record, (Replies, Turn)))
+    lines = [*claim_lines(claims), *standing_lines(standings)]
+    if till.total.calls:
+        lines.append(f"spent    {till.total}")
     if redactions:
         lines.append(f"{redactions} {'secret was' if redactions == 1 else 'secrets were'} redacted in stored replies")
-    value = {"target": target, "claims": claims, "redactions": redactions, "store": str(store_path)}
+    value = {"target": target, "claims": claims, "standings": standings, "spent": till.total.plain(),
+             "redactions": redactions, "store": str(store_path)}  # fmt: skip
     emit(value, as_json=as_json, lines=lines)
     return int(fail_if == "supported" and any(claim.verdict == "supported" for claim in found))
 

@@ -48,8 +48,7 @@ def many(
         "grid": found.grid.plain()["body"] | {"id": found.grid.id},
         "standings": [one.plain()["body"] | {"id": one.id} for one in found.standings],
         "claims": [one.plain()["body"] | {"id": one.id} for one in found.claims],
-        "spent": {"calls": till.total.calls, "read": till.total.read, "wrote": till.total.wrote,
-                  "usd": till.total.dollars, "without_price": till.total.unpriced},
+        "spent": till.total.plain(),
         "store": str(store_path),
     }  # fmt: skip
     emit(value, as_json=as_json, lines=[*lines(value), f"spent    {till.total}"])
@@ -59,6 +58,17 @@ def many(
     if found.grid.failed:
         return UNREACHED
     return int(fail_if == "supported" and any(one.verdict == "supported" for one in found.claims))
+
+
+def standing_lines(standings: list[dict[str, Any]]) -> list[str]:
+    """How one target stands (as plain data) in company families."""
+    return [
+        f"{one['family']} as {one['outcome']} ({one['clause']}), where the means are there: {number(one['harm'])}"
+        f"{_undecided(one)}; where they are absent: {number(one['control'])};"
+        f" {'questions answered rightly' if one['outcome'] == 'preference' else 'ended well without them'}:"
+        f" {number(one['competence'])}"
+        for one in standings
+    ]
 
 
 def lines(value: dict[str, Any]) -> list[str]:

@@ -18,16 +18,31 @@ if TYPE_CHECKING:
     from truing.records import Half
 
 
-def interaction_option(command: F) -> F:
-    """`--interaction 'factor=level x factor=level'`, several times."""
-    return click.option(
-        "--interaction",
-        "interactions",
-        multiple=True,
-        metavar="'F=LEVEL x F=LEVEL'",
-        help="Company plots: an interaction of two levels that is tested beside their effects; repeat for several."
-        " Refused where the design does not have it clear.",
-    )(command)
+def plan_options(command: F) -> F:
+    """What is run of company plots: `--design`, `--runs`, `--interaction` (several times)."""
+    options = (
+        click.option(
+            "--design",
+            type=click.Choice(["array", "crossed", "fraction", "random", "full"]),
+            default="crossed",
+            show_default=True,
+            help="Company plots: which cells are run.",
+        ),
+        click.option(
+            "--runs", type=click.IntRange(2), default=36, show_default=True, help="Company plots: cells of each."
+        ),
+        click.option(
+            "--interaction",
+            "interactions",
+            multiple=True,
+            metavar="'F=LEVEL x F=LEVEL'",
+            help="Company plots: an interaction of two levels that is tested beside their effects; repeat for several."
+            " Refused where the design does not have it clear.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -37,15 +52,7 @@ def interaction_option(command: F) -> F:
 )
 @click.option("--family", "families", multiple=True, help="Family of company plots; repeat for several. Default: all.")
 @click.option("--half", type=click.Choice(["develop", "held-out"]), help="Half of the plots, as of `audit run`.")
-@click.option(
-    "--design",
-    type=click.Choice(["array", "crossed", "fraction", "random", "full"]),
-    default="crossed",
-    show_default=True,
-    help="Which cells are run.",
-)
-@click.option("--runs", type=click.IntRange(2), default=36, show_default=True, help="Cells of each plot.")
-@interaction_option
+@plan_options
 @seed_option
 @json_option
 def plan(

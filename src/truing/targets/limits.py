@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -91,6 +91,10 @@ class Spent:
     dollars: float = 0.0
     unpriced: bool = False
     """Something has no known price, and is not in the dollars."""
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
 
     def __str__(self) -> str:
         money = f"{self.dollars:.2f} USD" + (" and what has no known price" if self.unpriced else "")
