@@ -126,8 +126,12 @@ def _every(there: Field) -> list[Done]:
     reached = [one for one in entries if one.provider.startswith(REACHED)]
     with ThreadPoolExecutor(max(1, len(reached))) as pool:
         waiting = {one.name: pool.submit(_one, there, one) for one in reached}
-        found = {one.name: _one(there, one) for one in entries if one not in reached}
-        found |= {name: future.result() for name, future in waiting.items()}
+        try:
+            found = {one.name: _one(there, one) for one in entries if one not in reached}
+            found |= {name: future.result() for name, future in waiting.items()}
+        except BaseException:
+            there.till.stop()  # else Ctrl-C, say, would wait for all that the threads have still to ask
+            raise
     return [found[one.name] for one in entries]
 
 

@@ -143,7 +143,8 @@ def run(
     }
     if roster_file:
         return many(roster_file, chosen, store_path, till, judge_name, how, as_json=as_json, fail_if=fail_if)
-    payable(target, price(target), till.budget)
+    for name in filter(None, (target, judge_name)):
+        payable(name, price(name), till.budget)
     progress = Progress()
     with progress.running():
         subject = Metered(resolve(target, progress), till, price=price(target))  # first, for the same reason

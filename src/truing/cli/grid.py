@@ -30,7 +30,7 @@ def many(
     from truing.audit import grid, spec
     from truing.store import open_store
     from truing.targets import resolve
-    from truing.targets.limits import Metered
+    from truing.targets.limits import Metered, payable
     from truing.targets.prices import price, table
     from truing.targets.roster import roster
 
@@ -40,6 +40,8 @@ def many(
     with progress.running():
         if unknown := [one.name for one in listed.target if price(one.name, listed.price) is None]:
             progress.say(f"no known price, and not in the sum: {', '.join(unknown)} (prices of {table().date})")
+        if judge_name:
+            payable(judge_name, price(judge_name), till.budget)
         judge = Metered(resolve(judge_name, progress), till, price=price(judge_name)) if judge_name else None
         with open_store(store_path) as store:
             store.add(spec())

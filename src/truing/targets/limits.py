@@ -109,12 +109,19 @@ class Till:
     total: Spent = field(default_factory=Spent)
     tell: Callable[[str], None] | None = None
     """Hears every ten seconds what was spent so far."""
+    _stopped: bool = False
     _told: float = field(default_factory=time.monotonic)
     _guard: Any = field(default_factory=Lock)
+
+    def stop(self) -> None:
+        """Let no further call be made: whoever is about to, in any thread, gets BudgetSpent."""
+        self._stopped = True
 
     def ask(self, calls: int) -> None:
         """Count calls that are about to be made. BudgetSpent where the budget does not reach for them."""
         with self._guard:
+            if self._stopped:
+                raise BudgetSpent(f"stopped: {self.total}. What was asked is kept; the same command goes on")
             of, spent = self.budget, self.total
             over = (
                 (of.calls is not None and spent.calls + calls > of.calls)

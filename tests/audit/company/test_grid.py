@@ -210,3 +210,26 @@ def test_a_limit_holds_for_all_targets_of_a_provider(
         grid(roster, [FAMILY], store, loader(laid, SIXTEEN), till=till)
     assert len({one for one, _ in waited}) == 1
     assert sum(calls for _, calls in waited) == till.total.calls > 360
+
+
+def test_who_is_interrupted_stops_all_targets_at_their_next_call(
+    laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truing.audit.across.REACHED", "scripted")  # as if they were reached over a network
+    targets: dict[str, Acting] = {}
+    some = tuple(one for one in SIXTEEN if one.name in {"calm", "harsh"})
+    load = loader(laid, some, targets)
+
+    class Interrupted(Acting):
+        def reply(self, conversations: Any, **said: Any) -> Any:
+            raise KeyboardInterrupt
+
+    def loading(name: str, *given: Any, **options: Any) -> Acting:
+        return Interrupted(some[1], laid.scenes) if name == "scripted/harsh" else load(name, *given, **options)
+
+    till = Till()
+    with open_store(tmp_path) as store, pytest.raises(KeyboardInterrupt):
+        grid(listed("harsh", "calm"), [FAMILY], store, loading, till=till)
+    assert targets["scripted/calm"].asked < 300
+    with pytest.raises(BudgetSpent, match=r"stopped: .* the same command goes on"):
+        till.ask(1)
