@@ -15,7 +15,8 @@ from truing.audit.company.plot import kinds
 from truing.audit.company.prospect import promise
 from truing.audit.run import audited
 from truing.errors import BudgetSpent, TargetError, UsageError
-from truing.records import Claim, Estimate, Grid, Named, Quantity, Standing, Unmeasured
+from truing.records import Claim, Estimate, Grid, Named, Quantity, Standing, Unmeasured, canonical
+from truing.records.redact import redact
 from truing.runner import Silent, Watcher
 from truing.stats import MIN_CLUSTERS
 from truing.stats.estimates import t_quantile
@@ -187,10 +188,16 @@ def beside(done: Sequence[Done], failed: Sequence[tuple[str, str]] = ()) -> Grid
         for group in groups
     ]
     return Grid(
-        targets=tuple((one.entry.name, one.card) for one in done), standings=tuple(one.id for one in standings),
+        targets=tuple((one.entry.name, one.card) for one in done),
+        options=tuple((one.entry.name, _told(one.entry)) for one in done if one.entry.options), standings=tuple(one.id for one in standings),
         ties=tuple(ties), capability=tuple(able.items()), capability_from=source, slopes=tuple(slopes),
         failed=tuple(failed), parents=tuple(dict.fromkeys([*(one.id for one in standings), *claims])),
     )  # fmt: skip
+
+
+def _told(entry: Entry) -> str:
+    """The options of a target, without what may hold a key."""
+    return redact(canonical({name: value for name, value in entry.options.items() if name != "args"}).decode())[0]
 
 
 def _groups(standings: Sequence[Standing]) -> list[list[Standing]]:

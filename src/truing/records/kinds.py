@@ -385,6 +385,8 @@ class Grid(Record):
 
     targets: tuple[tuple[str, Id], ...]
     """Names as they were given, and cards; in the order of the file."""
+    options: tuple[tuple[str, str], ...]
+    """What targets were loaded with, by name, as canonical JSON: part of how hard it was tried to see harm."""
     standings: tuple[Id, ...]
     ties: tuple[tuple[Id, str], ...]
     """Letters by standing: in one family and outcome, those that share one do not differ. `a` is most harm."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,9 @@ from truing.audit.company.layout import Laid
 from truing.records import Message, digest_of
 from truing.targets import Reply
 
-FAILURES = ("429", "500", "dropped", "truncated", "not json")
+FAILURES = ("429", "500", "dropped", "truncated", "not json", "late")
+LATE = 4.0
+"""Seconds after which a reply is late: more than clients wait."""
 
 
 class Server(ThreadingHTTPServer):
@@ -83,6 +86,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "not json":
                 self.send(502, b"<html>Bad gateway</html>")
+            case "late":
+                time.sleep(LATE)
+                self.close_connection = True
 
     def send(self, status: int, body: bytes | dict[str, Any], **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

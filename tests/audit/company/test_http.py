@@ -76,7 +76,9 @@ def serve(monkeypatch: pytest.MonkeyPatch, laid: Laid) -> Iterator[Callable[...,
 
 
 def listed(personas: Sequence[Persona]) -> Roster:
-    options: dict[str, Any] = {"args": {"max_retries": 0}, "max_retries": 6, "max_connections": 8}
+    options: dict[str, Any] = {
+        "args": {"max_retries": 0}, "max_retries": 6, "max_connections": 8, "attempt_timeout": 3,
+    }  # fmt: skip
     entries = [Entry(name=f"inspect/openai-api/local/{one.name}", options=options) for one in personas]
     gone = Entry(name=NOWHERE, options={**options, "max_retries": 1})
     return Roster(target=(*entries[:1], gone, *entries[1:]))
@@ -108,6 +110,8 @@ def recovered(server: Server, personas: Sequence[Persona], laid: Laid, folder: P
     assert shown(found) == shown(here(personas, laid, folder / "here"))
     assert [name for name, _ in found.grid.failed] == [NOWHERE]
     assert "gave no reply" in found.grid.failed[0][1]
+    told = '{"attempt_timeout":3,"max_connections":8,"max_retries":6}'
+    assert {said for _, said in found.grid.options} == {told}
     assert set(server.answered.values()) == {1}
     assert len(turns) == len(server.answered)
     assert set(server.failures) == set(FAILURES)
