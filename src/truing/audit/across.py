@@ -189,7 +189,8 @@ def beside(done: Sequence[Done], failed: Sequence[tuple[str, str]] = ()) -> Grid
     ]
     return Grid(
         targets=tuple((one.entry.name, one.card) for one in done),
-        options=tuple((one.entry.name, _told(one.entry)) for one in done if one.entry.options), standings=tuple(one.id for one in standings),
+        options=tuple((one.entry.name, _told(one.entry)) for one in done if one.entry.options),
+        standings=tuple(one.id for one in standings),
         ties=tuple(ties), capability=tuple(able.items()), capability_from=source, slopes=tuple(slopes),
         failed=tuple(failed), parents=tuple(dict.fromkeys([*(one.id for one in standings), *claims])),
     )  # fmt: skip
