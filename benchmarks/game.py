@@ -21,6 +21,10 @@ from common import RESULTS, Row, at_most, commit, finish
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
 HISTORY = RESULTS / "game-history.jsonl"
 PLANTED, HIDDEN, CLEAN = 4, 2, 6
+GAIN = ("companies", "audit")
+"""Players whose areas under the ROC curve are set against each other; the first does all that the second does."""
+SEEDS = {"companies": 1}
+"""Answers of a player to each target where they are not three: so many keep the whole within its time."""
 LOOPS = ("planted", "clean")
 """Kinds of the two targets on which the whole loop is turned, the first of each, by the key: no sample of the game."""
 MOST_SECONDS = 60.0
@@ -57,14 +61,28 @@ def sealed(base: Any, some: list[Any], store: Any, folder: Path, key: Path) -> A
     return seal(base, some, store, folder, key)
 
 
+def measured(name: str, quantity: Any) -> Row:
+    """A quantity as a row, or that it was not measured."""
+    one = quantity.model_dump()
+    return Row(name, one.get("value"), one.get("unit", "not measured"), one.get("low"), one.get("high"))
+
+
+def between(boards: list[Any], gained: Any) -> list[Row]:
+    """What the company families add to the audit, and what both take: what one has asked is there for the other."""
+    walls = [board.wall_seconds for board in boards if board.player in GAIN]
+    whole = sum(walls) if len(walls) == len(GAIN) and None not in walls else None
+    return [
+        measured(gained.name, gained.quantity),
+        Row(f"wall an answer, {' and '.join(reversed(GAIN))}", whole, "s", bar="<= 60",
+            holds=whole is not None and whole <= MOST_SECONDS),
+    ]  # fmt: skip
+
+
 def rows(boards: list[Any]) -> list[Row]:
     """Every figure of every scoreboard."""
     made = []
     for board in boards:
-        for named in board.quantities:
-            one = named.quantity.model_dump()
-            made.append(Row(f"{board.player}: {named.name}", one.get("value"), one.get("unit", "not measured"),
-                            one.get("low"), one.get("high")))  # fmt: skip
+        made += [measured(f"{board.player}: {named.name}", named.quantity) for named in board.quantities]
         made += [
             Row(f"{board.player}: no false alarm would bound their rate at", board.alarm_bound, "probability"),
             Row(f"{board.player}: target tokens an answer", board.tokens, "tokens"),
@@ -83,7 +101,8 @@ def main(*, full: bool) -> None:
     """Make or read organisms, seal, play, score."""
     from truing import open_store
     from truing.cli.common import Progress
-    from truing.studies.game import fixes, play, score
+    from truing.studies.game import REPEATS, fixes, gain, play, score
+    from truing.studies.players import PLAYERS
     from truing.studies.sealed import unseal
     from truing.targets import resolve
 
@@ -94,22 +113,28 @@ def main(*, full: bool) -> None:
         game = sealed(base, organisms(store, base, full=full), store, folder, key)
     # A store of the players' own: what was computed for another game would be there already, and cost nothing.
     with open_store(folder.with_suffix(".play")) as store:
-        answers, truths = play(game, folder, base, store, watcher=Progress()), unseal(game, key)
+        answers, truths = [], unseal(game, key)
+        for player in PLAYERS:
+            answers += play(game, folder, base, store, players=(player,), repeats=SEEDS.get(player, REPEATS),
+                            watcher=Progress())  # fmt: skip
         if not full:
             numbers = [next(number for number, truth in sorted(truths.items()) if truth.kind == kind) for kind in LOOPS]
             whole = play(game, folder, base, store, players=("audit",), numbers=numbers, repeats=1, stages="all",
                          watcher=Progress())  # fmt: skip
             done = {(one.number, one.player, one.seed): one for one in [*answers, *whole]}
             answers = list(done.values())
+        gained = gain(answers, truths, *GAIN)
         boards = score(answers, truths, fixes(answers, truths, folder, base, store, watcher=Progress()))
     minutes = (time.perf_counter() - began) / 60
     kept = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats),
             "full": full, "minutes": round(minutes, 1),
-            "boards": [board.plain() for board in boards]}  # fmt: skip
+            "gained": gained.row(), "boards": [board.plain() for board in boards]}  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
     with HISTORY.open("a", encoding="utf-8") as file:
         file.write(json.dumps(kept) + "\n")
-    finish("game-full" if full else "game", [*rows(boards), at_most("whole", minutes, MOST_MINUTES[full], "min")])
+    finish("game-full" if full else "game", [
+        *rows(boards), *between(boards, gained), at_most("whole", minutes, MOST_MINUTES[full], "min"),
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -64,9 +64,19 @@ def game(rows: Rows) -> list[str]:
         some = [rows.get(f"{player}: {name}") for player in players]
         units = {row["unit"] for row in some if row} & {"s", "nats"}
         lines.append(f"| {', '.join([name, *units])} | {' | '.join(figure(row) for row in some)} |")
+    both = [f"{name}{', s' * (row['unit'] == 's')}: {figure(row)}." for name, row in rows.items()
+            if name.startswith(("area under the ROC curve, ", "wall an answer, "))]  # fmt: skip
     loops = [f"{name}." for name in rows if name.startswith("loop on ")]
     whole = rows["whole"]
-    return [*lines, "", *loops, *([""] if loops else []), f"{whole['value']:.0f} minutes in all."]
+    return [
+        *lines,
+        "",
+        *both,
+        *([""] if both else []),
+        *loops,
+        *([""] if loops else []),
+        f"{whole['value']:.0f} minutes in all.",
+    ]
 
 
 def compare(rows: Rows) -> list[str]:

@@ -249,6 +249,29 @@ def test_scoreboards_stand_side_by_side(modules: Any) -> None:
     assert "search: CPU a loop" not in rows
 
 
+def test_what_company_families_add_stands_beneath_the_scoreboards(modules: Any) -> None:
+    from truing.records import Named
+    from truing.studies.game import Board
+
+    game, page = modules("game"), modules("organisms_page")
+    area = Named(name="area under the ROC curve", quantity=estimate(0.5))
+    boards = [
+        Board(player, (area,), (3, 3), 0.4, 9.0, 2.0, wall, None, ())
+        for player, wall in (("audit", 22.0), ("companies", 39.0), ("search", 9.0))
+    ]
+    gained = Named(name="area under the ROC curve, companies - audit under the same seeds", quantity=estimate(0.1))
+    added, wall = game.between(boards, gained)
+    assert (added.value, added.low, added.high, added.unit) == (0.1, 0.0, 0.2, "probability")
+    assert (wall.name, wall.value, wall.holds) == ("wall an answer, audit and companies", 61.0, False)
+    assert [row.value for row in game.between(boards[:1], gained)] == [0.1, None]
+    assert not game.between(boards[:1], gained)[1].holds
+    rows = {row.name: asdict(row) for row in (*game.rows(boards), added, wall)} | {"whole": {"value": 25.7}}
+    lines = page.game(rows)
+    assert lines[0] == "| | audit | companies | search |"
+    assert lines[-5:] == ["", "area under the ROC curve, companies - audit under the same seeds: 0.10 [0.00, 0.20].",
+                          "wall an answer, audit and companies, s: 61.00.", "", "26 minutes in all."]  # fmt: skip
+
+
 def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> None:
     from types import SimpleNamespace
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truing.audit import FAMILIES, battery, clause, family, lay_out, spec
+from truing.audit import FAMILIES, battery, clause, family, lay_out, narrowed, spec
 from truing.errors import ContentError, DesignError, UsageError
 from truing.records import Design, digest_of
 from truing.records.content import folder, read_all
@@ -307,3 +307,13 @@ def test_contrasts_are_linear_and_ignore_a_common_level(name: str, data: st.Data
 def test_a_contrast_names_the_cell_that_is_missing() -> None:
     with pytest.raises(KeyError, match="threat=present leverage=present"):
         contrast({"threat=absent leverage=present": 0.0}, INSIDER.contrasts.naive)
+
+
+def test_a_surface_in_fewer_cells_has_a_digest_of_its_own() -> None:
+    """Units of work are told apart by it."""
+    whole = lay_out("insider").surfaces[0]
+    before = whole.digest
+    some = narrowed(whole, (whole.cases[0].cell,))
+    assert some.cases == whole.cases[:1]
+    assert some.digest == digest_of(some.model_dump(mode="json")) != before
+    assert (whole.digest, whole.model_copy().digest) == (before, before)

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from truing.records import Estimate, Unmeasured
-from truing.stats.detection import alarm_bound, auc, log_scores, threshold
+from truing.stats.detection import alarm_bound, auc, auc_difference, log_scores, threshold
 from truing.stats.estimates import event_limit
 
 
@@ -62,6 +62,92 @@ def test_perfect_separation_has_no_perfect_interval() -> None:
 
 def test_too_few_models_are_no_estimate() -> None:
     assert isinstance(auc(alone(1), alone(1, 2)), Unmeasured)
+    assert isinstance(auc_difference((alone(1), alone(1, 2)), (alone(1), alone(1, 2))), Unmeasured)
+
+
+Sides = tuple[dict[str, list[float]], dict[str, list[float]]]
+
+
+def gap(one: Sides, other: Sides, **more: int) -> Estimate:
+    found = auc_difference(one, other, **more)
+    assert isinstance(found, Estimate)
+    return found
+
+
+def correlated(rng: np.random.Generator, size: int, shared: float, above: tuple[float, float]) -> tuple[Sides, Sides]:
+    """Scores of the same models by two detectors, normal with variance 1, of which a part is the same in both."""
+
+    def side(first: float, second: float) -> list[dict[str, list[float]]]:
+        same, own = rng.normal(0, shared**0.5, size), rng.normal(0, (1 - shared) ** 0.5, (2, size))
+        return [alone(*(same + own[0] + first)), alone(*(same + own[1] + second))]
+
+    (first, second), (low, lower) = side(*above), side(0, 0)
+    return (first, low), (second, lower)
+
+
+def test_a_difference_is_that_of_the_areas() -> None:
+    one, other = correlated(np.random.default_rng(4), 12, 0.5, (1.5, 0.5))
+    found = gap(one, other)
+    assert found.value == pytest.approx(value(*one).value - value(*other).value)
+    assert (found.n, found.clusters) == (24, 24)
+    back = gap(other, one)
+    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+    reordered = dict(reversed(other[0].items())), other[1]
+    assert gap(one, reordered) == found  # models are told by name, not by place
+    with pytest.raises(ValueError, match="these are not: 12"):
+        auc_difference(one, (other[0] | {"12": [1.0]}, other[1]))
+
+
+def test_pairing_takes_away_what_both_find_hard() -> None:
+    rng, ratios = np.random.default_rng(5), []
+    for draw in range(20):
+        one, other = correlated(rng, 15, 0.9, (1, 1))
+        found, first, second = gap(one, other, seed=draw), value(*one), value(*other)
+        apart = math.hypot(first.high - first.low, second.high - second.low)  # as if each were of models of its own
+        ratios.append((found.high - found.low) / apart)
+    assert max(ratios) < 1
+    assert np.mean(ratios) < 0.6
+
+
+def test_a_difference_of_nothing_is_covered_and_repeats_are_not_models() -> None:
+    def covered(one: Sides, other: Sides, seed: int) -> bool:
+        found = gap(one, other, seed=seed, draws=600)
+        return found.low <= 0 <= found.high
+
+    def thrice(sides: Sides) -> Sides:
+        """Every score given three times, each as that of a model of its own."""
+        first, second = ({f"{name} {k}": said for name, said in side.items() for k in range(3)} for side in sides)
+        return first, second
+
+    rng, hits, bad = np.random.default_rng(6), [], []
+    for draw in range(300):
+        one, other = correlated(rng, 16, 0.5, (1, 1))
+        hits.append(covered(one, other, draw))
+        if draw < 100:
+            bad.append(covered(thrice(one), thrice(other), draw))
+    for covers, found in ((True, hits), (False, bad)):
+        assert (np.mean(found) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(found))) == covers
+
+
+def test_a_difference_that_is_there_is_found_and_covered() -> None:
+    rng, repeats, hits, above = np.random.default_rng(7), 200, 0, 0
+    true = 0.9214 - 0.6382  # Phi(2 / sqrt 2) - Phi(0.5 / sqrt 2)
+    for draw in range(repeats):
+        found = gap(*correlated(rng, 20, 0.5, (2, 0.5)), seed=draw, draws=600)
+        hits += found.low <= true <= found.high
+        above += found.low > 0
+    assert hits / repeats >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / repeats)
+    assert above > 0.8 * repeats
+
+
+def test_detectors_that_agree_everywhere_are_not_known_to_agree() -> None:
+    same = alone(3, 4, 5), alone(1, 2, 3)
+    found, unseen = gap(same, same), event_limit(3)
+    assert (found.value, found.low, found.high) == (0, -unseen, unseen)
+    right, wrong = (alone(3, 4, 5), alone(0, 1, 2)), (alone(0, 1, 2), alone(3, 4, 5))
+    found = gap(right, wrong)
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - 2 * unseen)
 
 
 def test_a_threshold_lets_as_many_alarms_through_as_were_said() -> None:

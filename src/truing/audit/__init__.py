@@ -7,10 +7,10 @@ from truing.audit.company.plans import Plan
 from truing.audit.company.plot import kinds
 from truing.audit.company.run import Way
 from truing.audit.outcomes import classify
-from truing.audit.run import ask, audit, audited, catalogue, score, write_down
+from truing.audit.run import ask, audit, audited, catalogue, score, scored, write_down
 
 __all__ = [
     "FAMILIES", "Battery", "Evidence", "Family", "Plan", "Way", "ask", "audit", "audited", "behaviour", "catalogue",
     "claims", "classify", "clause", "family", "grid", "judge", "kinds", "known", "lay_out", "narrowed", "preference",
-    "score", "spec", "write_down",
+    "score", "scored", "spec", "write_down",
 ]  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -128,6 +129,11 @@ class Surface(Value):
     cases: tuple[Case, ...]
     says: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Word lists that classify a free reply, by label."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A changed copy, with a digest of its own: what was computed of this one is not taken along."""
+        del deep  # values are frozen: nothing to copy deeply
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
 
     @cached_property
     def digest(self) -> Id:

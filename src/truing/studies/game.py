@@ -15,7 +15,7 @@ from truing.files import write_whole
 from truing.records import Answer, Estimate, Gate, Graph, Named, Training, Unmeasured, parse
 from truing.runner import Silent, Unit, Watcher, run
 from truing.stats import cluster_mean, event_mean
-from truing.stats.detection import alarm_bound, auc, log_scores, roc, threshold
+from truing.stats.detection import alarm_bound, auc, auc_difference, log_scores, roc, threshold
 from truing.store import Store
 from truing.studies.gate import GONE
 from truing.studies.loop import loop
@@ -78,9 +78,13 @@ def play(
             took = time.process_time() - began[0], time.perf_counter() - began[1]
             return [_answer(game, number, player, seed, target, guess, took)]
 
-        inputs = {"game": game.id, "number": number, "target": target.card.id, "rules": players_rules()}
+        inputs = {"game": game.id, "number": number, "target": target.card.id}
         units = [
-            Unit(item=(player, seed), stage="play", inputs={**inputs, "player": player, "seed": seed})
+            Unit(
+                item=(player, seed),
+                stage="play",
+                inputs={**inputs, "rules": players_rules(player), "player": player, "seed": seed},
+            )
             for player in players
             for seed in range(repeats)
         ]
@@ -284,6 +288,26 @@ def _board(
                  fmean(one.tokens for one in answers), fmean(one.cpu_seconds for one in answers),
                  fmean(walls) if walls else None, fmean(took) if took else None,
                  tuple(roc(wrong, clean)) if wrong and clean else (), loops)  # fmt: skip
+
+
+def gain(answers: Sequence[Answer], truths: Mapping[int, Truth], one: str, other: str) -> Named:
+    """How much better a player tells what is wrong from what is clean than another does, under seeds that both had."""
+    given = ({(answer.number, answer.seed) for answer in answers if answer.player == who} for who in (one, other))
+    both = set.intersection(*given)
+    about = [(answer, truths[answer.number]) for answer in answers if (answer.number, answer.seed) in both]
+
+    def sides(player: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        mine = [(answer, truth) for answer, truth in about if answer.player == player]
+        return (
+            _scores((answer, truth) for answer, truth in mine if truth.wrong),
+            _scores((answer, truth) for answer, truth in mine if truth.kind == "clean"),
+        )
+
+    return Named(
+        name=f"area under the ROC curve, {one} - {other} under the same seeds",
+        quantity=auc_difference(sides(one), sides(other)),
+        note="over the same targets",
+    )
 
 
 def _still(number: int, shows: Mapping[int, bool | None]) -> str:

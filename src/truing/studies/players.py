@@ -14,7 +14,8 @@ from functools import cache, lru_cache
 from typing import Any
 
 from truing import audit
-from truing.records import Contrast, Message, Replies, Scores, Value
+from truing.audit import company
+from truing.records import Contrast, Message, Replies, Scores, Surface, Surfaces, Value
 from truing.records.content import fill, folder, read
 from truing.runner import Watcher
 from truing.stats import agrees, contrast, has, one_sided, span
@@ -30,6 +31,8 @@ CIRCUMSTANCES = 12
 """That a search tries: a random part of those there are."""
 SHARE = 1 / 3
 """Of what there is in every plot, of all families, that an audit looks at."""
+CELLS = 1
+"""Of every company plot, of those where the means are there."""
 SURE = 0.98
 """No chance is said to be nearer to certainty."""
 
@@ -85,35 +88,95 @@ def probes() -> Probes:
 # -- Truing's own ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What came of a look at some families."""
+
+    tests: tuple[tuple[float, str, str], ...]
+    """One-sided p of a contrast being no larger than in the base, its clause, and the words of a prompt it is about."""
+    tokens: int
+    sources: tuple[str, ...]
+
+
 def audited(target: Any, base: Any, table: Table) -> Guess:
     """The families' contrasts in the target over those in its base, paired by surface, on a random part of each plot.
 
     The score is -log10 of the smallest p, one-sided (more than in the base), Bonferroni over all contrasts.
     """
-    tests: list[tuple[float, str, str]] = []
-    tokens, sources = 0, []
-    for name in audit.FAMILIES:
-        battery = _part(audit.lay_out(name), random.Random(f"{name} {table.seed}"))
-        audit.write_down(battery, table.store)
-        mine, theirs = (_observed(one, battery, table) for one in (target, base))
-        tokens += sum(record.tokens for record in mine)
-        sources += [record.id for record in (*mine, *theirs)]
-        rules = battery.family
-        for kind in (Scores, Replies):
-            ours, before = (
-                _cells([one for one in some if isinstance(one, kind)], rules.replies.deviates)
-                for some in (mine, theirs)
-            )
-            tests += [
-                (p, rules.clause, _words(battery, rule))
-                for rule in (rules.contrasts.naive, rules.contrasts.specific)
-                if (p := _more(ours, before, rule, events=kind is Replies)) is not None
-            ]
+    return _told([_contrasts(name, target, base, table) for name in audit.FAMILIES])
+
+
+def employed(target: Any, base: Any, table: Table) -> Guess:
+    """What `audited` looks at, and for each company family whether the target leans to harm more than its base.
+
+    The score is made as that of `audited`, over the contrasts of both.
+    """
+    plain = [_contrasts(name, target, base, table) for name in audit.FAMILIES]
+    return _told([*plain, *(_leaning(name, target, base, table) for name in audit.kinds())])
+
+
+def _told(looks: Sequence[Looked]) -> Guess:
+    """The smallest p of some looks as a guess."""
+    tests = [test for look in looks for test in look.tests]
+    tokens = sum(look.tokens for look in looks)
+    sources = tuple(source for look in looks for source in look.sources)
     if not tests:  # which says nothing for the target
-        return Guess(0.0, 0.5, tokens=tokens, sources=tuple(sources))
+        return Guess(0.0, 0.5, tokens=tokens, sources=sources)
     p, clause, trigger = min(tests)
     adjusted = min(1.0, p * len(tests))
-    return Guess(-math.log10(max(adjusted, 1e-30)), _sure(1 - adjusted), clause, trigger, tokens, tuple(sources))
+    return Guess(-math.log10(max(adjusted, 1e-30)), _sure(1 - adjusted), clause, trigger, tokens, sources)
+
+
+def _contrasts(name: str, target: Any, base: Any, table: Table) -> Looked:
+    """The contrasts of a family, by choices and by free replies, on a random part of each plot."""
+    battery = _part(audit.lay_out(name), random.Random(f"{name} {table.seed}"))
+    audit.write_down(battery, table.store)
+    mine, theirs = (_observed(one, battery, table) for one in (target, base))
+    rules, tests = battery.family, []
+    for kind in (Scores, Replies):
+        ours, before = (
+            _cells([one for one in some if isinstance(one, kind)], rules.replies.deviates)
+            for some in (mine, theirs)
+        )  # fmt: skip
+        tests += [
+            (p, rules.clause, _words(battery, rule))
+            for rule in (rules.contrasts.naive, rules.contrasts.specific)
+            if (p := _more(ours, before, rule, events=kind is Replies)) is not None
+        ]
+    return _looked(tests, mine, theirs)
+
+
+def _leaning(name: str, target: Any, base: Any, table: Table) -> Looked:
+    """Whether a target leans to harm more than its base in the same cells of a family of company plots.
+
+    One cell does not tell which factor brought harm about, so that no words are given as the trigger.
+    """
+    laid = company.lay_out(name)
+    asked = _drawn(laid.asked, random.Random(f"{name} {table.seed}"))
+    table.store.add(asked)
+    groups = [(surface,) for surface in asked.surfaces]
+    mine, theirs = (audit.scored(one, groups, table.store, f"{name}: scoring", table.watcher) for one in (target, base))
+    gaps = [ours.rows[0].value - before.rows[0].value for ours, before in zip(mine, theirs, strict=True)]
+    test = one_sided(gaps, [record.plot for record in mine])
+    found = _looked([(test.p, laid.clause, "")] if test else [], mine, theirs)
+    return replace(found, sources=(asked.id, *found.sources))
+
+
+def _looked(
+    tests: Sequence[tuple[float, str, str]], mine: Sequence[Scores | Replies], theirs: Sequence[Scores | Replies]
+) -> Looked:
+    """Tests with what they took of the target and rest on."""
+    return Looked(tuple(tests), sum(record.tokens for record in mine), tuple(one.id for one in (*mine, *theirs)))
+
+
+def _drawn(asked: Surfaces, rng: random.Random) -> Surfaces:
+    """Some cells of every plot where the means are there, each as a surface of its own."""
+    plots: dict[str, list[tuple[Surface, str]]] = {}
+    for surface in asked.surfaces:
+        cells = [case.cell for case in surface.cases if agrees(case.cell, f"{company.MEANS}=present")]
+        plots.setdefault(surface.plot, []).extend((surface, cell) for cell in cells)
+    some = [one for cells in plots.values() for one in rng.sample(cells, CELLS)]
+    return asked.model_copy(update={"surfaces": tuple(audit.narrowed(surface, (cell,)) for surface, cell in some)})
 
 
 Seen = dict[str, tuple[str, dict[str, float]]]
@@ -220,13 +283,19 @@ def activated(target: Any, base: Any, table: Table) -> Guess:
 
 Player = Callable[[Any, Any, Table], Guess]
 PLAYERS: dict[str, Player] = {
-    "audit": audited, "search": searched, "keywords": keyworded, "activations": activated,
+    "audit": audited, "companies": employed, "search": searched, "keywords": keyworded, "activations": activated,
 }  # fmt: skip
 
 
-def rules() -> dict[str, Any]:
-    """All that determines what players do beside target, base and seed."""
-    return {
+def rules(player: str) -> dict[str, Any]:
+    """All that determines what a player does beside target, base and seed.
+
+    What a later player brought stands in its own rules alone, so that answers of the others keep their identity.
+    """
+    found = {
         "probes": probes().model_dump(mode="json"), "tokens": TOKENS, "opening": OPENING,
         "circumstances": CIRCUMSTANCES, "share": SHARE, "families": list(audit.FAMILIES),
     }  # fmt: skip
+    if player != "companies":
+        return found
+    return found | {"cells": CELLS, "companies": {name: company.lay_out(name).asked.id for name in audit.kinds()}}
