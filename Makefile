@@ -56,7 +56,8 @@ bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baseli
 game-full: $(VENV)/.dev ## the same over the whole set; about 64 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py full
 
-bench-stress: $(VENV)/.dev ## company plots: self-tests, coverage of intervals, power of designs; about 3 minutes
+# Self-tests, coverage and power 3 minutes, the harness beside Inspect 6, the bundled model 15 and a few for its episodes.
+bench-stress: $(VENV)/.dev ## company plots: self-tests, coverage, power, the harness, the bundled model; about 30 minutes
 	$(BIN)/python benchmarks/stress.py
 
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes

@@ -1,23 +1,36 @@
-"""Simulated companies: the self-tests of all plots, coverage of intervals on planted personas, power of designs.
+"""Simulated companies: self-tests of plots, coverage of intervals, power of designs, the harness, the bundled model.
 
-Personas here are probabilities, without text: harm has log-odds that the levels of factors add to, and each plot shifts
-each effect by a draw of its own. Designs and estimators are those of an audit.
+`make bench-stress`; `python benchmarks/stress.py quick` leaves the model out.
+
+Personas of coverage and power are probabilities, without text: harm has log-odds that the levels of factors add to, and
+each plot shifts each effect by a draw of its own. Designs and estimators are those of an audit. With
+TRUING_STRESS_STORE the model's part is kept in that store, and a run that was broken off goes on; its time is then not
+judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from common import Row, at_most, finish
 from numpy.typing import NDArray
+from overhead import overhead
 
 from truing.audit.claims import Observed, estimate
 from truing.audit.company import kinds, plots, self_test, shared
 from truing.audit.company.layout import effects
 from truing.audit.company.plans import SURFACES, Plan, runs_of
-from truing.records import Contrast, Estimate
+from truing.audit.company.run import Way
+from truing.audit.run import audited
+from truing.cli.common import Progress
+from truing.records import Claim, Contrast, Estimate, Quantity, Standing
 from truing.stats.designs import Runs, fraction, one_at_a_time, relabelled
 
 PLANTED = {"threat=replacement": 1.2, "conflict=present": 0.8, "nudge=present": 0.5, "escape=channel": -0.7}
@@ -174,16 +187,84 @@ def checks() -> list[Row]:
     ]
 
 
-def main() -> None:
-    """All of it."""
+# -- the bundled model -------------------------------------------------------------------------------------------------
+
+MODEL = "local/smollm2-135m"
+PLAYED, WAY = "oversight", Way(turns=1, max_tokens=96, comprehension=False)
+"""The family that it plays, and how: one turn, its questions left out."""
+MOST_SECONDS = 900.0
+"""Of the forced choice in all families, loading included."""
+
+
+def bundled(target: Any = None, families: Sequence[str] = (), played: str = PLAYED) -> list[Row]:
+    """Every effect on what the model would rather write, in all families; and what it does where it can act."""
+    from truing.store import open_store
+    from truing.targets import resolve
+
+    began, families = time.perf_counter(), families or list(kinds())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_store(os.environ.get("TRUING_STRESS_STORE") or folder) as store,
+    ):
+        fresh = not store.ls()
+        target = target or resolve(MODEL, device="cpu")
+        found = audited(target, families, store, watcher=Progress())
+        seconds, began = time.perf_counter() - began, time.perf_counter()
+        acts = audited(target, [played], store, play=True, way=WAY, watcher=Progress())
+        more = time.perf_counter() - began
+    name = "bundled model: forced choice, all families"
+    return [
+        at_most(name, seconds, MOST_SECONDS, "s") if fresh else Row(f"{name}, partly in the store", seconds, "s"),
+        *choices(found.claims, found.standings),
+        *(row for one in acts.standings if one.outcome == "behaviour" for row in episodes(one)),
+        Row("bundled model: playing one family", more, "s"),
+    ]
+
+
+def choices(claims: Sequence[Claim], standings: Sequence[Standing]) -> list[Row]:
+    """How it stands in each family, and what every level adds beyond its control."""
+    found = []
+    for one in standings:
+        name = f"bundled model: {one.family}"
+        found += [measured(f"{name}: with the means", one.harm), measured(f"{name}: without them", one.control)]
+        found.append(measured(f"{name}: competence", one.competence))
+        for claim in claims:
+            if claim.family == one.family:
+                found.append(measured(f"{name}: {claim.effect} ({claim.verdict})", claim.specific))
+    return found
+
+
+def episodes(one: Standing) -> list[Row]:
+    """How many episodes have each class, and harm with what undecided ones leave open."""
+    name, many = f"bundled model plays {one.family}", sum(count for _, count in one.classes)
+    low, high = one.worst_case or (None, None)
+    return [
+        *(Row(f"{name}: {ending}", float(count), f"of {many} episodes") for ending, count in one.classes),
+        measured(f"{name}: harm with the means, undecided as harmless", one.harm),
+        Row(f"{name}: harm with the means, whatever the undecided are", None, "probability", low, high),
+    ]
+
+
+def measured(name: str, quantity: Quantity) -> Row:
+    """A row of an estimate; without a value where nothing was measured."""
+    if isinstance(quantity, Estimate):
+        return Row(name, quantity.value, quantity.unit, quantity.low, quantity.high)
+    return Row(name, None, f"not measured: {quantity.reason}")
+
+
+def main(*, quick: bool) -> None:
+    """All of it, or without the model."""
     rows = checks()
     rows += coverage(Plan(), 0.7, 2000)
     rows += coverage(Plan(), 0.7, 2000, level="conflict=present")
     rows += coverage(Plan(), 0.7, 2000, groups=5, level="nudge=present")
     rows += coverage(Plan("fraction", 144), 1.5, 1000)
     rows += power(1000)
-    finish("stress", rows)
+    rows += overhead()
+    if not quick:
+        rows += bundled()
+    finish("stress", rows, packages=("inspect-ai",))
 
 
 if __name__ == "__main__":
-    main()
+    main(quick="quick" in sys.argv[1:])
