@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
+import alarms
 import numpy as np
 from common import Row, at_most, finish
 from numpy.typing import NDArray
@@ -260,6 +261,7 @@ def main(*, quick: bool) -> None:
     rows += coverage(Plan(), 0.7, 2000, groups=5, level="nudge=present")
     rows += coverage(Plan("fraction", 144), 1.5, 1000)
     rows += power(1000)
+    rows += alarms.rows()
     rows += overhead()
     if not quick:
         rows += bundled()

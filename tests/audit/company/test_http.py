@@ -151,11 +151,11 @@ def test_a_target_that_is_not_there_says_so(serve: Callable[..., Server], laid: 
 
 
 def test_killed_and_run_again_it_ends_alike_and_repeats_no_call(serve: Callable[..., Server], tmp_path: Path) -> None:
-    server = serve(FOUR[:2], failures=("429", "500"))
+    server = serve(FOUR[1:2], failures=("429", "500"))
     file = tmp_path / "targets.toml"
     file.write_text("".join(
         f'[[target]]\nname = "inspect/openai-api/local/{one.name}"\noptions = {{max_connections = 4}}\n'
-        for one in FOUR[:2]
+        for one in FOUR[1:2]
     ))  # fmt: skip
 
     def run(folder: str) -> subprocess.Popen[str]:
@@ -183,7 +183,7 @@ def test_killed_and_run_again_it_ends_alike_and_repeats_no_call(serve: Callable[
         turns = len(store.ls("turn"))
     # What was kept was not asked again; what was in flight at a kill was, and no more than connections allow.
     assert sum(server.answered.values()) - answered == turns - len(kept)
-    assert 0 <= sum(server.answered.values()) - turns <= 3 * 2 * 4
+    assert 0 <= sum(server.answered.values()) - turns <= 3 * 4
     whole = run("whole")
     undisturbed, err = whole.communicate(timeout=300)
     assert whole.returncode == 0, err
