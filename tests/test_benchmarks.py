@@ -424,12 +424,13 @@ def test_quick_leaves_the_model_out(modules: Any, monkeypatch: pytest.MonkeyPatc
     done: list[tuple[str, list[str]]] = []
     for part in ("checks", "coverage", "power", "overhead", "bundled"):
         monkeypatch.setattr(stress, part, lambda *_, part=part, **__: [stress.Row(part, 1.0, "")])
+    monkeypatch.setattr(stress.alarms, "rows", lambda: [stress.Row("alarms", 1.0, "")])
     monkeypatch.setattr(stress, "finish", lambda name, rows, **_: done.append((name, [row.name for row in rows])))
     stress.main(quick=True)
     stress.main(quick=False)
     (short, long) = done
     assert long == ("stress", [*short[1], "bundled"])
-    assert {"checks", "coverage", "power", "overhead"} == set(short[1])
+    assert {"checks", "coverage", "power", "alarms", "overhead"} == set(short[1])
 
 
 def test_the_tables_of_companies_are_what_the_results_say(modules: Any) -> None:
