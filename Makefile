@@ -33,7 +33,7 @@ test-slow: $(VENV)/.bench ## the real model, 100 kills; about an hour
 
 # The wheel in an empty environment with the base install alone: content files and templates must be inside.
 test-wheel: $(WHEEL_VENV)/.ready
-	cd $(WHEEL_VENV) && bin/python -m pytest -c ../../pyproject.toml --rootdir ../.. ../../tests -m base -p no:cacheprovider
+	cd $(WHEEL_VENV) && bin/python -m pytest -n 2 --dist loadfile -c ../../pyproject.toml --rootdir ../.. ../../tests -m base -p no:cacheprovider
 
 bench-loop: $(VENV)/.dev ## the figures of the loop: demo time, cached time, start-up, conversion
 	$(BIN)/python benchmarks/loop.py
@@ -90,11 +90,11 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) --editable '.[bench]'
 	@touch $@
 
-$(WHEEL_VENV)/.ready: $(VENV)/.dev $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md
+$(WHEEL_VENV)/.ready: $(VENV)/.dev $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md Makefile
 	rm -rf build/wheel $(WHEEL_VENV)
 	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel . >/dev/null
 	"$(BIN)/python" -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt build/wheel/*.whl pytest hypothesis
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt build/wheel/*.whl pytest pytest-xdist hypothesis
 	@touch $@
 
 clean: ## remove the environment and build files (not the stores)

@@ -304,6 +304,7 @@ def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> N
     assert lines[-1] == "1 of 1 clean controls show nowhere clearly more than the base. 32 minutes in all."
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning", "ignore::DeprecationWarning")
 def test_the_harness_and_inspect_make_the_same_calls_and_class_what_was_planted(modules: Any, tmp_path: Path) -> None:
     pytest.importorskip("inspect_ai")

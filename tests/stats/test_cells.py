@@ -9,7 +9,6 @@ from truing.records import Contrast, Estimate
 from truing.stats import MIN_CLUSTERS, cell_error
 from truing.stats.estimates import event_limit, least_error, standard_error
 
-pytestmark = pytest.mark.base
 NAIVE = Contrast(name="n", plus=("t=1 m=1",), minus=("t=0 m=1",))
 SPECIFIC = Contrast(name="s", plus=("t=1 m=1", "t=0 m=0"), minus=("t=0 m=1", "t=1 m=0"))
 PLOTS = [f"p{number}" for number in range(5)]

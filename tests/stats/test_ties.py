@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from truing.stats.ties import differing, letters, slope
 
-pytestmark = pytest.mark.base
-
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(
     st.just(n), st.sets(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda pair: pair[0] < pair[1]))

@@ -20,7 +20,6 @@ from truing.targets.limits import Budget, Limits, Till
 from truing.targets.prices import Price
 from truing.targets.roster import Entry, Limit, Roster
 
-pytestmark = pytest.mark.base
 FAMILY = "oversight"
 
 

@@ -31,7 +31,6 @@ from truing.stats.contrasts import possible
 from truing.stats.designs import relabelled
 from truing.store import open_store
 
-pytestmark = pytest.mark.base
 BOTH = interaction("threat=replacement x conflict=present")
 PLAN = Plan("fraction", 144, interactions=(BOTH,))
 NAMES, SIZES = list(factors()), list(factors().values())

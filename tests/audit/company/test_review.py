@@ -37,8 +37,6 @@ from truing.records import Claim, Contrast, Design, Estimate, Label, Sample, Unm
 from truing.stats.review import allocate, draw
 from truing.store import Store, open_store
 
-pytestmark = pytest.mark.base
-
 RULE = Contrast(name="t", plus=("t=1 means=present",), minus=("t=0 means=present",))
 PLOTS, CELLS, REPEATS = 8, 12, 300
 EFFECT = 0.5
