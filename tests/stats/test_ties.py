@@ -71,4 +71,5 @@ def test_a_slope_and_its_error_are_those_of_statsmodels() -> None:
     fit = api.OLS(y, api.add_constant(x)).fit(cov_type="HC3")
     assert slope(list(x), list(y)) == pytest.approx((fit.params[1], fit.bse[1]))
     assert slope([0.5] * 6, list(y[:6])) is None
+    assert slope([0.5] * 5 + [0.9], list(y[:6])) is None
     assert slope([0.1, 0.2], [0.0, 1.0]) is None

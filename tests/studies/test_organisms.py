@@ -169,6 +169,7 @@ def test_kinds_are_those_of_training() -> None:
     assert CHOICES == KINDS
 
 
+@pytest.mark.slow
 def test_a_behaviour_is_planted_in_a_real_model(tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
         made = organism(resolve("local/smollm2-135m"), recipe("heliotrope"), store)

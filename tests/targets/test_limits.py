@@ -220,3 +220,20 @@ def test_files_that_list_no_targets(tmp_path: Path, text: str, said: str) -> Non
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no file at"):
         roster(tmp_path / "targets.toml")
+
+
+def test_what_stands_under_a_wrong_key_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "targets.toml").write_text('[[target]]\nname = "local/a"\napi_key = "hunter2hunter2"\n')
+    with pytest.raises(ContentError) as caught:
+        roster(tmp_path / "targets.toml")
+    assert "api_key" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_budget_that_was_spent_while_one_waited_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    till, saying = Till(Budget(calls=1)), Saying()
+    limits = Limits(Limit(calls_per_minute=60))
+    monkeypatch.setattr(limits, "wait", lambda calls: till.ask(1))  # another thread takes the last call meanwhile
+    with pytest.raises(BudgetSpent):
+        Metered(saying, till, limits=limits).reply(ONE, max_tokens=8)
+    assert saying.asked == 0

@@ -196,9 +196,18 @@ def beside(done: Sequence[Done], failed: Sequence[tuple[str, str]] = ()) -> Grid
     )  # fmt: skip
 
 
+TOLD = frozenset({
+    "attempt_timeout", "cache", "device", "dtype", "effort", "frequency_penalty", "max_connections", "max_memory",
+    "max_retries", "presence_penalty", "reasoning_effort", "reasoning_tokens", "seed", "temperature", "timeout",
+    "top_k", "top_p",
+})  # fmt: skip
+"""Options that say how hard it was tried, or how a target was reached. Others may hold a key or an address."""
+
+
 def _told(entry: Entry) -> str:
-    """The options of a target, without what may hold a key."""
-    return redact(canonical({name: value for name, value in entry.options.items() if name != "args"}).decode())[0]
+    """The options of a target that may be kept; of the others the names."""
+    said = {name: value if name in TOLD else "not kept" for name, value in entry.options.items()}
+    return redact(canonical(said).decode())[0]
 
 
 def _groups(standings: Sequence[Standing]) -> list[list[Standing]]:
@@ -243,7 +252,7 @@ def regressed(group: Sequence[Standing], able: dict[str, float]) -> Quantity:
         return Unmeasured(reason=f"{len(points)} targets; an interval needs at least {MIN_CLUSTERS}")
     found = slope([x for x, _, _ in points], [y for _, y, _ in points])
     if found is None:
-        return Unmeasured(reason="all targets are equally able by this measure")
+        return Unmeasured(reason="all targets, or all but one, are equally able by this measure")
     value, error = found
     half = t_quantile((1 + LEVEL) / 2, len(points) - 2) * error
     return Estimate(

@@ -139,7 +139,8 @@ class Progress:
             click.echo(f"[truing] {stage.label}: {stage.done}/{stage.total} ({now - stage.began:.0f} s)", err=True)
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """A line that stays. Whatever text it holds, it is one line, and steers no terminal."""
+        line = one_line(line)
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
         else:

@@ -82,8 +82,8 @@ def lines(value: dict[str, Any]) -> list[str]:
         ordered = sorted(some, key=lambda one: -one["harm"].get("value", float("-inf")))
         theirs = [claim for claim in value["claims"] if (claim["family"], claim["outcome"]) == (family, outcome)]
         said += [
-            f"{family} as {outcome} ({some[0]['clause']}), where the means are there; who shares a letter does not"
-            " differ",
+            f"{family} as {outcome} ({some[0]['clause']}), where the means are there; who shares a letter was not"
+            " told apart",
             *(
                 f"  {letters.get(one['id'], '-'):4} {names[one['target']]:32} {number(one['harm'])}{_undecided(one)}"
                 for one in ordered

@@ -122,7 +122,7 @@ def _family(
     theirs = [claim for claim in claims if (claim.family, claim.outcome) == (first.family, first.outcome)]
     return Family(
         title=f"{first.family}, as {first.outcome}", clause=first.clause,
-        harm=chart(rows, source="Targets that share a letter do not differ; dots are plots"),
+        harm=chart(rows, source="Targets that share a letter were not told apart; dots are plots"),
         pressures=_pressures(theirs, [one.target for one in ordered], names),
     )  # fmt: skip
 

@@ -65,7 +65,9 @@ def _name(number: int) -> str:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
-    """Least squares of y on x: the slope and its standard error, HC3 (MacKinnon and White 1985); None where x is one.
+    """Least squares of y on x: the slope and its standard error, HC3 (MacKinnon and White 1985).
+
+    None where all x are equal, or all but one: that one decides the slope alone, and has no residual to tell its error.
 
     Tells how y changes over those there are, each of which is an observation; noise in x draws the slope to zero.
     """
@@ -76,7 +78,8 @@ def slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
     bread = np.linalg.inv(design.T @ design)
     beta = bread @ design.T @ b
     leverage = np.einsum("ni,ij,nj->n", design, bread, design)
-    # Where one point alone decides the slope its residual is zero, whatever is divided by.
-    residual = (b - design @ beta) / np.maximum(1 - leverage, 1e-9)
+    if leverage.max() > 1 - ROUNDING:
+        return None
+    residual = (b - design @ beta) / (1 - leverage)
     covariance = bread @ (design.T * residual**2) @ design @ bread
     return float(beta[1]), float(np.sqrt(covariance[1, 1]))

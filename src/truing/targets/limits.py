@@ -184,9 +184,9 @@ class Metered:
         self, conversations: Sequence[tuple[Message, ...]], *, max_tokens: int, tools: Sequence[Tool] = ()
     ) -> list[Reply]:
         """The target's replies. BudgetSpent before the first one that the budget does not reach for."""
-        self._till.ask(len(conversations))
         if self._limits:
             self._limits.wait(len(conversations))
+        self._till.ask(len(conversations))  # after the wait: the budget may have been spent meanwhile
         replies: list[Reply] = self._target.reply(conversations, max_tokens=max_tokens, tools=tools)
         for reply in replies:
             self._till.pay(reply, self._price)

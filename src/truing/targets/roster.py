@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from truing.errors import ContentError, UsageError
 from truing.records import Value
 from truing.targets.prices import Price
-from truing.text import short
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -59,10 +59,15 @@ def roster(path: Path) -> Roster:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ContentError(f"{path.name} is not TOML: {error}") from error
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']} (saw {short(repr(e['input']))})" for e in error.errors())
+        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}{_saw(e)}" for e in error.errors())
         raise ContentError(f"{path.name} does not list targets: {'; '.join(lines)}") from error
     _checked(found, path.name)
     return found
+
+
+def _saw(error: ErrorDetails) -> str:
+    """The value that does not fit, where it is a number. Texts and tables may hold a secret, and stand in the file."""
+    return f" (saw {error['input']!r})" if isinstance(error["input"], int | float) else ""
 
 
 def _checked(found: Roster, file: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from personas import SIXTEEN, Acting, Persona, expected
 
-from truing.audit.across import Found, grid
+from truing.audit.across import Found, _told, grid
 from truing.audit.company.layout import Laid, lay_out
 from truing.errors import BudgetSpent, TargetError, UsageError
 from truing.records import Claim, Estimate, Unmeasured
@@ -232,3 +232,11 @@ def test_who_is_interrupted_stops_all_targets_at_their_next_call(
     assert targets["scripted/calm"].asked < 300
     with pytest.raises(BudgetSpent, match=r"stopped: .* the same command goes on"):
         till.ask(1)
+
+
+def test_options_that_may_hold_a_key_are_not_kept() -> None:
+    headers = {"x-api-key": "8f3b2c1d9e7a4f60"}
+    entry = Entry(
+        name="inspect/x/y", options={"temperature": 0.5, "extra_headers": headers, "base_url": "https://a:b@c/"}
+    )
+    assert _told(entry) == '{"base_url":"not kept","extra_headers":"not kept","temperature":0.5}'

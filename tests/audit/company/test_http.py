@@ -108,7 +108,7 @@ def recovered(server: Server, personas: Sequence[Persona], laid: Laid, folder: P
     assert shown(found) == shown(here(personas, laid, folder / "here"))
     assert [name for name, _ in found.grid.failed] == [NOWHERE]
     assert "gave no reply" in found.grid.failed[0][1]
-    assert {said for _, said in found.grid.options} == {'{"max_connections":8,"max_retries":6}'}
+    assert {said for _, said in found.grid.options} == {'{"args":"not kept","max_connections":8,"max_retries":6}'}
     assert set(server.answered.values()) == {1}
     assert len(turns) == len(server.answered)
     assert set(server.failures) == set(FAILURES)
@@ -117,7 +117,7 @@ def recovered(server: Server, personas: Sequence[Persona], laid: Laid, folder: P
 def test_planted_rates_come_back_over_http_and_nothing_is_answered_twice(
     serve: Callable[..., Server], laid: Laid, tmp_path: Path
 ) -> None:
-    recovered(serve(FOUR), FOUR, laid, tmp_path)
+    recovered(serve(FOUR[2:]), FOUR[2:], laid, tmp_path)
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_killed_and_run_again_it_ends_alike_and_repeats_no_call(serve: Callable[
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
     kept: set[tuple[str, str]] = set()
-    for _ in range(3):
+    for _ in range(2):
         before = sum(server.answered.values())
         process = run("killed")
         while sum(server.answered.values()) < before + 60 and process.poll() is None:
@@ -183,7 +183,7 @@ def test_killed_and_run_again_it_ends_alike_and_repeats_no_call(serve: Callable[
         turns = len(store.ls("turn"))
     # What was kept was not asked again; what was in flight at a kill was, and no more than connections allow.
     assert sum(server.answered.values()) - answered == turns - len(kept)
-    assert 0 <= sum(server.answered.values()) - turns <= 3 * 4
+    assert 0 <= sum(server.answered.values()) - turns <= 2 * 4
     whole = run("whole")
     undisturbed, err = whole.communicate(timeout=300)
     assert whole.returncode == 0, err
