@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common import Row, at_most, finish
-from weights import roster
+from weights import GEMMA, roster
 
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing")).absolute()
 FOLDER = STORE.with_suffix(".weights")
@@ -29,7 +29,9 @@ def audited(file: Path) -> dict[str, Any]:
     families = [part for name in FAMILIES for part in ("--family", name)]
     command = [sys.executable, "-m", "truing", "audit", "--targets", file.name, *families, "--no-play", "--json",
                "--store", "audit.truing"]  # fmt: skip
-    done = subprocess.run(command, cwd=file.parent, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=file.parent, stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout:  # it said why
+        raise SystemExit(done.returncode)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -50,8 +52,11 @@ def seconds(store_path: Path) -> dict[str, float]:
     return took
 
 
-def rows(found: dict[str, Any], took: dict[str, float]) -> list[Row]:
-    """Every figure of the grid."""
+def rows(found: dict[str, Any], took: dict[str, float], *, fresh: bool) -> list[Row]:
+    """Every figure of the grid but slopes: what is made of one model is not as many observations.
+
+    Seconds are held against their bar only where none of them is of an earlier run.
+    """
     names = {card: name for name, card in found["grid"]["targets"]}
     letters = dict(found["grid"]["ties"])
     made = []
@@ -63,8 +68,10 @@ def rows(found: dict[str, Any], took: dict[str, float]) -> list[Row]:
     for claim in found["claims"]:
         what = f"{names[claim['target']]}: {claim['family']}: {claim['effect']} ({claim['verdict']})"
         made.append(_row(what, claim["specific"]))
-    made += [_row(f"on competence: {one['name']}", one["quantity"]) for one in found["grid"]["slopes"]]
-    made += [at_most(f"{name}: seconds", took[card], MOST_SECONDS, "s") for card, name in names.items()]
+    for card, name in names.items():
+        what = f"{name}: seconds of scoring"
+        made.append(at_most(what, took[card], MOST_SECONDS, "s") if fresh else Row(f"{what}, resumed", took[card], "s"))
+    made += [Row(f"{name}: left out: {why}", None, "", holds=False) for name, why in found["grid"]["failed"]]
     count = len(names)
     return [*made, Row("targets", float(count), "targets", bar=f">= {LEAST}", holds=count >= LEAST)]
 
@@ -80,9 +87,13 @@ def main() -> None:
     began = time.perf_counter()
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = roster(FOLDER, STORE, Progress())
-    found = audited(file)
-    made = rows(found, seconds(FOLDER / "audit.truing"))
-    finish("sixteen", [*made, Row("whole", (time.perf_counter() - began) / 60, "min")])
+    if (count := file.read_text(encoding="utf-8").count("[[target]]")) < LEAST:
+        raise SystemExit(
+            f"{count} targets, not {LEAST}: install {GEMMA.replace('_', '-')} for the last (Gemma's terms)"
+        )
+    fresh = not (FOLDER / "audit.truing").exists()
+    made = rows(audited(file), seconds(FOLDER / "audit.truing"), fresh=fresh)
+    finish("sixteen", [*made, Row("whole", (time.perf_counter() - began) / 60, "min")] if fresh else made)
 
 
 if __name__ == "__main__":

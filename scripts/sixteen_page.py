@@ -23,14 +23,11 @@ def table(found: dict[str, Any]) -> str:
     by_family: dict[str, dict[str, Figures]] = {}
     for row in found["rows"]:
         parts = row["name"].split(": ", 2)
-        if len(parts) == 3:
+        if len(parts) == 3 and parts[1] != "left out":
             target, family, what = parts
             by_family.setdefault(family, {}).setdefault(target, {})[what] = row
     lines = [line for family, targets in by_family.items() for line in _family(family, targets)]
-    others = {row["name"]: row for row in found["rows"]}
-    slopes = [row for name, row in others.items() if name.startswith("on competence: ")]
-    lines += [f"{row['name'].removeprefix('on competence: ')}, on competence: {interval(row)}." for row in slopes]
-    took = [row["value"] for name, row in others.items() if name.endswith(": seconds")]
+    took = [row["value"] for row in found["rows"] if ": seconds of scoring" in row["name"]]
     lines += ["", f"{min(took):.0f} to {max(took):.0f} seconds a target on {found['machine']['cores']} cores"
                   f" ({found['machine']['processor']}); sources of commit {found['commit']}."]  # fmt: skip
     return "\n".join(lines)

@@ -454,3 +454,48 @@ def test_the_overhead_s_table_has_both_sides(modules: Any) -> None:
     assert "| Inspect, CPU | 4.00 [4.00, 4.00] |  |  |" in lines
     assert "| calls in every run of every side | 250 calls |  | equal |" in lines
     assert lines[-1] == "On 2 cores (a chip); sources of commit 0123456."
+
+
+def test_the_sixteen_s_table_has_targets_letters_and_what_was_left_out(modules: Any) -> None:
+    sixteen, page = modules("sixteen"), modules("sixteen_page")
+    one = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "nats/token"}
+    of = {"target": "card", "family": "coercion"}
+    verdicts = (("threat=replacement", "supported"), ("cue=real", "null"), ("cue=test", "inconclusive"))
+    found = {
+        "grid": {"targets": [["local/a", "card"]], "ties": [["s", "ab"]], "failed": [["local/b", "it: is not there"]]},
+        "standings": [{"id": "s", "harm": one, "control": one, "competence": {"reason": "?"}} | of],
+        "claims": [{"effect": effect, "verdict": verdict, "specific": one} | of for effect, verdict in verdicts],
+    }
+    made = sixteen.rows(found, {"card": 400.0}, fresh=True)
+    by = {row.name: row for row in made}
+    assert by["local/a: seconds of scoring"].holds is False
+    assert by["local/b: left out: it: is not there"].holds is False
+    assert by["targets"].holds is False
+    resumed = {row.name: row for row in sixteen.rows(found, {"card": 400.0}, fresh=False)}
+    assert resumed["local/a: seconds of scoring, resumed"].holds is None
+    lines = page.table(results(made)).splitlines()
+    assert "| a | 0.50 [0.40, 0.60] | ab | 0.50 [0.40, 0.60] | not measured | 1 (threat=replacement), 1, 1 |" in lines
+    assert lines[-1].startswith("400 to 400 seconds a target")
+
+
+def test_weights_are_rounded_to_whole_multiples_and_lose_their_template(modules: Any, tmp_path: Path) -> None:
+    torch, safe = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    weights = modules("weights")
+    x = {
+        "model.layers.0.w": torch.randn(8, 64),
+        "model.embed": torch.randn(8, 64),
+        "model.layers.0.norm": torch.ones(64),
+    }
+    safe.save_file(x, tmp_path / "model.safetensors")
+    weights.four_bits(tmp_path)
+    seen = safe.load_file(tmp_path / "model.safetensors")
+    groups = seen["model.layers.0.w"].reshape(-1, 32)
+    steps = groups / (groups.abs().amax(1, keepdim=True) / 7)
+    assert torch.allclose(steps, steps.round(), atol=1e-4)
+    assert 0 < (seen["model.layers.0.w"] - x["model.layers.0.w"]).abs().max() < 0.4
+    assert torch.equal(seen["model.embed"], x["model.embed"])
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x", "a": 1}')
+    (tmp_path / "chat_template.jinja").write_text("x")
+    weights.without_template(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"a": 1}
+    assert not (tmp_path / "chat_template.jinja").exists()

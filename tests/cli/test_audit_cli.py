@@ -226,3 +226,13 @@ def test_what_cannot_be_asked_of_many_targets(
     said = str(done.exception) if isinstance(done.exception, TruingError) else done.output
     assert re.search(says, said), said
     assert not (tmp_path / ".truing").exists()
+
+
+def test_names_in_a_file_of_targets_steer_no_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "targets.toml"
+    file.write_text('[[target]]\nname = "scripted/honest"\n[[target]]\nname = "scripted/\\u001b]0;x\\u0007y"\n')
+    done = run("--targets", str(file), "--family", "publicity", "--store", str(tmp_path / "store"))
+    assert done.return_value == 3
+    assert "left out scripted/" in done.stdout
+    assert "is left out" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr

@@ -52,7 +52,10 @@ def test_a_field_for_every_target_and_family_shaded_by_how_much_harm(page: str) 
     assert all(cells.count("<td") == 2 for cells in rows.values())
     assert 'class=""' in rows["scripted/calm"]
     assert re.search(r'class="more-[67]"', rows["scripted/harsh"])
-    assert "to 0." in rows["scripted/muddled"]
+    low, high, shade = re.search(r'class="more-(\d)" title="[^"]* \(n = 90, 5 clusters\)">(0\.\d\d) to (0\.\d\d)',
+                                 rows["scripted/muddled"]).group(2, 3, 1)  # type: ignore[union-attr]  # fmt: skip
+    assert float(high) > float(low) + 0.1
+    assert int(shade) == round(8 * float(high))  # of what it may be, not of the least
 
 
 def test_letters_stand_beside_intervals_and_pressures_in_a_map_of_their_own(page: str) -> None:
@@ -62,7 +65,10 @@ def test_letters_stand_beside_intervals_and_pressures_in_a_map_of_their_own(page
     assert len(maps) == 1 + len(FAMILIES)
     row = re.search(r'<th scope="row">scripted/threatened</th>(.*?)</tr>', maps[1])
     assert row is not None
-    assert re.search(r'<td class="more-[78]" title="supported"><b>\+0\.\d\d</b>', row[1])
+    title = r'title="supported: \+0\.\d+ \[.*?\] probability \(n = 120, 5 clusters\)"'
+    held = rf'<td class="more-[78]" {title}><b>\+0\.\d\d</b>'
+    assert re.search(held, row[1])
+    assert re.search(r'<th scope="row">scripted/muddled<small>[a-z]+; up to 0\.\d\d with what is undecided', article)
     assert maps[1].count('scope="col"') == 11
 
 

@@ -788,3 +788,9 @@ def test_a_log_of_an_evaluation_that_still_runs(tmp_path: Path, whole: bytes) ->
     members["samples/2_epoch_1.json"] = json.dumps(log["samples"][1]).encode()
     (tmp_path / "log.eval").write_bytes(packed(members))
     assert read_log(tmp_path / "log.eval") == TOLD[1:2]
+
+
+@pytest.mark.parametrize("many", [0, -1, "4", 2.5])
+def test_a_number_of_connections_that_is_none_is_refused(many: object) -> None:
+    with pytest.raises(TargetError, match=r"max_connections is .* a whole number of 1 or more"):
+        load("mockllm/model", max_connections=many)

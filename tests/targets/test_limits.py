@@ -237,3 +237,28 @@ def test_a_budget_that_was_spent_while_one_waited_is_kept(monkeypatch: pytest.Mo
     with pytest.raises(BudgetSpent):
         Metered(saying, till, limits=limits).reply(ONE, max_tokens=8)
     assert saying.asked == 0
+
+
+@pytest.mark.parametrize("of", [Budget(tokens=1000), Budget(dollars=1.0)])
+def test_a_budget_is_not_kept_by_guesses_where_nobody_counts(of: Budget) -> None:
+    saying = Saying(read=None, wrote=0)
+    target = Metered(saying, Till(of), price=Price(input=2.0, output=10.0))
+    target.reply(ONE, max_tokens=8)  # what it says is kept
+    with pytest.raises(BudgetSpent, match=r"inspect/x/y does not say how many tokens .* a budget in calls"):
+        target.reply(ONE, max_tokens=8)
+    assert saying.asked == 1
+    calls = Metered(saying, Till(Budget(calls=3)))
+    for _ in range(3):
+        calls.reply(ONE, max_tokens=8)
+
+
+def test_a_judge_that_is_not_listed_may_have_a_price_and_limits(tmp_path: Path) -> None:
+    file = tmp_path / "targets.toml"
+    file.write_text(
+        '[[target]]\nname = "local/a"\n[provider."inspect/x"]\ncalls_per_minute = 5\n'
+        '[price."inspect/x/judge"]\ninput = 1\noutput = 2\n'
+    )
+    found = roster(file, judge="inspect/x/judge")
+    assert found.price["inspect/x/judge"].output == 2
+    with pytest.raises(ContentError, match="limit for inspect/x, of which it lists no target"):
+        roster(file)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,12 @@ class Field:
     till: Till
     watcher: Watcher
     how: dict[str, Any]
-    limits: dict[str, Limits] = field(default_factory=dict)
+    limits: dict[str, Limits]
+
+    def metered(self, target: Any, entry: Entry) -> Metered:
+        """A target that is counted, paid for and spaced as the file says."""
+        known = price(entry.name, self.roster.price)
+        return Metered(target, self.till, price=known, limits=self.limits.get(entry.provider))
 
 
 def grid(
@@ -76,13 +82,15 @@ def grid(
     load: Load,
     *,
     till: Till | None = None,
+    limits: dict[str, Limits] | None = None,
     watcher: Watcher | None = None,
     **how: Any,
 ) -> Found:
     """Audit every target of a file in company families, and set them beside each other. `how`: as for `audited`.
 
     Targets that are reached are asked at once, local ones one after the other, since each needs the whole machine. A
-    target that cannot be loaded or reached is named in the grid, and the others finish. Where the budget is spent the
+    target that cannot be loaded or reached is named in the grid, and the others finish. `limits`: those of the file's
+    providers, where something else is asked by them too. Where the budget is spent the
     grid holds the targets that were finished, and `spent` says so. TargetError where none could be audited.
     """
     if strange := [name for name in families if name not in kinds()]:
@@ -91,7 +99,7 @@ def grid(
         )
     there = Field(
         roster, families, store, load, till or Till(), watcher or Silent(), how,
-        {provider: Limits(limit) for provider, limit in roster.provider.items()},
+        limits if limits is not None else buckets(roster),
     )  # fmt: skip
     for entry in roster.target:
         payable(entry.name, price(entry.name, roster.price), there.till.budget)
@@ -109,6 +117,11 @@ def grid(
         made, tuple(claim for one in finished for claim in one.claims),
         tuple(each for one in finished for each in one.standings), spent,
     )  # fmt: skip
+
+
+def buckets(roster: Roster) -> dict[str, Limits]:
+    """The limits of the providers of a file."""
+    return {provider: Limits(limit) for provider, limit in roster.provider.items()}
 
 
 def _promise(there: Field) -> None:
@@ -142,11 +155,9 @@ def _one(there: Field, entry: Entry) -> Done:
         target = there.load(entry.name, there.watcher, **entry.options)
     except TargetError as error:
         return _failed(there, entry, str(error))
-    except TypeError as error:  # an option that its kind does not have
+    except (TypeError, ValueError) as error:  # an option that its kind does not have, or not with this value
         return _failed(there, entry, f"options {sorted(entry.options)}: {error}")
-    metered = Metered(
-        target, there.till, price=price(entry.name, there.roster.price), limits=there.limits.get(entry.provider)
-    )
+    metered = there.metered(target, entry)
     try:
         found = audited(metered, there.families, there.store, watcher=_inner(there), **there.how)
     except TargetError as error:
@@ -159,7 +170,14 @@ def _one(there: Field, entry: Entry) -> Done:
             target.close()
     there.watcher.step()
     there.watcher.say(f"{entry.name} is done; in all {there.till.total}")
-    return Done(entry, target.card.id, tuple(found.claims), tuple(found.standings))
+    return Done(entry, target.card.id, tuple(found.claims), tuple(found.standings), _missing(found.standings))
+
+
+def _missing(standings: Sequence[Standing]) -> str:
+    """What a target that was audited did not answer; "" where it answered everything."""
+    lost = [(one.family, dict(one.classes).get("error", 0), sum(n for _, n in one.classes)) for one in standings]
+    said = ", ".join(f"{family}: {errors} of {all_} episodes" for family, errors, all_ in lost if errors)
+    return f"it is in the grid, but gave no reply in some of it, which is undecided ({said})" if said else ""
 
 
 def _inner(there: Field) -> Watcher | None:
@@ -245,17 +263,31 @@ def _capability(done: Sequence[Done]) -> tuple[dict[str, float], str]:
 
 
 def regressed(group: Sequence[Standing], able: dict[str, float]) -> Quantity:
-    """Slope of harm on capability over targets, t on G - 2 degrees of freedom. Each target is one observation."""
-    pairs = [(able[one.target], one.harm) for one in group if one.target in able]
-    points = [(x, harm.value, harm.unit) for x, harm in pairs if isinstance(harm, Estimate)]
-    if len(points) < MIN_CLUSTERS:
-        return Unmeasured(reason=f"{len(points)} targets; an interval needs at least {MIN_CLUSTERS}")
-    found = slope([x for x, _, _ in points], [y for _, y, _ in points])
-    if found is None:
+    """Slope of harm on capability over targets, t on G - 2 degrees of freedom. Each target is one observation.
+
+    A slope is the larger, the more harm the abler targets do and the less the others. So its interval reaches from the
+    lower limit with what is undecided harmful in the less able half alone, to the upper one with it harmful in the
+    abler half alone.
+    """
+    points = [(able[one.target], one, one.harm) for one in group if one.target in able]
+    measured = [(x, one, harm) for x, one, harm in points if isinstance(harm, Estimate)]
+    if len(measured) < MIN_CLUSTERS:
+        return Unmeasured(reason=f"{len(measured)} targets; an interval needs at least {MIN_CLUSTERS}")
+    x, middle = [at for at, _, _ in measured], fmean(at for at, _, _ in measured)
+    bounds = [one.worst_case or (harm.value, harm.value) for _, one, harm in measured]
+    sides = (
+        [low for low, _ in bounds],
+        [low if at > middle else high for at, (low, high) in zip(x, bounds, strict=True)],
+        [high if at > middle else low for at, (low, high) in zip(x, bounds, strict=True)],
+    )
+    seen, against, towards = (slope(x, y) for y in sides)
+    if seen is None or against is None or towards is None:
         return Unmeasured(reason="all targets, or all but one, are equally able by this measure")
-    value, error = found
-    half = t_quantile((1 + LEVEL) / 2, len(points) - 2) * error
+    reach = t_quantile((1 + LEVEL) / 2, len(x) - 2)
+    low = min(one - reach * error for one, error in (seen, against))
+    high = max(one + reach * error for one, error in (seen, towards))
     return Estimate(
-        value=value, low=value - half, high=value + half, level=LEVEL, n=len(points), clusters=len(points),
-        unit=f"{points[0][2]} per unit of capability", estimator="least squares over targets, HC3, t",
+        value=seen[0], low=low, high=high, level=LEVEL, n=len(x), clusters=len(x),
+        unit=f"{measured[0][2].unit} per unit of capability",
+        estimator="least squares over targets, HC3, t; undecided episodes either way",
     )  # fmt: skip

@@ -117,6 +117,7 @@ class Progress:
     def start(self, label: str, total: int) -> None:
         """A new stage of `total` units begins."""
         self._close()
+        label = one_line(label)
         stage = _Stage(label, total)
         self._stages.append(stage)
         if self._live is not None:

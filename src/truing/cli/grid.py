@@ -28,24 +28,32 @@ def many(
 ) -> int:
     """Audit the targets of a file, print how they stand, and say what was left out and what was spent."""
     from truing.audit import grid, spec
+    from truing.audit.across import buckets
     from truing.store import open_store
     from truing.targets import resolve
     from truing.targets.limits import Metered, payable
     from truing.targets.prices import price, table
-    from truing.targets.roster import roster
+    from truing.targets.roster import Entry, roster
 
-    listed = roster(file)
+    listed = roster(file, judge=judge_name or "")
+    limits = buckets(listed)
     progress = Progress()
     till.tell = progress.say
     with progress.running():
-        if unknown := [one.name for one in listed.target if price(one.name, listed.price) is None]:
+        asked = [*(one.name for one in listed.target), *([judge_name] if judge_name else [])]
+        if unknown := [name for name in asked if price(name, listed.price) is None]:
             progress.say(f"no known price, and not in the sum: {', '.join(unknown)} (prices of {table().date})")
+        judge = None
         if judge_name:
-            payable(judge_name, price(judge_name), till.budget)
-        judge = Metered(resolve(judge_name, progress), till, price=price(judge_name)) if judge_name else None
+            known = price(judge_name, listed.price)
+            payable(judge_name, known, till.budget)
+            spaced = limits.get(Entry(name=judge_name).provider)
+            judge = Metered(resolve(judge_name, progress), till, price=known, limits=spaced)
         with open_store(store_path) as store:
             store.add(spec())
-            found = grid(listed, families, store, resolve, till=till, watcher=progress, judge=judge, **how)
+            found = grid(
+                listed, families, store, resolve, till=till, limits=limits, watcher=progress, judge=judge, **how
+            )  # fmt: skip
     value = {
         "grid": found.grid.plain()["body"] | {"id": found.grid.id},
         "standings": [one.plain()["body"] | {"id": one.id} for one in found.standings],

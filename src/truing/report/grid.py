@@ -21,7 +21,7 @@ class Heat:
 
     said: str
     shade: str
-    """Class of its colour: "" for none, more-1 to more-8, less-1 to less-8."""
+    """Class of its colour, by the most that it can be: "" for none, more-1 to more-8, less-1 to less-8."""
     note: str = ""
     strong: bool = False
 
@@ -99,10 +99,15 @@ def _levels(some: Sequence[Standing], names: dict[str, str]) -> Map:
 def _level(one: Standing | None, scale: float) -> Heat:
     if one is None or not isinstance(one.harm, Estimate):
         return Heat("not measured", "")
-    note = ""
-    if one.worst_case and one.worst_case[1] > one.worst_case[0]:
-        note = f"to {numbers.number(one.worst_case[1], decimals=2)}"
-    return Heat(numbers.number(one.harm.value, decimals=2), _shade(one.harm.value, scale), note)
+    said, most = numbers.number(one.harm.value, decimals=2), _most(one)
+    if most is not None:
+        said = f"{said} to {numbers.number(most, decimals=2)}"
+    return Heat(said, _shade(one.harm.value if most is None else most, scale), numbers.full(one.harm))
+
+
+def _most(one: Standing) -> float | None:
+    """Harm if every undecided episode had been harmful; None where none is undecided."""
+    return one.worst_case[1] if one.worst_case and one.worst_case[1] > one.worst_case[0] else None
 
 
 def _shade(value: float, scale: float) -> str:
@@ -116,7 +121,7 @@ def _family(
     first = some[0]
     ordered = sorted(some, key=lambda one: -one.harm.value if isinstance(one.harm, Estimate) else 1e9)
     rows = [
-        Row(names[one.target], one.harm, "filled", letters.get(one.id, ""), tuple(low for _, low, _ in one.by_plot))
+        Row(names[one.target], one.harm, "filled", _note(one, letters), tuple(low for _, low, _ in one.by_plot))
         for one in ordered
     ]
     theirs = [claim for claim in claims if (claim.family, claim.outcome) == (first.family, first.outcome)]
@@ -125,6 +130,13 @@ def _family(
         harm=chart(rows, source="Targets that share a letter were not told apart; dots are plots"),
         pressures=_pressures(theirs, [one.target for one in ordered], names),
     )  # fmt: skip
+
+
+def _note(one: Standing, letters: dict[str, str]) -> str:
+    """Its letters, and how much harm there may be."""
+    most = _most(one)
+    open_ = "" if most is None else f"up to {numbers.number(most, decimals=2)} with what is undecided"
+    return "; ".join(filter(None, (letters.get(one.id, ""), open_)))
 
 
 def _pressures(claims: Sequence[Claim], cards: Sequence[str], names: dict[str, str]) -> Map:
@@ -148,4 +160,5 @@ def _effect(claim: Claim | None, scale: float) -> Heat:
         return Heat("not measured", "")
     value = claim.specific.value
     said = numbers.number(value, signed=True, decimals=2)
-    return Heat(said, _shade(value, scale), claim.verdict, strong=claim.verdict == "supported")
+    note = f"{claim.verdict}: {numbers.full(claim.specific, signed=True)}"
+    return Heat(said, _shade(value, scale), note, strong=claim.verdict == "supported")

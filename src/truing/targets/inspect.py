@@ -309,6 +309,8 @@ def load(
     """
     if wrong := sorted(config.keys() - (GenerateConfig.model_fields.keys() - {"max_tokens", "cache"})):
         raise TargetError(f"inspect/{name}: Inspect has no settings {', '.join(wrong)} for a reply")
+    if (many := config.get("max_connections")) is not None and (not isinstance(many, int) or many < 1):
+        raise TargetError(f"inspect/{name}: max_connections is {many!r}; give a whole number of 1 or more")
     policy = CachePolicy.from_string(cache) if isinstance(cache, str) else cache
     if policy is None:
         raise TargetError(f"inspect/{name}: cache {cache!r} is no length of time; give one such as '12h' or '1W'")

@@ -110,6 +110,8 @@ class Till:
     tell: Callable[[str], None] | None = None
     """Hears every ten seconds what was spent so far."""
     _stopped: bool = False
+    _uncounted: str = ""
+    """A target of which nobody counts the tokens that it reads."""
     _told: float = field(default_factory=time.monotonic)
     _guard: Any = field(default_factory=Lock)
 
@@ -122,6 +124,11 @@ class Till:
         with self._guard:
             if self._stopped:
                 raise BudgetSpent(f"stopped: {self.total}. What was asked is kept; the same command goes on")
+            if self._uncounted and (self.budget.tokens is not None or self.budget.dollars is not None):
+                raise BudgetSpent(
+                    f"{self._uncounted} does not say how many tokens a reply took, so a budget in tokens or USD cannot"
+                    f" be kept: {self.total}. What was asked is kept; go on with a budget in calls, such as '500 calls'"
+                )
             of, spent = self.budget, self.total
             over = (
                 (of.calls is not None and spent.calls + calls > of.calls)
@@ -134,9 +141,11 @@ class Till:
                 )
             spent.calls += calls
 
-    def pay(self, reply: Reply, price: Price | None) -> None:
-        """Count the tokens of a reply."""
+    def pay(self, reply: Reply, price: Price | None, name: str = "the target") -> None:
+        """Count the tokens of a reply of a target."""
         with self._guard:
+            if reply.read is None:
+                self._uncounted = name
             self.total.read += reply.read or 0
             self.total.wrote += reply.tokens
             if price is None or (reply.read is None and price.input > 0):
@@ -189,7 +198,7 @@ class Metered:
         self._till.ask(len(conversations))  # after the wait: the budget may have been spent meanwhile
         replies: list[Reply] = self._target.reply(conversations, max_tokens=max_tokens, tools=tools)
         for reply in replies:
-            self._till.pay(reply, self._price)
+            self._till.pay(reply, self._price, self._target.card.name)
         if self._limits:
             self._limits.used(sum((reply.read or 0) + reply.tokens for reply in replies))
         return replies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,8 +51,11 @@ class Roster(Value):
     """By target; these go before the table that ships."""
 
 
-def roster(path: Path) -> Roster:
-    """A file of targets, in TOML. ContentError names what is wrong with it, UsageError where there is none."""
+def roster(path: Path, *, judge: str = "") -> Roster:
+    """A file of targets, in TOML. ContentError names what is wrong with it, UsageError where there is none.
+
+    It may have a price for a judge, and limits for its provider, which is not listed.
+    """
     try:
         found = Roster.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -61,7 +65,7 @@ def roster(path: Path) -> Roster:
     except ValidationError as error:
         lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}{_saw(e)}" for e in error.errors())
         raise ContentError(f"{path.name} does not list targets: {'; '.join(lines)}") from error
-    _checked(found, path.name)
+    _checked(found, path.name, [*found.target, *([Entry(name=judge)] if judge else [])])
     return found
 
 
@@ -70,12 +74,13 @@ def _saw(error: ErrorDetails) -> str:
     return f" (saw {error['input']!r})" if isinstance(error["input"], int | float) else ""
 
 
-def _checked(found: Roster, file: str) -> None:
+def _checked(found: Roster, file: str, asked: Sequence[Entry]) -> None:
     names = [one.name for one in found.target]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ContentError(f"{file} lists {twice} twice; its answers would be the same")
-    if strange := sorted(found.provider.keys() - {one.provider for one in found.target}):
-        known = ", ".join(sorted({one.provider for one in found.target}))
+    providers = {one.provider for one in asked}
+    if strange := sorted(found.provider.keys() - providers):
+        known = ", ".join(sorted(providers))
         raise ContentError(f"{file} has a limit for {strange[0]}, of which it lists no target; its providers: {known}")
-    if strange := sorted(found.price.keys() - set(names)):
+    if strange := sorted(found.price.keys() - {one.name for one in asked}):
         raise ContentError(f"{file} has a price for {strange[0]}, which it does not list")

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from personas import SIXTEEN, Acting, Persona, expected
 
-from truing.audit.across import Found, _told, grid
+from truing.audit.across import Found, _told, grid, regressed
 from truing.audit.company.layout import Laid, lay_out
 from truing.errors import BudgetSpent, TargetError, UsageError
 from truing.records import Claim, Estimate, Unmeasured
@@ -240,3 +240,61 @@ def test_options_that_may_hold_a_key_are_not_kept() -> None:
         name="inspect/x/y", options={"temperature": 0.5, "extra_headers": headers, "base_url": "https://a:b@c/"}
     )
     assert _told(entry) == '{"base_url":"not kept","extra_headers":"not kept","temperature":0.5}'
+
+
+def test_a_slope_holds_what_undecided_episodes_could_make_of_it(laid: Laid, tmp_path: Path) -> None:
+    # The same harm in all; what one reads of the less able ones is a part of it, the smaller the less able they are.
+    some = tuple(Persona(f"p{k}", base=0.0, garbles=0.1 * k, confused=0.1 * k) for k in range(7))
+    entries = tuple(Entry(name=f"scripted/{one.name}", capability=1 - 0.1 * k) for k, one in enumerate(some))
+    with open_store(tmp_path) as store:
+        made = grid(Roster(target=entries), [FAMILY], store, loader(laid, some))
+    found = made.grid.slopes[0].quantity
+    assert isinstance(found, Estimate)
+    assert found.low < -0.3  # those of which most is undecided may have done the most harm
+    assert "undecided" in found.estimator
+    decided = [
+        one.model_copy(update={"worst_case": (one.worst_case[0],) * 2}) for one in made.standings if one.worst_case
+    ]
+    narrow = regressed(decided, dict(made.grid.capability))
+    assert isinstance(narrow, Estimate)
+    assert found.low < narrow.low - 0.2
+    assert found.high >= narrow.high
+
+
+def test_a_target_that_dies_is_not_asked_for_ever_and_is_named(laid: Laid, tmp_path: Path) -> None:
+    class Dying(Acting):
+        def reply(self, conversations: Any, **said: Any) -> Any:
+            if self.asked >= 100:
+                self.tried = getattr(self, "tried", 0) + 1
+                raise TargetError("the line is dead")
+            return super().reply(conversations, **said)
+
+    dying = Dying(SIXTEEN[0], laid.scenes)
+    with open_store(tmp_path) as store:
+        made = grid(listed("calm"), [FAMILY], store, lambda *_: dying)
+    ((name, why),) = made.grid.failed
+    assert name == "scripted/calm"
+    errors = dict(made.standings[0].classes)["error"]
+    assert f"oversight: {errors} of 180 episodes" in why
+    assert errors > 90
+    assert dying.tried <= 2 * 20 + 10  # with batches, asked again one by one
+    assert made.standings[0].worst_case is not None
+    assert made.standings[0].worst_case[1] > 0.3
+
+
+@pytest.mark.parametrize("wrong", [TypeError("no such option"), ValueError("not this value")])
+def test_an_option_that_a_kind_does_not_take_costs_no_other_target_its_place(
+    laid: Laid, tmp_path: Path, wrong: Exception
+) -> None:
+    load = loader(laid, SIXTEEN)
+
+    def loading(name: str, *given: Any, **options: Any) -> Acting:
+        if options:
+            raise wrong
+        return load(name, *given)
+
+    roster = Roster(target=(Entry(name="scripted/calm"), Entry(name="scripted/harsh", options={"speed": 3})))
+    with open_store(tmp_path) as store:
+        made = grid(roster, [FAMILY], store, loading)
+    assert made.grid.failed == (("scripted/harsh", f"options ['speed']: {wrong}"),)
+    assert [name for name, _ in made.grid.targets] == ["scripted/calm"]

@@ -28,7 +28,9 @@ BATCH = 48
 """Episodes that are played side by side by a target that is asked in batches."""
 JUDGE_TOKENS = 8
 GIVE_UP = 5
-"""Errors after which a target that never gave a reply is not asked again."""
+"""Errors in a row after which a target that never gave a reply is not asked again."""
+GIVE_UP_LATER = 20
+"""The same for one that did: some conversations may be too long for it, and others not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class Memory:
     def __init__(self, target: Any, ledger: Ledger, way: Way) -> None:
         self._target, self._ledger, self._way = target, ledger, way
         self._errors = 0
-        """Before the first reply that was given; below 0 once one was."""
+        """In a row."""
+        self._most = GIVE_UP
         self._last = ""
 
     def __call__(
@@ -88,17 +91,17 @@ class Memory:
     ) -> Sequence[Reply | TargetError]:
         if not conversations:
             return []
-        if self._errors >= GIVE_UP:
-            said = f"{self._last}; after {self._errors} errors it is not asked again"
+        if self._errors >= self._most:
+            said = f"{self._last}; after {self._errors} errors in a row it is not asked again"
             return [TargetError(said)] * len(conversations)
         try:
             found = self._target.reply(conversations, max_tokens=self._way.max_tokens, tools=tools)
         except TargetError as error:
             if len(conversations) > 1:  # which of them it was, only asking singly tells
                 return [reply for one in conversations for reply in self._replies([one], tools)]
-            self._errors, self._last = self._errors + (self._errors >= 0), str(error)
+            self._errors, self._last = self._errors + 1, str(error)
             return [error]
-        self._errors = -1
+        self._errors, self._most = 0, GIVE_UP_LATER
         return list(found)
 
     def _kept(self, unit: Unit[str], reply: Reply, seconds: float) -> Reply | TargetError | None:
