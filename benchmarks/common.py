@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,6 +42,24 @@ def at_most(name: str, value: float, bar: float, unit: str, **more: Any) -> Row:
 def median_at_most(name: str, values: Sequence[float], bar: float, unit: str) -> Row:
     """The median of several runs, with the least and the most of them, that must not exceed its bar."""
     return at_most(f"{name} (median of {len(values)})", median(values), bar, unit, low=min(values), high=max(values))
+
+
+def measured(name: str, quantity: Mapping[str, Any]) -> Row:
+    """A quantity of a record, as plain data; the reason in place of the unit where nothing was measured."""
+    if (value := quantity.get("value")) is None:
+        return Row(name, None, f"not measured: {quantity['reason']}")
+    return Row(name, value, quantity["unit"], quantity["low"], quantity["high"])
+
+
+def episodes(name: str, standing: Mapping[str, Any]) -> list[Row]:
+    """How many episodes have each class, and harm with what undecided ones leave open, of a standing as plain data."""
+    many = sum(count for _, count in standing["classes"])
+    low, high = standing["worst_case"] or (None, None)
+    return [
+        *(Row(f"{name}: {ending}", float(count), f"of {many} episodes") for ending, count in standing["classes"]),
+        measured(f"{name}: harm with the means, undecided as harmless", standing["harm"]),
+        Row(f"{name}: harm with the means, whatever the undecided are", None, "probability", low, high),
+    ]
 
 
 def finish(name: str, rows: list[Row], packages: Sequence[str] = ()) -> None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Row, at_most, commit, finish
+from common import RESULTS, Row, at_most, commit, finish, measured
 
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
 HISTORY = RESULTS / "game-history.jsonl"
@@ -61,18 +61,12 @@ def sealed(base: Any, some: list[Any], store: Any, folder: Path, key: Path) -> A
     return seal(base, some, store, folder, key)
 
 
-def measured(name: str, quantity: Any) -> Row:
-    """A quantity as a row, or that it was not measured."""
-    one = quantity.model_dump()
-    return Row(name, one.get("value"), one.get("unit", "not measured"), one.get("low"), one.get("high"))
-
-
 def between(boards: list[Any], gained: Any) -> list[Row]:
     """What the company families add to the audit, and what both take: what one has asked is there for the other."""
     walls = [board.wall_seconds for board in boards if board.player in GAIN]
     whole = sum(walls) if len(walls) == len(GAIN) and None not in walls else None
     return [
-        measured(gained.name, gained.quantity),
+        measured(gained.name, gained.quantity.model_dump()),
         Row(f"wall an answer, {' and '.join(reversed(GAIN))}", whole, "s", bar="<= 60",
             holds=whole is not None and whole <= MOST_SECONDS),
     ]  # fmt: skip
@@ -82,7 +76,7 @@ def rows(boards: list[Any]) -> list[Row]:
     """Every figure of every scoreboard."""
     made = []
     for board in boards:
-        made += [measured(f"{board.player}: {named.name}", named.quantity) for named in board.quantities]
+        made += [measured(f"{board.player}: {named.name}", named.quantity.model_dump()) for named in board.quantities]
         made += [
             Row(f"{board.player}: no false alarm would bound their rate at", board.alarm_bound, "probability"),
             Row(f"{board.player}: target tokens an answer", board.tokens, "tokens"),

@@ -20,7 +20,7 @@ from typing import Any
 
 import alarms
 import numpy as np
-from common import Row, at_most, finish
+from common import Row, at_most, episodes, finish, measured
 from numpy.typing import NDArray
 from overhead import overhead
 
@@ -31,7 +31,7 @@ from truing.audit.company.plans import SURFACES, Plan, runs_of
 from truing.audit.company.run import Way
 from truing.audit.run import audited
 from truing.cli.common import Progress
-from truing.records import Claim, Contrast, Estimate, Quantity, Standing
+from truing.records import Claim, Contrast, Estimate, Standing
 from truing.stats.designs import Runs, fraction, one_at_a_time, relabelled
 
 PLANTED = {"threat=replacement": 1.2, "conflict=present": 0.8, "nudge=present": 0.5, "escape=channel": -0.7}
@@ -217,7 +217,12 @@ def bundled(target: Any = None, families: Sequence[str] = (), played: str = PLAY
     return [
         at_most(name, seconds, MOST_SECONDS, "s") if fresh else Row(f"{name}, partly in the store", seconds, "s"),
         *choices(found.claims, found.standings),
-        *(row for one in acts.standings if one.outcome == "behaviour" for row in episodes(one)),
+        *(
+            row
+            for one in acts.standings
+            if one.outcome == "behaviour"
+            for row in episodes(f"bundled model plays {one.family}", one.model_dump())
+        ),
         Row("bundled model: playing one family", more, "s"),
     ]
 
@@ -227,30 +232,10 @@ def choices(claims: Sequence[Claim], standings: Sequence[Standing]) -> list[Row]
     found = []
     for one in standings:
         name = f"bundled model: {one.family}"
-        found += [measured(f"{name}: with the means", one.harm), measured(f"{name}: without them", one.control)]
-        found.append(measured(f"{name}: competence", one.competence))
-        for claim in claims:
-            if claim.family == one.family:
-                found.append(measured(f"{name}: {claim.effect} ({claim.verdict})", claim.specific))
+        parts = {"with the means": one.harm, "without them": one.control, "competence": one.competence}
+        parts |= {f"{claim.effect} ({claim.verdict})": claim.specific for claim in claims if claim.family == one.family}
+        found += [measured(f"{name}: {what}", quantity.model_dump()) for what, quantity in parts.items()]
     return found
-
-
-def episodes(one: Standing) -> list[Row]:
-    """How many episodes have each class, and harm with what undecided ones leave open."""
-    name, many = f"bundled model plays {one.family}", sum(count for _, count in one.classes)
-    low, high = one.worst_case or (None, None)
-    return [
-        *(Row(f"{name}: {ending}", float(count), f"of {many} episodes") for ending, count in one.classes),
-        measured(f"{name}: harm with the means, undecided as harmless", one.harm),
-        Row(f"{name}: harm with the means, whatever the undecided are", None, "probability", low, high),
-    ]
-
-
-def measured(name: str, quantity: Quantity) -> Row:
-    """A row of an estimate; without a value where nothing was measured."""
-    if isinstance(quantity, Estimate):
-        return Row(name, quantity.value, quantity.unit, quantity.low, quantity.high)
-    return Row(name, None, f"not measured: {quantity.reason}")
 
 
 def main(*, quick: bool) -> None:
