@@ -118,12 +118,12 @@ class Store:
         prefix = prefix.lower()
         if not prefix or set(prefix) - set("0123456789abcdef"):
             raise UsageError(f"{prefix!r} is not the beginning of a record id: give some of its hexadecimal digits")
+        wanted = None if kind is None else _known(kind)
+        # Placeholders without numbers: numbered ones count as named, and Python 3.14 takes no sequence for these.
         found = self._database.rows(
-            "SELECT id, kind FROM records WHERE id >= ?1 AND id < ?1 || 'g' AND (?2 IS NULL OR kind = ?2)"
-            " ORDER BY id LIMIT 6",
-            prefix,
-            None if kind is None else _known(kind),
-        )
+            "SELECT id, kind FROM records WHERE id >= ? AND id < ? AND (? IS NULL OR kind = ?) ORDER BY id LIMIT 6",
+            prefix, f"{prefix}g", wanted, wanted,
+        )  # fmt: skip
         if not found:
             raise UsageError(
                 f"no {kind or 'record'} in the store {self.path} has an id that begins with {prefix}: "
@@ -229,13 +229,14 @@ class Store:
 
     def ls(self, kind: str | None = None) -> list[Entry]:
         """What is kept, in the order in which it was first added."""
+        wanted = None if kind is None else _known(kind)
         rows = self._database.rows(
             "SELECT id, kind, records.created, host, length(CAST(body AS BLOB)),"
             " (SELECT count(*) FROM parents WHERE child = id), stage, seconds FROM records"
             " LEFT JOIN work ON key = (SELECT min(key) FROM outputs WHERE record = id)"
-            " WHERE ?1 IS NULL OR kind = ?1 ORDER BY records.place",
-            None if kind is None else _known(kind),
-        )
+            " WHERE ? IS NULL OR kind = ? ORDER BY records.place",
+            wanted, wanted,
+        )  # fmt: skip
         return [Entry(*row) for row in rows]
 
     def check(self) -> list[str]:
