@@ -1,7 +1,9 @@
 """Sixteen real sets of weights in company plots, by forced choice on a fraction of the design: two families of eight.
 
-Everything is kept beside the organisms (TRUING_ORGANISMS, or .truing): weights, and a store of the audit, so that a run
-that was killed goes on. The audit is the command that anybody would give: `truing audit --targets`.
+`play`: what they do where they can act, in few cells of one family.
+
+Everything is kept beside the organisms (TRUING_ORGANISMS, or .truing): weights, and a store for each of the two, so
+that a run that was killed goes on. The audit is the command that anybody would give: `truing audit --targets`.
 """
 
 from __future__ import annotations
@@ -14,21 +16,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Row, at_most, finish
+from common import Row, at_most, episodes, finish, measured
 from weights import GEMMA, roster
 
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing")).absolute()
 FOLDER = STORE.with_suffix(".weights")
-FAMILIES = ("coercion", "deception")
+CHOSEN = ("--family", "coercion", "--family", "deception", "--no-play")
+PLAYED = ("--family", "coercion", "--play", "--design", "random", "--runs", "6", "--turns", "3", "--max-tokens", "128")
+"""Six cells of every plot, half of them with the means; no interval is better than its five plots."""
 LEAST, MOST_SECONDS = 16, 300.0
 """Targets, and seconds that one may take."""
 
 
-def audited(file: Path) -> dict[str, Any]:
+def audited(file: Path, store: str, *, play: bool) -> dict[str, Any]:
     """What `truing audit --targets` says, as JSON."""
-    families = [part for name in FAMILIES for part in ("--family", name)]
-    command = [sys.executable, "-m", "truing", "audit", "--targets", file.name, *families, "--no-play", "--json",
-               "--store", "audit.truing"]  # fmt: skip
+    how = PLAYED if play else CHOSEN
+    command = [sys.executable, "-m", "truing", "audit", "--targets", file.name, *how, "--json", "--store", store]
     done = subprocess.run(command, cwd=file.parent, stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout:  # it said why
         raise SystemExit(done.returncode)
@@ -58,43 +61,71 @@ def rows(found: dict[str, Any], took: dict[str, float], *, fresh: bool) -> list[
     Seconds are held against their bar only where none of them is of an earlier run.
     """
     names = {card: name for name, card in found["grid"]["targets"]}
-    letters = dict(found["grid"]["ties"])
-    made = []
-    for one in found["standings"]:
-        what = f"{names[one['target']]}: {one['family']}"
-        for name, label in (("harm", f"leaning to harm ({letters.get(one['id'], '-')})"), ("control", "without means"),
-                            ("competence", "questions answered rightly")):  # fmt: skip
-            made.append(_row(f"{what}: {label}", one[name]))
-    for claim in found["claims"]:
-        what = f"{names[claim['target']]}: {claim['family']}: {claim['effect']} ({claim['verdict']})"
-        made.append(_row(what, claim["specific"]))
+    made = [*standings(found, names), *effects(found, names, "preference")]
     for card, name in names.items():
         what = f"{name}: seconds of scoring"
         made.append(at_most(what, took[card], MOST_SECONDS, "s") if fresh else Row(f"{what}, resumed", took[card], "s"))
-    made += [Row(f"{name}: left out: {why}", None, "", holds=False) for name, why in found["grid"]["failed"]]
     count = len(names)
-    return [*made, Row("targets", float(count), "targets", bar=f">= {LEAST}", holds=count >= LEAST)]
+    return [*made, *left_out(found), Row("targets", float(count), "targets", bar=f">= {LEAST}", holds=count >= LEAST)]
 
 
-def _row(name: str, one: dict[str, Any]) -> Row:
-    return Row(name, one.get("value"), one.get("unit", "not measured"), one.get("low"), one.get("high"))
+def standings(found: dict[str, Any], names: dict[str, str]) -> list[Row]:
+    """How much every target leans to harm, what it does without the means, and whether it understood."""
+    letters = dict(found["grid"]["ties"])
+    return [
+        measured(f"{names[one['target']]}: {one['family']}: {what}", one[name])
+        for one in found["standings"]
+        for name, what in (("harm", f"leaning to harm ({letters.get(one['id'], '-')})"), ("control", "without means"),
+                           ("competence", "questions answered rightly"))
+    ]  # fmt: skip
 
 
-def main() -> None:
+def effects(found: dict[str, Any], names: dict[str, str], outcome: str) -> list[Row]:
+    """What every pressure adds beyond its control."""
+    return [
+        measured(
+            f"{names[claim['target']]}: {claim['family']}: {claim['effect']} ({claim['verdict']})", claim["specific"]
+        )
+        for claim in found["claims"]
+        if claim["outcome"] == outcome
+    ]
+
+
+def left_out(found: dict[str, Any]) -> list[Row]:
+    """Who is not there, and why."""
+    return [Row(f"{name}: left out: {why}", None, "", holds=False) for name, why in found["grid"]["failed"]]
+
+
+def acted(found: dict[str, Any]) -> list[Row]:
+    """What every target did: classes of its episodes, harm as it was seen and as it may have been, and pressures."""
+    names = {card: name for name, card in found["grid"]["targets"]}
+    letters = dict(found["grid"]["ties"])
+    played = [one for one in found["standings"] if one["outcome"] == "behaviour"]
+    made = []
+    for one in played:
+        what = f"{names[one['target']]}: {one['family']}"
+        made += [*episodes(what, one), Row(f"{what}: letters {letters.get(one['id'], '-')}", None, "")]
+    return [*made, *effects(found, names, "behaviour"), *left_out(found), Row("targets", float(len(names)), "targets")]
+
+
+def main(*, play: bool) -> None:
     """Make what is missing, audit it, write the rows."""
     from truing.cli.common import Progress
 
     began = time.perf_counter()
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = roster(FOLDER, STORE, Progress())
-    if (count := file.read_text(encoding="utf-8").count("[[target]]")) < LEAST:
+    if not play and (count := file.read_text(encoding="utf-8").count("[[target]]")) < LEAST:
         raise SystemExit(
             f"{count} targets, not {LEAST}: install {GEMMA.replace('_', '-')} for the last (Gemma's terms)"
         )
-    fresh = not (FOLDER / "audit.truing").exists()
-    made = rows(audited(file), seconds(FOLDER / "audit.truing"), fresh=fresh)
-    finish("sixteen", [*made, Row("whole", (time.perf_counter() - began) / 60, "min")] if fresh else made)
+    store = "played.truing" if play else "audit.truing"
+    fresh = not (FOLDER / store).exists()
+    found = audited(file, store, play=play)
+    made = acted(found) if play else rows(found, seconds(FOLDER / store), fresh=fresh)
+    whole = [Row("whole", (time.perf_counter() - began) / 60, "min")] if fresh else []
+    finish("sixteen-played" if play else "sixteen", [*made, *whole])
 
 
 if __name__ == "__main__":
-    main()
+    main(play="play" in sys.argv[1:])

@@ -110,15 +110,20 @@ def played(rows: Rows) -> list[str]:
     families = dict.fromkeys(name.partition(": ")[0] for name in _after(rows, "bundled model plays "))
     for family in families:
         some = _after(rows, f"bundled model plays {family}: ")
-        counts = {what: row for what, row in some.items() if row["unit"].startswith("of ")}
-        many = next(iter(counts.values()))["unit"].removeprefix("of ")
-        classes = ", ".join(f"{row['value']:.0f} {what}" for what, row in counts.items())
         bounds = some["harm with the means, whatever the undecided are"]
         lines.append(
-            f"Where it can act (`{family}`, one turn): of {many} {classes}. Harm where the means are there: "
+            f"Where it can act (`{family}`, one turn): {classes(some)}. Harm where the means are there: "
             f"{bounds['low']:.2f} to {bounds['high']:.2f}, as undecided ones are counted."
         )
     return lines
+
+
+def classes(some: Rows) -> str:
+    """How many episodes there are of each class."""
+    counts = {what: row for what, row in some.items() if row["unit"].startswith("of ")}
+    many = next(iter(counts.values()))["unit"]
+    said = ", ".join(f"{row['value']:.0f} {what}" for what, row in counts.items())
+    return f"{many}: {said}"
 
 
 def _after(rows: Rows, prefix: str) -> Rows:

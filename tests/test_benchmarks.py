@@ -408,7 +408,7 @@ def test_what_a_model_prefers_and_does_is_a_row_each(
     (line,) = (one for one in lines if one.startswith("| coercion |"))
     assert "| 1, 10, 0 | threat=replacement: 0.5" in line
     assert line.endswith(", supported |")
-    assert "of 180 episodes 180 refusal." in "\n".join(lines)
+    assert "of 180 episodes: 180 refusal." in "\n".join(lines)
     # Again, it is in the store, and how long that takes says nothing.
     again = {row.name: row for row in stress.bundled(leaning, ["coercion", "oversight"], "oversight")}
     assert again["bundled model: forced choice, all families, partly in the store"].holds is None
@@ -464,7 +464,10 @@ def test_the_sixteen_s_table_has_targets_letters_and_what_was_left_out(modules: 
     found = {
         "grid": {"targets": [["local/a", "card"]], "ties": [["s", "ab"]], "failed": [["local/b", "it: is not there"]]},
         "standings": [{"id": "s", "harm": one, "control": one, "competence": {"reason": "?"}} | of],
-        "claims": [{"effect": effect, "verdict": verdict, "specific": one} | of for effect, verdict in verdicts],
+        "claims": [
+            {"effect": effect, "verdict": verdict, "specific": one, "outcome": "preference"} | of
+            for effect, verdict in verdicts
+        ],
     }
     made = sixteen.rows(found, {"card": 400.0}, fresh=True)
     by = {row.name: row for row in made}
@@ -476,6 +479,29 @@ def test_the_sixteen_s_table_has_targets_letters_and_what_was_left_out(modules: 
     lines = page.table(results(made)).splitlines()
     assert "| a | 0.50 [0.40, 0.60] | ab | 0.50 [0.40, 0.60] | not measured | 1 (threat=replacement), 1, 1 |" in lines
     assert lines[-1].startswith("400 to 400 seconds a target")
+
+
+def test_the_sixteen_s_second_table_has_what_was_done(modules: Any) -> None:
+    sixteen, page = modules("sixteen"), modules("sixteen_page")
+    one = {"value": 0.25, "low": 0.1, "high": 0.4, "unit": "probability"}
+    leaning = {"id": "s", "target": "card", "family": "coercion", "outcome": "preference"}
+    acting = leaning | {
+        "id": "t", "outcome": "behaviour", "harm": one, "classes": [["harmful", 3], ["cut off", 9]],
+        "worst_case": [0.25, 0.9],
+    }  # fmt: skip
+    claim = {"target": "card", "family": "coercion", "effect": "threat=replacement", "specific": one}
+    found = {
+        "grid": {"targets": [["local/a", "card"]], "ties": [["s", "b"], ["t", "a"]], "failed": []},
+        "standings": [leaning, acting],
+        "claims": [
+            claim | {"outcome": "preference", "verdict": "supported"},
+            claim | {"outcome": "behaviour", "verdict": "inconclusive"},
+        ],
+    }
+    lines = page.played(results(sixteen.acted(found))).splitlines()
+    assert lines[0] == "**coercion**, played"
+    assert "| a | 0.25 [0.10, 0.40] | 0.25 to 0.90 | a | of 12 episodes: 3 harmful, 9 cut off | 0, 0, 1 |" in lines
+    assert lines[-1] == "On one a chip; sources of commit 0123456."
 
 
 def test_weights_are_rounded_to_whole_multiples_and_lose_their_template(modules: Any, tmp_path: Path) -> None:
