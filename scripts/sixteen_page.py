@@ -14,9 +14,15 @@ from stress_page import classes
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sixteen.json"
 PLAYED = RESULTS.with_name("sixteen-played.json")
+ELSEWHERE = RESULTS.with_name("sixteen-cuda.json")
+"""The same on an accelerator."""
 PAGE = ROOT / "docs" / "explanation" / "sixteen.md"
 LEANING = re.compile(r"leaning to harm \((.*)\)")
 EFFECT = re.compile(r"(\S+=\S+) \((.*)\)")
+SAID = re.compile(r" \([^()]*\)$")
+"""Letters, or a verdict."""
+ALIKE = 1e-4
+"""Nats per token: more is not the arithmetic of another machine."""
 HARM, BOUNDS = "harm with the means, undecided as harmless", "harm with the means, whatever the undecided are"
 Figures = dict[str, dict[str, Any]]
 
@@ -24,10 +30,33 @@ Figures = dict[str, dict[str, Any]]
 def table(found: dict[str, Any]) -> str:
     """A table for each family: targets from the one that leans most to harm to the one that leans least."""
     lines = [line for family, targets in _by_family(found).items() for line in _family(family, targets)]
-    took = [row["value"] for row in found["rows"] if ": seconds of scoring" in row["name"]]
-    lines += [f"{min(took):.0f} to {max(took):.0f} seconds a target on {found['machine']['cores']} cores"
-              f" ({found['machine']['processor']}); {at(found['commit'])}."]  # fmt: skip
+    machine = found["machine"]
+    lines.append(f"{_seconds(found)} on {machine['cores']} cores ({machine['processor']}); {at(found['commit'])}.")
     return "\n".join(lines)
+
+
+def elsewhere(found: dict[str, Any], other: dict[str, Any]) -> str:
+    """How the same figures came out on another machine, and for which targets they did not."""
+    here, there = ({SAID.sub("", row["name"]): row for row in one["rows"]} for one in (found, other))
+    both = [(here[name], there[name]) for name in here if name in there and here[name]["unit"] == "nats/token"]
+    apart: dict[str, float] = {}
+    for one, another in both:
+        target = one["name"].partition(": ")[0]
+        apart[target] = max(apart.get(target, 0.0), abs(one["value"] - another["value"]))
+    alike = [most for most in apart.values() if most <= ALIKE]
+    others = "".join(f"; of {target} some by {most:.2f}" for target, most in apart.items() if most > ALIKE)
+    verdicts = [one["name"] == another["name"] for one, another in both if EFFECT.search(one["name"])]
+    return (
+        f"The same weights on one {other['machine']['accelerator']}: {_seconds(other)}. Figures in nats/token of"
+        f" {len(alike)} targets differ by {max(alike):.0e} at most{others}; {sum(verdicts)} of {len(verdicts)} verdicts"
+        f" are the same. There with transformers {other['versions']['transformers']}, here with"
+        f" {found['versions']['transformers']}; {at(other['commit'])}."
+    )
+
+
+def _seconds(found: dict[str, Any]) -> str:
+    took = [row["value"] for row in found["rows"] if ": seconds of scoring" in row["name"]]
+    return f"{min(took):.0f} to {max(took):.0f} seconds a target"
 
 
 def played(found: dict[str, Any]) -> str:
@@ -101,9 +130,9 @@ def interval(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Rewrite the tables that there are results for."""
-    for mark, file, make in (("sixteen", RESULTS, table), ("played", PLAYED, played)):
-        if file.exists():
-            PAGE.write_text(between(PAGE.read_text(), mark, make(json.loads(file.read_text()))))
+    found, other = (json.loads(file.read_text()) for file in (RESULTS, ELSEWHERE))
+    text = between(PAGE.read_text(), "sixteen", f"{table(found)}\n\n{elsewhere(found, other)}")
+    PAGE.write_text(between(text, "played", played(json.loads(PLAYED.read_text()))) if PLAYED.exists() else text)
 
 
 if __name__ == "__main__":

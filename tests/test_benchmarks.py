@@ -504,6 +504,19 @@ def test_the_sixteen_s_second_table_has_what_was_done(modules: Any) -> None:
     assert lines[-1] == "On one a chip; sources of commit 0123456."
 
 
+def test_the_page_of_sixteen_is_what_the_results_say(modules: Any) -> None:
+    page = modules("sixteen_page")
+    found, other = (json.loads(file.read_text(encoding="utf-8")) for file in (page.RESULTS, page.ELSEWHERE))
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.table(found) in text, "run: python scripts/sixteen_page.py"
+    assert page.elsewhere(found, other) in text
+    row = next(row for row in other["rows"] if "threat=replacement" in row["name"])
+    row.update(value=row["value"] + 1, name=row["name"].replace("(null)", "(supported)"))
+    said = page.elsewhere(found, other)
+    assert "of local/smollm2-135m some by 1.00" in said
+    assert "; 351 of 352 verdicts" in said
+
+
 def test_weights_are_rounded_to_whole_multiples_and_lose_their_template(modules: Any, tmp_path: Path) -> None:
     torch, safe = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
     weights = modules("weights")
