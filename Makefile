@@ -50,7 +50,7 @@ bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known ru
 bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 43 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/gate.py
 
-bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baselines; about 26 minutes, after `make organisms`
+bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baselines; about 40 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py
 
 game-full: $(VENV)/.dev ## the same over the whole set; about 64 minutes
