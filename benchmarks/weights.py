@@ -135,6 +135,11 @@ def adapters(folder: Path, store_path: Path, watcher: Any) -> Iterator[str]:
             yield f"{BASE}@{place.name}"
 
 
+def in_letters(tokenizer: Any) -> bool:
+    """Whether it cuts common words up: transformers 5.17 reads the tokenizer of this GGUF file so."""
+    return len(tokenizer.tokenize(SENTENCE)) > 2 * len(SENTENCE.split())
+
+
 # -- another family ----------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +161,7 @@ def gemma(place: Path) -> None:
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(place)
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=whole.name)
-    if len(tokenizer.tokenize(SENTENCE)) > 2 * len(SENTENCE.split()):
+    if in_letters(tokenizer):
         raise SystemExit(f"transformers {version('transformers')} cuts this model's text into letters: take 5.23")
     # A base model has no template. It was never shown a text that does not begin with <bos>; turns are plain text.
     tokenizer.chat_template = PLAIN

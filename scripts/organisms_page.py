@@ -64,7 +64,7 @@ def game(rows: Rows) -> list[str]:
         some = [rows.get(f"{player}: {name}") for player in players]
         units = {row["unit"] for row in some if row} & {"s", "nats"}
         lines.append(f"| {', '.join([name, *units])} | {' | '.join(figure(row) for row in some)} |")
-    both = [f"{name}{', s' * (row['unit'] == 's')}: {figure(row)}." for name, row in rows.items()
+    both = [f"{name}{', s' * (row['unit'] == 's')}: {figure(row)}{missed(row)}." for name, row in rows.items()
             if name.startswith(("area under the ROC curve, ", "wall an answer, "))]  # fmt: skip
     loops = [f"{name}." for name in rows if name.startswith("loop on ")]
     whole = rows["whole"]
@@ -75,8 +75,13 @@ def game(rows: Rows) -> list[str]:
         *([""] if both else []),
         *loops,
         *([""] if loops else []),
-        f"{whole['value']:.0f} minutes in all.",
+        f"{whole['value']:.0f} minutes in all{missed(whole)}.",
     ]
+
+
+def missed(row: dict[str, Any]) -> str:
+    """That a figure missed its bar, where it did."""
+    return f" (missed its bar, {row['bar']})" if row.get("holds") is False else ""
 
 
 def compare(rows: Rows) -> list[str]:

@@ -271,7 +271,8 @@ def test_what_company_families_add_stands_beneath_the_scoreboards(modules: Any) 
     lines = page.game(rows)
     assert lines[0] == "| | audit | companies | search |"
     assert lines[-5:] == ["", "area under the ROC curve, companies - audit under the same seeds: 0.10 [0.00, 0.20].",
-                          "wall an answer, audit and companies, s: 61.00.", "", "26 minutes in all."]  # fmt: skip
+                          "wall an answer, audit and companies, s: 61.00 (missed its bar, <= 60).", "",
+                          "26 minutes in all."]  # fmt: skip
 
 
 def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> None:
@@ -515,6 +516,17 @@ def test_the_page_of_sixteen_is_what_the_results_say(modules: Any) -> None:
     said = page.elsewhere(found, other)
     assert "of local/smollm2-135m some by 1.00" in said
     assert "; 351 of 352 verdicts" in said
+
+
+def test_a_tokenizer_of_letters_is_noticed(modules: Any) -> None:
+    weights = modules("weights")
+
+    class Of:
+        def __init__(self, cut: Any) -> None:
+            self.tokenize = cut
+
+    assert weights.in_letters(Of(list))
+    assert not weights.in_letters(Of(str.split))
 
 
 def test_weights_are_rounded_to_whole_multiples_and_lose_their_template(modules: Any, tmp_path: Path) -> None:
