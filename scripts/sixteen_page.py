@@ -129,10 +129,10 @@ def interval(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite the tables that there are results for."""
-    found, other = (json.loads(file.read_text()) for file in (RESULTS, ELSEWHERE))
+    """Rewrite the tables."""
+    found, other, acted = (json.loads(file.read_text()) for file in (RESULTS, ELSEWHERE, PLAYED))
     text = between(PAGE.read_text(), "sixteen", f"{table(found)}\n\n{elsewhere(found, other)}")
-    PAGE.write_text(between(text, "played", played(json.loads(PLAYED.read_text()))) if PLAYED.exists() else text)
+    PAGE.write_text(between(text, "played", played(acted)))
 
 
 if __name__ == "__main__":

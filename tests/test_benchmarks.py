@@ -511,6 +511,7 @@ def test_the_page_of_sixteen_is_what_the_results_say(modules: Any) -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.table(found) in text, "run: python scripts/sixteen_page.py"
     assert page.elsewhere(found, other) in text
+    assert page.played(json.loads(page.PLAYED.read_text(encoding="utf-8"))) in text
     row = next(row for row in other["rows"] if "threat=replacement" in row["name"])
     row.update(value=row["value"] + 1, name=row["name"].replace("(null)", "(supported)"))
     said = page.elsewhere(found, other)
