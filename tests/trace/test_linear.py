@@ -82,6 +82,11 @@ class Frozen:
     final: Any
 
 
+def pattern(seen: Activations, layer: int, groups: int) -> Any:
+    """Of all heads, (H, T, T)."""
+    return torch.cat([seen.pattern(layer, group) for group in range(groups)])
+
+
 def frozen(s: Setting, *, through_mlps: bool) -> Frozen:
     """The model's own weights, written out; `through_mlps` false cuts the graph at the neurons."""
     model, seen = s.model, s.seen
@@ -97,7 +102,7 @@ def frozen(s: Setting, *, through_mlps: bool) -> Frozen:
     for layer, block in enumerate(model.model.layers):
         scaled = x * seen.norm1[layer][:, None] * block.input_layernorm.weight
         v = block.self_attn.v_proj(scaled).view(-1, kv, width).repeat_interleave(heads // kv, dim=1)  # (T, H, E)
-        z = keep("heads", torch.einsum("hqk,khe->qhe", seen.pattern[layer], v).reshape(len(x), -1))
+        z = keep("heads", torch.einsum("hqk,khe->qhe", pattern(seen, layer, kv), v).reshape(len(x), -1))
         x = keep("before", x + block.self_attn.o_proj(z))
         scaled = x * seen.norm2[layer][:, None] * block.post_attention_layernorm.weight
         gate, up = block.mlp.gate_proj(scaled), block.mlp.up_proj(scaled)
@@ -154,9 +159,14 @@ def test_a_neuron_has_the_cotangent_of_its_value(setting: Setting) -> None:
     last = len(setting.model.model.layers) - 1
     neurons = [(last, 1), (0, 3), (last, 5)]
     rows = torch.zeros(len(neurons), *setting.seen.embed_TD.shape)
-    inject: dict[int, list[tuple[int, Any]]] = {}
-    for row, (layer, index) in enumerate(neurons):
-        inject.setdefault(layer, []).append((row, neuron_cotangent(setting.model, setting.seen, layer, index)))
+
+    def inject(layer: int, R_BTD: Any) -> Any:
+        R_BTD = R_BTD.clone()
+        for row, (at, index) in enumerate(neurons):
+            if at == layer:
+                R_BTD[row] += neuron_cotangent(setting.model, setting.seen, layer, index)
+        return R_BTD
+
     found = recursion(setting.model, setting.seen, rows, sink=lambda *_: None, through_mlps=False, inject=inject)
     for row, (layer, index) in enumerate(neurons):
         assert float((found[row] * setting.seen.embed_TD).sum()) == pytest.approx(
@@ -173,7 +183,7 @@ def _value_without_neurons(s: Setting, layer: int, index: int) -> float:
         block = model.model.layers[number]
         scaled = x * seen.norm1[number][:, None] * block.input_layernorm.weight
         v = block.self_attn.v_proj(scaled).view(-1, kv, width).repeat_interleave(heads // kv, dim=1)
-        x = x + block.self_attn.o_proj(torch.einsum("hqk,khe->qhe", seen.pattern[number], v).reshape(len(x), -1))
+        x = x + block.self_attn.o_proj(torch.einsum("hqk,khe->qhe", pattern(seen, number, kv), v).reshape(len(x), -1))
     block = model.model.layers[layer]
     scaled = x * seen.norm2[layer][:, None] * block.post_attention_layernorm.weight
     gate, up = seen.gate[layer][:, index], seen.up[layer][:, index]

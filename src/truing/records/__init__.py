@@ -7,14 +7,17 @@ from typing import Any
 
 from truing.errors import RecordError
 from truing.records.base import Id, Record, Value, canonical, digest, digest_of
+from truing.records.circuit import EVERYWHERE, NODE_KINDS, Circuit, NodeKind
 from truing.records.kinds import (
     KINDS,
     Answer,
     Arrays,
     Case,
+    CaseGraph,
     Claim,
     Clause,
     Contrast,
+    Curve,
     Decision,
     Deed,
     Design,
@@ -59,12 +62,13 @@ from truing.records.kinds import (
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Blob", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Drawn",
-    "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labels", "Loop",
-    "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record",
-    "Replies", "Row", "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces",
-    "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in",
-    "canonical", "digest", "digest_of", "parse",
+    "EVERYWHERE", "KINDS", "NODE_KINDS", "Answer", "Arrays", "Blob", "Case", "CaseGraph", "Circuit", "Claim",
+    "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge", "Episodes", "Estimate", "Gate",
+    "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labels", "Loop", "Measurement", "Mediation", "Message",
+    "Named", "Node", "NodeKind", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies", "Row", "Said",
+    "Sample", "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces", "Target", "Tool", "ToolCall",
+    "Training", "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "digest", "digest_of",
+    "parse",
 ]  # fmt: skip
 
 

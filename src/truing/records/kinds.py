@@ -606,6 +606,67 @@ class Graph(Record):
     why: str
 
 
+class Curve(Value):
+    """What is left of a decision when all but the first k nodes, by some order, are ablated; or those k alone."""
+
+    name: Literal["faithfulness", "completeness"]
+    """faithfulness: the k are kept; completeness: they are ablated and the others kept. 1 is the whole decision, 0 what
+    is left when all are ablated."""
+    ablation: Literal["zero", "mean", "counterfactual"]
+    choice: str
+    """What the order is by: "attribution", "influence", "activation", "random"."""
+    points: tuple[tuple[int, float], ...]
+    """k, and the share."""
+
+
+class CaseGraph(Record):
+    """What carries one decision in one context: an attribution graph, for illustration, with causal checks.
+
+    One case has no interval: it is not evidence for a claim.
+    """
+
+    kind: ClassVar[str] = "case"
+
+    target: Id
+    claim: Id | None
+    """The claim that it illustrates."""
+    tokens: tuple[str, ...]
+    """Texts of the nodes of the tree: the prompt, then the continuations."""
+    before: tuple[int, ...]
+    """The node before each; -1 for the first."""
+    segments: tuple[str, ...]
+    """A label for each: the turn, or the span, that it is in."""
+    prompt: int
+    """How many tokens belong to the prompt."""
+    actions: tuple[str, ...]
+    alternatives: tuple[str, ...]
+    value: float
+    """The decision, nats per token."""
+    accounted: float
+    """What contributions add up to: the decision and the entropies of the frozen distributions, nats per token."""
+    rule: Literal["relp", "gate-frozen"]
+    basis: str
+    """What nodes are: "neurons", or a dictionary by name."""
+    layers: int
+    selected: int
+    """Neurons in the graph before pruning."""
+    candidates: int
+    """Neurons that there are, at all places."""
+    closure_error: float
+    """Largest |sum of inputs - value| over the sum of absolute inputs, of all nodes. Accounting, not faithfulness."""
+    replacement: float
+    completeness: float
+    """Both before pruning, 0 to 1; remainders count as error."""
+    kept: tuple[float, float]
+    """Shares of the influence that nodes, and edges, were pruned to."""
+    graph: Blob
+    """The pruned graph, see `Circuit`."""
+    curves: tuple[Curve, ...] = ()
+    checks: tuple[Named, ...] = ()
+    verdict: Literal["supported", "weak", "refuted", "inconclusive"]
+    why: str
+
+
 class Measurement(Record):
     """Quantities about one target or a pair of targets (before, after)."""
 
@@ -726,6 +787,7 @@ _ALL: tuple[type[Record], ...] = (
     Training,
     Arrays,
     Graph,
+    CaseGraph,
     Measurement,
     Gate,
     Answer,
@@ -734,9 +796,9 @@ _ALL: tuple[type[Record], ...] = (
 KINDS: dict[str, type[Record]] = {record.kind: record for record in _ALL}
 
 __all__ = [
-    "KINDS", "Answer", "Arrays", "Case", "Claim", "Clause", "Contrast", "Decision", "Deed", "Design", "Drawn", "Edge",
-    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Label", "Labels", "Loop", "Measurement",
-    "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played", "Replies", "Row", "Said", "Sample",
-    "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training",
-    "Turn", "Unit", "Verdict",
+    "KINDS", "Answer", "Arrays", "Case", "CaseGraph", "Claim", "Clause", "Contrast", "Curve", "Decision", "Deed",
+    "Design", "Drawn", "Edge", "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Label",
+    "Labels", "Loop", "Measurement", "Mediation", "Message", "Named", "Node", "Outcome", "Pair", "Pairs", "Played",
+    "Replies", "Row", "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces",
+    "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Verdict",
 ]  # fmt: skip

@@ -44,13 +44,16 @@ def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[st
     rows, nodes = len(spots) + 1, len(seen.embed_TD)
     R_BTD = torch.zeros(rows, nodes, seen.embed_TD.shape[1])
     R_BTD[-1], value = decision_cotangent(model, side, seen, kept)
-    inject: dict[int, list[tuple[int, Tensor]]] = {}
-    for row, (layer, neuron, segment) in enumerate(spots):
-        cotangent = neuron_cotangent(model, seen, layer, neuron) * where[segment][:, None]
-        inject.setdefault(layer, []).append((row, cotangent))
     flow = torch.zeros(rows, len(spots) + 2 * len(segments), dtype=torch.double)
     absolute = torch.zeros(rows, dtype=torch.double)
     where_ST = torch.stack([where[label] for label in segments])
+
+    def inject(layer: int, R_BTD: Tensor) -> Tensor:
+        R_BTD = R_BTD.clone()
+        for row, (at, neuron, segment) in enumerate(spots):
+            if at == layer:
+                R_BTD[row] += neuron_cotangent(model, seen, layer, neuron) * where[segment][:, None]
+        return R_BTD
 
     def sink(layer: int, after: Tensor, _: Tensor) -> None:
         down = model.model.layers[layer].mlp.down_proj.weight

@@ -12,14 +12,14 @@ One hand-written vector-Jacobian recursion serves all of it; no autograd graph i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from truing.targets.local.inside import Activations, blocks, units
+from truing.trace.rules import Rule
 
 Sink = Callable[[int, Tensor, Tensor], None]
 """Called with (layer, cotangent at the residual stream after that layer's MLP, before its MLP); (B, T, D) each."""
@@ -53,6 +53,19 @@ def neuron_cotangent(model: Any, seen: Activations, layer: int, neuron: int) -> 
     return _into_mlp(block, seen, layer, torch.ones(len(seen.gate[layer]), 1), slice(neuron, neuron + 1))
 
 
+def spot_cotangents(
+    model: Any, seen: Activations, layer: int, nodes_P: Tensor, neurons_P: Tensor, rule: Rule = "relp"
+) -> Tensor:
+    """The same of some neurons, each at its own node: shape (P, D)."""
+    block = model.model.layers[layer]
+    gate, up = seen.gate[layer][nodes_P, neurons_P], seen.up[layer][nodes_P, neurons_P]
+    of_up, of_gate = _shares(gate, up, rule)
+    cotangent = of_up[:, None] * block.mlp.up_proj.weight[neurons_P]
+    if of_gate is not None:
+        cotangent += of_gate[:, None] * block.mlp.gate_proj.weight[neurons_P]
+    return cotangent * seen.norm2[layer][nodes_P, None] * block.post_attention_layernorm.weight
+
+
 def recursion(
     model: Any,
     seen: Activations,
@@ -60,24 +73,25 @@ def recursion(
     *,
     sink: Sink,
     through_mlps: bool,
-    inject: Mapping[int, Sequence[tuple[int, Tensor]]] = MappingProxyType({}),
+    inject: Callable[[int, Tensor], Tensor] = lambda _, R_BTD: R_BTD,
+    top: int | None = None,
+    rule: Rule = "relp",
 ) -> Tensor:
     """Pull cotangents at the end of the residual stream back to the embeddings, shape (B, T, D).
 
     With `through_mlps` false only residual and attention (OV) paths are followed: what a source adds by itself. With it
-    true, cotangents also pass through the MLPs below: the total linearised effect. `inject` adds, before the MLP of a
-    layer, (row, cotangent of shape (T, D)): the inputs of a neuron of that layer.
+    true, cotangents also pass through the MLPs below: the total linearised effect. `inject` is given the cotangents
+    before the MLP of a layer, to add those of neurons of that layer. `top`: the first layer that is gone through.
     """
-    heads, width = units(model, "head")
     layers = blocks(model)
-    for layer in range(len(layers) - 1, -1, -1):
+    for layer in range(len(layers) - 1 if top is None else top, -1, -1):
         block, after = layers[layer], R_BTD
         if through_mlps:
-            R_BTD = R_BTD + _into_mlp(block, seen, layer, R_BTD @ block.mlp.down_proj.weight, slice(None))
-        for row, cotangent_TD in inject.get(layer, ()):
-            R_BTD = R_BTD.index_add(0, torch.tensor([row]), cotangent_TD[None])
+            into = _into_mlp(block, seen, layer, R_BTD @ block.mlp.down_proj.weight, slice(None), rule)
+            R_BTD = R_BTD + into
+        R_BTD = inject(layer, R_BTD)
         sink(layer, after, R_BTD)
-        R_BTD = R_BTD + _through_attention(block, seen, layer, R_BTD, heads, width)
+        R_BTD = R_BTD + _through_attention(model, block, seen, layer, R_BTD)
     return R_BTD
 
 
@@ -86,20 +100,29 @@ def head_cotangent(model: Any, layer: int, R_BTD: Tensor) -> Tensor:
     return R_BTD @ model.model.layers[layer].self_attn.o_proj.weight
 
 
-def _into_mlp(block: Any, seen: Activations, layer: int, into_TF: Tensor, which: slice) -> Tensor:
-    """From neurons to the residual stream before the MLP: identity rule on SiLU, half rule on the product."""
-    gate, up = seen.gate[layer][:, which], seen.up[layer][:, which]
+def _shares(gate: Tensor, up: Tensor, rule: Rule) -> tuple[Tensor, Tensor | None]:
+    """What silu(gate) * up hands on to `up` and to `gate`: identity rule on SiLU, and how the product is shared."""
     ratio = torch.sigmoid(gate)  # silu(g) / g
-    share_up = (0.5 * into_TF * ratio * gate) @ block.mlp.up_proj.weight[which]
-    share_gate = (0.5 * into_TF * ratio * up) @ block.mlp.gate_proj.weight[which]
-    return (share_up + share_gate) * seen.norm2[layer][:, None] * block.post_attention_layernorm.weight
+    if rule == "gate-frozen":
+        return ratio * gate, None
+    return 0.5 * ratio * gate, 0.5 * ratio * up
 
 
-def _through_attention(block: Any, seen: Activations, layer: int, R_BTD: Tensor, heads: int, width: int) -> Tensor:
+def _into_mlp(block: Any, seen: Activations, layer: int, into_TF: Tensor, which: slice, rule: Rule = "relp") -> Tensor:
+    """From neurons to the residual stream before the MLP."""
+    of_up, of_gate = _shares(seen.gate[layer][:, which], seen.up[layer][:, which], rule)
+    found = (into_TF * of_up) @ block.mlp.up_proj.weight[which]
+    if of_gate is not None:
+        found += (into_TF * of_gate) @ block.mlp.gate_proj.weight[which]
+    return found * seen.norm2[layer][:, None] * block.post_attention_layernorm.weight
+
+
+def _through_attention(model: Any, block: Any, seen: Activations, layer: int, R_BTD: Tensor) -> Tensor:
     """The value path with the pattern frozen."""
-    rows, nodes, _ = R_BTD.shape
-    G = (R_BTD @ block.self_attn.o_proj.weight).view(rows, nodes, heads, width)
-    G = torch.einsum("hqk,bqhe->bkhe", seen.pattern[layer], G)
-    kv = block.self_attn.v_proj.weight.shape[0] // width
-    G = G.reshape(rows, nodes, kv, heads // kv, width).sum(3).reshape(rows, nodes, kv * width)
+    heads, width = units(model, "head")
+    groups = block.self_attn.v_proj.weight.shape[0] // width
+    G = (R_BTD @ block.self_attn.o_proj.weight).unflatten(-1, (groups, heads // groups, width))
+    # A group at a time: patterns of long texts are large.
+    found = [torch.einsum("rqk,bqre->bke", seen.pattern(layer, g), G[:, :, g]) for g in range(groups)]
+    G = torch.cat(found, -1)
     return (G @ block.self_attn.v_proj.weight) * (seen.norm1[layer][:, None] * block.input_layernorm.weight)

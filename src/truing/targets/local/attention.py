@@ -201,16 +201,16 @@ class Branches:
     def attend(self, _: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: dict[str, Any]) -> Tensor:
         """The mask says what is an ancestor; windows and caps come on top."""
         if self.parts is None:
-            return _mean(query, key, value, _near(mask, self.depth_T, self.depth_K, rules), rules)
+            return _mean(query, key, value, near(mask, self.depth_T, self.depth_K, rules), rules)
         parts, found = self.parts.parts, []
         queries = query.split([len(part.mask) for part in parts], -2)
         for part, q, k, v in zip(parts, queries, self.parts.seen(key), self.parts.seen(value), strict=True):
-            near = _near(part.mask, self.depth_T[part.nodes], self.depth_K[part.keys], rules)
-            found.append(_mean(q, k, v, near[None, None], rules))
+            mask = near(part.mask, self.depth_T[part.nodes], self.depth_K[part.keys], rules)
+            found.append(_mean(q, k, v, mask[None, None], rules))
         return torch.cat(found, -2)
 
 
-def _near(mask: Tensor, depth_T: Tensor, depth_K: Tensor, rules: dict[str, Any]) -> Tensor:
+def near(mask: Tensor, depth_T: Tensor, depth_K: Tensor, rules: dict[str, Any]) -> Tensor:
     """The mask without what is out of the layer's window."""
     far = beyond(depth_T[:, None] - depth_K, rules)
     return mask if far is None else mask.masked_fill(far, torch.finfo(mask.dtype).min)

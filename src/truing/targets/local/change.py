@@ -164,7 +164,7 @@ def _changed(model: Any, x: Tensor, change: Change) -> Tensor:
 
 def _hook(model: Any, at: Units, work: Any) -> Any:
     """Let `work` see what the units' module is given (or gives), and change it where it returns something."""
-    module, before = _module(model, at)
+    module, before = place(model, at)
     if before:
 
         def given(_: Any, args: tuple[Any, ...]) -> Any:
@@ -189,7 +189,7 @@ def layers(model: Any) -> nn.ModuleList:
     return found[0]
 
 
-def _module(model: Any, at: Units) -> tuple[Any, bool]:
+def place(model: Any, at: Units) -> tuple[Any, bool]:
     """The module at whose input (True) or output (False) the units stand."""
     blocks = layers(model)
     if at.kind not in KINDS:

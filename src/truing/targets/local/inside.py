@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import TargetError
-from truing.targets.local.attention import Branches, Parts, additive, alone, over
+from truing.targets.local.attention import Branches, Parts, additive, alone, capped, near, over, weights
 from truing.targets.local.lift import stream_dtype
 from truing.targets.local.paths import hidden_at, logits_at
 from truing.targets.local.tree import Tree, takes_trees
@@ -34,8 +34,8 @@ class Activations:
     """1 / rms before attention, shape (T,)."""
     norm2: list[Tensor] = field(default_factory=list)
     """1 / rms before the MLP, shape (T,)."""
-    pattern: list[Tensor] = field(default_factory=list)
-    """Attention patterns, shape (H, T, T)."""
+    attention: Noted | None = None
+    """What attention patterns are computed from."""
     heads: list[Tensor] = field(default_factory=list)
     """Attention outputs before the output projection, shape (T, H * E)."""
     gate: list[Tensor] = field(default_factory=list)
@@ -46,6 +46,35 @@ class Activations:
     """1 / rms before the head, shape (T,)."""
     logits: Tensor | None = None
     """At the nodes asked for, shape (M, V)."""
+
+    def pattern(self, layer: int, group: int) -> Tensor:
+        """Attention patterns of the heads that share a key-value head, shape (H / K, T, T). Computed anew each time:
+        together they are as large as the text squared.
+        """
+        assert self.attention is not None  # read() sets it
+        return self.attention.pattern(layer, group)
+
+
+@dataclass(slots=True)
+class Noted:
+    """Attention over a tree that notes what it is given, and sees with the patterns that it will give."""
+
+    depth_T: Tensor
+    mask_TT: Tensor
+    given: dict[int, tuple[Tensor, Tensor, dict[str, Any]]] = field(default_factory=dict)
+    """By layer: queries (G, R, T, E), scaled; keys (G, T, E); rules of the architecture."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, _: Tensor, rules: dict[str, Any]) -> Tensor:
+        """Of one row: a fused kernel would round otherwise, and contributions would add up less well."""
+        self.given[layer] = (query[0], key[0], rules)
+        return torch.stack([self.pattern(layer, group) @ value[0, group] for group in range(len(key[0]))])[None]
+
+    def pattern(self, layer: int, group: int) -> Tensor:
+        """Shape (R, T, T)."""
+        query, key, rules = self.given[layer]
+        scores = capped(query[None, group : group + 1] @ key[group].T, rules)
+        scores += near(self.mask_TT, self.depth_T, self.depth_T, rules)
+        return weights(scores, rules)[0, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +173,22 @@ def read(model: Any, tree: Tree, keep_M: Tensor) -> Activations:
             ]
         for hook in hooks:
             stack.callback(hook.remove)
-        with eager(model):
-            result = forward(model, tree, keep_M, output_attentions=True)
-    seen.pattern = [attention[0] for attention in result.attentions]
+        result, seen.attention = _noting(model, tree, keep_M)
     seen.norm_out, seen.logits = last[0], result.logits[0]
     return seen
+
+
+def _noting(model: Any, tree: Tree, keep_M: Tensor) -> tuple[Any, Noted]:
+    """A pass over a whole tree whose attention is noted."""
+    device = model.device
+    depth_T = tree.depth_N.to(device)
+    noted = Noted(depth_T, additive(tree.sees(), stream_dtype(model), device))
+    with over(model, noted):
+        result = model(
+            input_ids=tree.ids_N[None].to(device), attention_mask=noted.mask_TT[None, None],
+            position_ids=depth_T[None], logits_to_keep=keep_M.to(device), use_cache=False,
+        )  # fmt: skip
+    return result, noted
 
 
 def forward(

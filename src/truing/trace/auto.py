@@ -1,0 +1,154 @@
+"""The engine for any decoder: one forward pass under the linear rules, then autograd.
+
+Slower than the one by hand and larger, since the graph of the pass is kept; it knows nothing of an architecture but
+where its neurons stand.
+"""
+
+# B targets  T nodes of the tree  F neurons  M continuation tokens  V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truing.targets.local import Functional
+from truing.targets.local.attention import alone
+from truing.targets.local.change import Units, layers, place
+from truing.targets.local.inside import eager, forward
+from truing.trace.engine import Goal, Layer, Sink, Sources
+from truing.trace.rules import Rule, linear
+
+
+@dataclass(slots=True)
+class _Leaves:
+    """Where the linear map begins."""
+
+    embeddings: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+    """Neurons as the layers below give them, (T, F) or (1, T, F)."""
+    neurons: list[Tensor] = field(default_factory=list)
+    """The same values, as sources."""
+
+
+class AutoEngine:
+    """A case in any model that autograd goes through."""
+
+    def __init__(self, model: Any, functional: Functional, rule: Rule = "relp", *, neurons: bool = True) -> None:
+        """Without `neurons` these are no sources: everything is followed back to embeddings, biases and constants."""
+        self.layers, self.nodes = len(layers(model)), len(functional.tree)
+        self._leaves = _Leaves()
+        with alone(model), ExitStack() as stack:
+            self._biases = stack.enter_context(_biases(model))
+            _hook(stack, model, self._leaves, neurons=neurons)
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(eager(model))
+            mode = stack.enter_context(linear(model, rule))
+            kept, row_M = functional.before_M.unique(return_inverse=True)
+            logits = _logits(model, functional, kept)
+            self._decision = _frozen_decision(logits, functional, row_M)
+        self._constants = mode.constants
+        self.width = int(self._leaves.neurons[0].shape[-1]) if neurons else 0
+
+    def value(self, goal: Goal) -> float:
+        """What is explained."""
+        return float(self._output(goal).detach())
+
+    def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
+        """What every source adds to each target: one backward pass for each."""
+        grads = [self._back(goal) for goal in goals]
+        top = max(self.layers if goal is None else goal[0] for goal in goals)
+        for number in range(min(top, len(self._leaves.neurons)) - 1, -1, -1):
+            values = self._leaves.neurons[number].detach()
+            above = [grad for grad, goal in zip(grads, goals, strict=True) if goal is None or goal[0] > number]
+            parts = torch.stack([(grad.neurons[number] * values).reshape(-1, self.width) for grad in above])
+            sink(Layer(number, parts.sum(-1), parts.abs().amax(-1), partial(_cells, parts)))
+        return Sources(torch.stack([grad.embeddings_T for grad in grads]), torch.stack([grad.biases for grad in grads]))
+
+    def _output(self, goal: Goal) -> Tensor:
+        if goal is None:
+            return self._decision
+        layer, node, index = goal
+        return self._leaves.before[layer].reshape(-1, self.width)[node, index]
+
+    def _back(self, goal: Goal) -> _Back:
+        leaves = self._leaves
+        sources = [*leaves.neurons, *leaves.embeddings, *self._biases, *self._constants]
+        grads = torch.autograd.grad(
+            self._output(goal), sources, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        given = [(grad * source.detach()).double() for grad, source in zip(grads, sources, strict=True)]
+        first, second = len(leaves.neurons), len(leaves.neurons) + len(leaves.embeddings)
+        embeddings = sum((x.reshape(self.nodes, -1).sum(-1) for x in given[first:second]), torch.zeros(1))
+        biases = sum((x.sum() for x in given[second:]), torch.zeros(()).double())
+        return _Back(list(grads[:first]), embeddings, biases)
+
+
+@dataclass(frozen=True, slots=True)
+class _Back:
+    neurons: list[Tensor]
+    """Derivatives, as they lie."""
+    embeddings_T: Tensor
+    biases: Tensor
+
+
+def _cells(parts_BTF: Tensor, cells_P2: Tensor) -> Tensor:
+    return parts_BTF[cells_P2[:, 0], cells_P2[:, 1]]
+
+
+def _logits(model: Any, functional: Functional, kept: Tensor) -> Tensor:
+    tree = functional.tree
+    if bool((tree.parent_N == torch.arange(len(tree)) - 1).all()):  # one path: every architecture takes it as it is
+        found: Tensor = model(input_ids=tree.ids_N[None].to(model.device), use_cache=False).logits[0, kept]
+        return found
+    return forward(model, tree, kept, output_attentions=True).logits[0]
+
+
+def _frozen_decision(logits: Tensor, functional: Functional, row_M: Tensor) -> Tensor:
+    """M = sum_M weight * (logit[token] - sum_v p(v) logit[v]) with p held, in the format of the logits."""
+    tokens = functional.tree.ids_N[functional.nodes_M].to(logits.device)
+    rows = row_M.to(logits.device)
+    mean = (torch.softmax(logits.detach(), -1) * logits).sum(-1)
+    return ((logits[rows, tokens] - mean[rows]) * functional.weight_M.to(logits)).sum()
+
+
+@contextmanager
+def _biases(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The model's biases as sources, on the same memory; its own stand there again afterwards."""
+    owned = [(module, name) for module in model.modules() for name, p in module.named_parameters(recurse=False)
+             if "bias" in name and p is not None]  # fmt: skip
+    own = [getattr(module, name) for module, name in owned]
+    sources = [nn.Parameter(bias.detach()) for bias in own]
+    try:
+        for (module, name), source in zip(owned, sources, strict=True):
+            setattr(module, name, source)
+        yield list(sources)
+    finally:
+        for (module, name), bias in zip(owned, own, strict=True):
+            setattr(module, name, bias)
+
+
+def _hook(stack: ExitStack, model: Any, leaves: _Leaves, *, neurons: bool) -> None:
+    def embedded(_: Any, __: Any, out: Tensor) -> Tensor:
+        leaves.embeddings.append(out.detach().requires_grad_())
+        return leaves.embeddings[-1]
+
+    def given(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        leaves.before.append(args[0])
+        leaves.neurons.append(args[0].detach().requires_grad_())
+        return (leaves.neurons[-1], *args[1:])
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            stack.callback(module.register_forward_hook(embedded).remove)
+    if neurons:
+        for layer in range(len(layers(model))):
+            stack.callback(place(model, Units("neuron", layer))[0].register_forward_pre_hook(given).remove)
+
+
+__all__ = ["AutoEngine"]
