@@ -2,38 +2,188 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
+from truing.errors import UsageError
+
+if TYPE_CHECKING:
+    from truing.records import CaseGraph, Circuit, Graph, Message
+
+SHOWN = 10
+MOST_TURNS = 10_000_000
+"""Bytes of a transcript."""
 
 
-@click.command("trace", epilog="Example:  truing trace 3fa9 --store .truing", short_help="EXPLAIN.")
-@click.argument("claim")
+@click.command(
+    "trace",
+    epilog='Example:  truing trace --prompt "Is it safe?" --action " Yes" --instead " No"',
+    short_help="EXPLAIN.",
+)
+@click.argument("claim", required=False)
+@click.option("--prompt", help="Trace one decision: what the user says. A single case is an illustration.")
+@click.option("--system", default="", help="What the system turn says, before the prompt.")
+@click.option(
+    "--action", "actions", multiple=True, help="A reply that the decision is for. May be given several times."
+)
+@click.option("--instead", multiple=True, help="A reply that it is against. May be given several times.")
+@click.option(
+    "--transcript", type=click.Path(path_type=Path),
+    help='Trace what was written: a JSON list of {"role", "content"}; needs --span.',
+)  # fmt: skip
+@click.option("--span", "spans", multiple=True, help="Words of the transcript to explain. May be given several times.")
+@click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a single case.")
+@click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
+@click.option(
+    "--rule", type=click.Choice(["relp", "gate-frozen"]), default="relp", show_default=True,
+    help="How a product shares what it adds.",
+)  # fmt: skip
 @seed_option
 @store_option
 @json_option
-def command(claim: str, seed: int, store_path: Path, as_json: bool) -> int:
-    """Trace the effect of CLAIM (an id, or its first digits): which heads and neurons carry it, and a causal check.
+def command(
+    claim: str | None,
+    prompt: str | None,
+    system: str,
+    actions: tuple[str, ...],
+    instead: tuple[str, ...],
+    transcript: Path | None,
+    spans: tuple[str, ...],
+    name: str,
+    neurons: int,
+    rule: str,
+    seed: int,
+    store_path: Path,
+    as_json: bool,
+) -> int:
+    """Trace the effect of CLAIM (an id, or its first digits), or one decision.
 
-    Units are chosen on one half of the plots; on the other half they are patched from the twin, beside random units,
-    largest changes and a shuffled explanation.
+    Of a claim: which heads and neurons carry the effect. They are chosen on one half of the plots; on the other half
+    they are patched from the twin, beside random units, largest changes and a shuffled explanation.
+
+    Of one decision (--prompt, --action, --instead) or of what was written (--transcript, --span): a graph of what adds
+    to what, whose accounts close. It is an illustration: one case has no interval.
     """
-    from truing.studies.one import wheel_of
-
+    _check_one(claim, prompt, transcript)
     progress = Progress()
-    with existing(store_path) as store, progress.running():
-        graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
-    body = graph.plain()["body"] | {"id": graph.id}
-    lines = [
+    if claim:
+        with existing(store_path) as store, progress.running():
+            from truing.studies.one import wheel_of
+
+            graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
+        emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
+        return 0
+    if transcript:
+        messages = _turns(transcript)
+        if not spans:
+            raise UsageError("--transcript needs --span: the words to explain")
+    else:
+        messages = _asked(system, prompt or "")
+        if not actions or not instead:
+            raise UsageError("--prompt needs --action and --instead: the replies that are decided between")
+    from truing.store import open_store
+    from truing.targets import need, resolve
+    from truing.targets.local import LocalTarget
+    from truing.trace import CaseSettings, between, trace_case, written
+
+    with open_store(store_path) as store, progress.running():
+        target = resolve(name, progress)
+        need(target, "Scored")
+        if not isinstance(target, LocalTarget):
+            raise UsageError(f"{name} has no inside that can be read; give a target local/...")
+        context = written(target, messages, spans) if transcript else between(target, messages, actions, instead)
+        settings = CaseSettings(neurons=neurons, rule=rule, seed=seed)  # type: ignore[arg-type]
+        case = trace_case(target, context, store, settings=settings, watcher=progress)
+        circuit = _circuit(store.blob_path(case.graph))
+    emit(case.plain()["body"] | {"id": case.id}, as_json=as_json, lines=_case_lines(case, circuit))
+    return 0
+
+
+def _check_one(claim: str | None, prompt: str | None, transcript: Path | None) -> None:
+    given = [what for what, said in (("CLAIM", claim), ("--prompt", prompt), ("--transcript", transcript)) if said]
+    if len(given) != 1:
+        raise UsageError(
+            f"give one of CLAIM, --prompt and --transcript; given: {', '.join(given) or 'none'}."
+            " `truing store ls --kind claim` lists claims."
+        )
+
+
+def _asked(system: str, prompt: str) -> tuple[Message, ...]:
+    from truing.records import Message
+
+    first = [Message(role="system", content=system)] if system else []
+    return (*first, Message(role="user", content=prompt))
+
+
+def _turns(path: Path) -> tuple[Message, ...]:
+    """The turns of a file from anywhere."""
+    from pydantic import ValidationError
+
+    from truing.records import Message
+
+    try:
+        if path.stat().st_size > MOST_TURNS:
+            raise UsageError(f"{path} is larger than {MOST_TURNS / 1e6:.0f} MB; give the transcript alone")
+        said: Any = json.loads(path.read_text(encoding="utf-8"))
+        turns = tuple(Message.model_validate(turn) for turn in said)
+    except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
+        raise UsageError(
+            f"cannot read a transcript from {path}: {str(error).splitlines()[0][:200]}. It is a JSON list of turns,"
+            ' each {"role": "system" | "user" | "assistant" | "tool", "content": "..."}'
+        ) from error
+    if not turns:
+        raise UsageError(f"the transcript {path} has no turns")
+    return turns
+
+
+def _circuit(path: Path) -> Circuit:
+    from truing.records import Circuit
+
+    return Circuit.unpacked(path.read_bytes())
+
+
+def _lines(graph: Graph) -> list[str]:
+    body = graph.plain()["body"]
+    return [
         f"{graph.verdict}: {graph.why}",
         f"effect   {number(body['effect'])}",
         f"closure  {graph.closure_error:.1e}",
+        *(
+            f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}"
+            for row in body["mediated"]
+        ),
+        f"graph    {graph.id}",
     ]
-    lines += [
-        f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}" for row in body["mediated"]
-    ]
-    lines.append(f"graph    {graph.id}")
-    emit(body, as_json=as_json, lines=lines)
-    return 0
+
+
+def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
+    decision = f"{' | '.join(case.actions)} against {' | '.join(case.alternatives)}" if case.alternatives else (
+        f"what was written: {' | '.join(case.actions)}"
+    )  # fmt: skip
+    lines = [
+        "illustration: one case, no interval. For evidence, trace a claim.",
+        f"{case.verdict}: {case.why}",
+        f"decision  {case.value:+.4f} nats/token, {decision}",
+        f"accounts  close to {case.closure_error:.1e} of what is added (that is accounting, not faithfulness)",
+        f"listed    {case.selected:,} of {case.candidates:,} neurons; replacement {case.replacement:.2f},"
+        f" completeness {case.completeness:.2f}",
+    ]  # fmt: skip
+    lines += [f"carries   {said}" for said in _strongest(case, circuit)]
+    return [*lines, f"graph     {case.id}"]
+
+
+def _strongest(case: CaseGraph, circuit: Circuit) -> Sequence[str]:
+    some = sorted(circuit.of("neuron").nonzero()[0].tolist(), key=lambda n: (-float(circuit.influence_N[n]), n))
+    lines = []
+    for n in some[:SHOWN]:
+        at = int(circuit.position_N[n])
+        lines.append(
+            f"{float(circuit.influence_N[n]):6.2%} of the influence: neuron {circuit.layer_N[n]}.{circuit.index_N[n]}"
+            f" at token {at} {case.tokens[at]!r} ({case.segments[at]})"
+        )
+    return lines

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from truing.targets.local import Functional
 from truing.targets.local.inside import Activations, read, units
 from truing.trace.linear import head_cotangent, logit_cotangent, recursion
 from truing.trace.twins import Side, Twin
@@ -45,9 +46,8 @@ def decision_cotangent(model: Any, side: Side, seen: Activations, kept_M: Tensor
     return logit_cotangent(model, seen, f.tree.ids_N[f.nodes_M], f.before_M, f.weight_M, kept_M)
 
 
-def decision_value(side: Side, logits_BMV: Tensor) -> Tensor:
+def decision_value(f: Functional, logits_BMV: Tensor) -> Tensor:
     """The decision from logits at the kept nodes, for each row: shape (B,), nats per token."""
-    f = side.functional
     _, row_M = f.before_M.unique(return_inverse=True)
     log_p = torch.log_softmax(logits_BMV.float(), -1)[:, row_M, f.tree.ids_N[f.nodes_M]]
     return (log_p.double() * f.weight_M.double()).sum(-1)
@@ -59,7 +59,10 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str]) -> Attribution:
     a, kept = read_side(model, twin.first)
     b, _ = read_side(model, twin.second)
     assert a.logits is not None and b.logits is not None  # noqa: PT018 - read() sets both
-    effect = decision_value(twin.first, a.logits[None])[0] - decision_value(twin.second, b.logits[None])[0]
+    effect = (
+        decision_value(twin.first.functional, a.logits[None])[0]
+        - decision_value(twin.second.functional, b.logits[None])[0]
+    )
     heads, width = units(model, "head")
     onto, taken = twin.onto_T, twin.from_T
     index = {label: i for i, label in enumerate(segments)}

@@ -44,14 +44,12 @@ class AutoEngine:
         self.layers, self.nodes = len(layers(model)), len(functional.tree)
         self._leaves = _Leaves()
         with alone(model), ExitStack() as stack:
-            self._biases = stack.enter_context(_biases(model))
+            self._biases = stack.enter_context(biases_as_sources(model))
             _hook(stack, model, self._leaves, neurons=neurons)
             stack.enter_context(torch.enable_grad())
             stack.enter_context(eager(model))
             mode = stack.enter_context(linear(model, rule))
-            kept, row_M = functional.before_M.unique(return_inverse=True)
-            logits = _logits(model, functional, kept)
-            self._decision = _frozen_decision(logits, functional, row_M)
+            self._decision = decided(model, functional)
         self._constants = mode.constants
         self.width = int(self._leaves.neurons[0].shape[-1]) if neurons else 0
 
@@ -101,24 +99,22 @@ def _cells(parts_BTF: Tensor, cells_P2: Tensor) -> Tensor:
     return parts_BTF[cells_P2[:, 0], cells_P2[:, 1]]
 
 
-def _logits(model: Any, functional: Functional, kept: Tensor) -> Tensor:
+def decided(model: Any, functional: Functional) -> Tensor:
+    """The decision with its probabilities held: sum over M of weight * (logit[token] - sum_v p(v) logit[v])."""
     tree = functional.tree
+    kept, row_M = functional.before_M.unique(return_inverse=True)
     if bool((tree.parent_N == torch.arange(len(tree)) - 1).all()):  # one path: every architecture takes it as it is
-        found: Tensor = model(input_ids=tree.ids_N[None].to(model.device), use_cache=False).logits[0, kept]
-        return found
-    return forward(model, tree, kept, output_attentions=True).logits[0]
-
-
-def _frozen_decision(logits: Tensor, functional: Functional, row_M: Tensor) -> Tensor:
-    """M = sum_M weight * (logit[token] - sum_v p(v) logit[v]) with p held, in the format of the logits."""
-    tokens = functional.tree.ids_N[functional.nodes_M].to(logits.device)
-    rows = row_M.to(logits.device)
+        logits = model(input_ids=tree.ids_N[None].to(model.device), use_cache=False).logits[0, kept]
+    else:
+        logits = forward(model, tree, kept, output_attentions=True).logits[0]
+    tokens, rows = functional.tree.ids_N[functional.nodes_M].to(logits.device), row_M.to(logits.device)
     mean = (torch.softmax(logits.detach(), -1) * logits).sum(-1)
-    return ((logits[rows, tokens] - mean[rows]) * functional.weight_M.to(logits)).sum()
+    decision: Tensor = ((logits[rows, tokens] - mean[rows]) * functional.weight_M.to(logits)).sum()
+    return decision
 
 
 @contextmanager
-def _biases(model: nn.Module) -> Iterator[list[Tensor]]:
+def biases_as_sources(model: nn.Module) -> Iterator[list[Tensor]]:
     """The model's biases as sources, on the same memory; its own stand there again afterwards."""
     owned = [(module, name) for module in model.modules() for name, p in module.named_parameters(recurse=False)
              if "bias" in name and p is not None]  # fmt: skip
@@ -151,4 +147,4 @@ def _hook(stack: ExitStack, model: Any, leaves: _Leaves, *, neurons: bool) -> No
             stack.callback(place(model, Units("neuron", layer))[0].register_forward_pre_hook(given).remove)
 
 
-__all__ = ["AutoEngine"]
+__all__ = ["AutoEngine", "biases_as_sources", "decided"]

@@ -71,8 +71,8 @@ def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, f
     first, kept = read_side(model, twin.first)
     second, _ = read_side(model, twin.second)
     assert first.logits is not None and second.logits is not None  # noqa: PT018 - read() sets both
-    base = float(decision_value(twin.first, first.logits[None])[0])
-    other = float(decision_value(twin.second, second.logits[None])[0])
+    base = float(decision_value(twin.first.functional, first.logits[None])[0])
+    other = float(decision_value(twin.second.functional, second.logits[None])[0])
     take: dict[tuple[Site, int], Tensor] = {}
     for row, choice in enumerate(choices):
         count, _ = units(model, choice.site)
@@ -81,7 +81,7 @@ def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, f
             mask[row, index] = True
     patch = Patch(take, second, twin.onto_T, twin.from_T)
     logits = run(model, twin.first.functional.tree, kept, rows=len(choices), patch=patch, start=_alike(twin))
-    return base, other, decision_value(twin.first, logits).tolist()
+    return base, other, decision_value(twin.first.functional, logits).tolist()
 
 
 def _alike(twin: Twin) -> int:

@@ -110,9 +110,16 @@ def linear(model: nn.Module, rule: Rule) -> Iterator[Linear]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            if type(module).__module__ in {"transformers.activations", "torch.nn.modules.activation"}:
+            if _activates(module):
                 stack.callback(module.register_forward_hook(activated).remove)
         yield stack.enter_context(mode)
+
+
+def _activates(module: nn.Module) -> bool:
+    kind = type(module)
+    if kind.__module__ in {"transformers.activations", "torch.nn.modules.activation"}:
+        return not isinstance(module, nn.MultiheadAttention)
+    return kind.__name__.lower().endswith(("gelu", "silu", "relu")) and not list(module.parameters())
 
 
 def _moves(x: Any) -> bool:

@@ -154,9 +154,12 @@ class LocalTarget:
 
         TargetError where the template refuses it: some have no system turn, some want turns to alternate.
         """
+        return self._prompted(messages, tools, reply=True)
+
+    def _prompted(self, messages: Sequence[Message], tools: Sequence[Tool], *, reply: bool) -> str:
         said, offered = turns(messages, tools, self.dialect if tools or _with_tools(messages) else PLAIN)
         try:
-            return self._rendered(said, tools=offered)
+            return self._rendered(said, tools=offered, add_generation_prompt=reply)
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
             raise TargetError(
@@ -184,8 +187,17 @@ class LocalTarget:
 
     def prompt_offsets(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Character span of every prompt token in `prompt_text`."""
-        encoded = self.tokenizer(self.prompt_text(messages), add_special_tokens=False, return_offsets_mapping=True)
-        return [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+        return [span for _, span in self.offsets(self.prompt_text(messages))]
+
+    def offsets(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Tokens of a text as it stands, each with its span of characters."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+        return list(zip(map(int, encoded["input_ids"]), spans, strict=True))
+
+    def rendered(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """A whole conversation in the model's own chat template, with no reply to come."""
+        return self._prompted(messages, tools, reply=False)
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a continuation. TargetError where it is empty."""

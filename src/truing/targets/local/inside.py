@@ -110,6 +110,15 @@ def blocks(model: Any) -> Any:
     return layers
 
 
+def llama_shaped(model: Any) -> bool:
+    """Whether its inside can be read by hand."""
+    try:
+        blocks(model)
+    except TargetError:
+        return False
+    return True
+
+
 @contextmanager
 def eager(model: Any) -> Iterator[None]:
     """Attention with visible patterns (fused kernels hide them)."""

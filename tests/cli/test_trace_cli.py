@@ -1,0 +1,77 @@
+"""`truing trace` of one decision, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("torch")
+
+from truing.cli.trace import command
+from truing.errors import TruingError, UsageError
+from truing.records import CaseGraph
+from truing.store import open_store
+
+ASKED = ["--prompt", "The sky is green. Is the sky green?", "--target", "local/tiny", "--neurons", "8"]
+
+
+def run(*words: str) -> Result:
+    done = CliRunner().invoke(command, list(words), standalone_mode=False)
+    if isinstance(done.exception, TruingError):
+        raise done.exception
+    assert done.exception is None, done.exception
+    return done
+
+
+def test_one_decision_is_traced_and_called_an_illustration(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    said = run(*ASKED, "--action", "True.", "--instead", "False.", "--store", store)
+    assert said.return_value == 0
+    assert "illustration: one case, no interval" in said.stdout
+    assert "accounting, not faithfulness" in said.stdout
+    assert "of the influence: neuron" in said.stdout
+    body = json.loads(run(*ASKED, "--action", "True.", "--instead", "False.", "--store", store, "--json").stdout)
+    assert body["closure_error"] < 1e-5
+    with open_store(Path(store), mode="read") as opened:
+        case = opened.get(body["id"])
+        assert isinstance(case, CaseGraph)
+        assert opened.blob_path(case.graph).exists()
+
+
+def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    turns = [{"role": "user", "content": "Is the sky green?"}, {"role": "assistant", "content": "It is, as you say."}]
+    file.write_text(json.dumps(turns))
+    more = ["--target", "local/tiny", "--neurons", "4", "--store", str(tmp_path / "store")]
+    done = run("--transcript", str(file), "--span", "as you say", *more)
+    assert "what was written: as you say" in done.stdout
+    with pytest.raises(UsageError, match="needs --span"):
+        run("--transcript", str(file), *more)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]', "[" * 9999]
+)
+def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=r"transcript"):
+        run("--transcript", str(file), "--span", "x", "--store", str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "give one of CLAIM, --prompt and --transcript; given: none"),
+        (["3fa9", "--prompt", "x"], "given: CLAIM, --prompt"),
+        (["--prompt", "x", "--action", "y"], "needs --action and --instead"),
+        (["--prompt", "x", "--action", "y", "--instead", "z", "--target", "scripted/honest"], "no inside"),
+    ],
+)
+def test_wrong_use_is_said(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(TruingError, match=said):
+        run(*words, "--store", str(tmp_path / "store"))
