@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,10 @@ MOST_TURNS = 10_000_000
     "--rule", type=click.Choice(["relp", "gate-frozen"]), default="relp", show_default=True,
     help="How a product shares what it adds.",
 )  # fmt: skip
+@click.option(
+    "--diff", nargs=2, metavar="A B",
+    help="What is different inside two models over the cases of CLAIM; the same twice: between its cells.",
+)  # fmt: skip
 @seed_option
 @store_option
 @json_option
@@ -57,6 +62,7 @@ def command(
     name: str,
     neurons: int,
     rule: str,
+    diff: tuple[str, str] | None,
     seed: int,
     store_path: Path,
     as_json: bool,
@@ -71,6 +77,16 @@ def command(
     """
     _check_one(claim, prompt, transcript)
     progress = Progress()
+    if diff:
+        if not claim:
+            raise UsageError("--diff compares over the cases of a claim; give one")
+        with existing(store_path) as store, progress.running():
+            from truing.studies.one import differing
+
+            measured = differing(claim, diff, store, seed=seed, watcher=progress)
+        rows = measured.plain()["body"]
+        emit(rows | {"id": measured.id}, as_json=as_json, lines=_difference_lines(rows, measured.id))
+        return 0
     if claim:
         with existing(store_path) as store, progress.running():
             from truing.studies.one import wheel_of
@@ -158,6 +174,18 @@ def _lines(graph: Graph) -> list[str]:
             for row in body["mediated"]
         ),
         f"graph    {graph.id}",
+    ]
+
+
+def _difference_lines(body: dict[str, Any], record: str) -> list[str]:
+    """All of it but what is given by layer and neuron, and of these the largest."""
+    wholes = [row for row in body["quantities"] if not re.search(r" (layer|neuron) ", row["name"])]
+    parts = [row for row in body["quantities"] if row not in wholes and "value" in row["quantity"]]
+    largest = sorted(parts, key=lambda row: -abs(row["quantity"]["value"]))[:SHOWN]
+    return [
+        body["note"],
+        *(f"{row['name']:34} {number(row['quantity'])}" for row in [*wholes, *largest]),
+        f"measurement {record}",
     ]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truing.errors import TargetError, UsageError
-from truing.records import Claim, Target
+from truing.records import Claim, Measurement, Target
 from truing.runner import Watcher
 from truing.store import Store
 from truing.studies.options import Options
-from truing.targets import keep, made_again, need
+from truing.targets import keep, made_again, need, resolve
 
 if TYPE_CHECKING:
     from truing.studies.wheel import Verified, Wheel
@@ -43,6 +43,22 @@ def measured(prefix: str, folder: Path, store: Store, *, seed: int = 0, watcher:
     fixed = target.with_adapter(adapter).checked()
     keep(fixed, store)
     return _wheel(claim, target, store, seed, watcher).verify(fixed)
+
+
+def differing(
+    prefix: str, names: tuple[str, str], store: Store, *, seed: int = 0, watcher: Watcher | None = None
+) -> Measurement:
+    """What is different inside two models over the cases of a claim; of one, given twice, between the claim's cells."""
+    from truing.trace import differ
+
+    wheel = wheel_of(prefix, store, ability="WhiteBox", seed=seed, watcher=watcher)
+    known = {wheel.target.card.name: wheel.target}
+    for name in names:
+        if name not in known:
+            known[name] = resolve(name, watcher)
+            need(known[name], "WhiteBox")
+            keep(known[name], store)
+    return differ(known[names[0]], known[names[1]], wheel.effect, store, watcher=watcher)
 
 
 def _subject(prefix: str, store: Store, ability: str, watcher: Watcher | None) -> tuple[Claim, Any]:

@@ -2,9 +2,10 @@
 
 from truing.trace.case import CaseSettings, trace_case
 from truing.trace.context import Context, between, written
+from truing.trace.differ import differ
 from truing.trace.run import TESTING, Effect, Settings, judge, retrace, trace
 
 __all__ = [
-    "TESTING", "CaseSettings", "Context", "Effect", "Settings", "between", "judge", "retrace", "trace", "trace_case",
-    "written",
+    "TESTING", "CaseSettings", "Context", "Effect", "Settings", "between", "differ", "judge", "retrace", "trace",
+    "trace_case", "written",
 ]  # fmt: skip

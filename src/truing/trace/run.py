@@ -105,7 +105,7 @@ def trace(
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
     store.add(target.card)
-    segments = _segments([*choosing, *testing])
+    segments = segments_of([*choosing, *testing])
     mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING)
     held, held_sources = averaged(target, testing, segments, store, watcher, name=TESTING)
     choices = [
@@ -294,7 +294,8 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
     return "inconclusive", "no share was measured beside those of random and shuffled units"
 
 
-def _segments(pairs: Sequence[Twin]) -> tuple[str, ...]:
+def segments_of(pairs: Sequence[Twin]) -> tuple[str, ...]:
+    """Labels of the nodes of twins: the frame first, the reply last."""
     labels = {s: None for twin in pairs for side in (twin.first, twin.second) for s in side.segment_T}
     middle = [label for label in labels if label not in (FRAME, REPLY)]
     return (FRAME, *middle, REPLY)

@@ -1,0 +1,101 @@
+"""Compare the graphs of two models, or of two cells, over the cases of a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from truing.errors import TargetError
+from truing.records import Measurement, Surface, digest_of
+from truing.runner import Silent, Watcher, run
+from truing.runner import Unit as Work
+from truing.store import Store
+from truing.targets import need
+from truing.targets.local import LocalTarget
+from truing.trace.difference import Difference, average, difference, quantities, strongest
+from truing.trace.run import CLOSURE, Effect, segments_of
+from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
+
+
+def differ(
+    first: LocalTarget,
+    second: LocalTarget,
+    effect: Effect,
+    store: Store,
+    *,
+    per_plot: int = 3,
+    watcher: Watcher | None = None,
+) -> Measurement:
+    """What is different inside, second minus first; neurons are chosen on one half of the plots and given on the other.
+
+    Of two models: in the first cell of the effect, which is the same text for both. Of one model, given twice: the
+    second cell minus the first. TargetError where the models do not read the same tokens, or have other shapes.
+    """
+    for target in (first, second):
+        need(target, "WhiteBox")
+    if first.card.template != second.card.template:
+        raise TargetError(
+            f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"
+            f" and {second.card.template[:12]}), so that nothing in them corresponds. Give a model and its fix."
+        )
+    shapes = [(t.model.config.num_hidden_layers, t.model.config.intermediate_size) for t in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise TargetError(f"{first.card.name} and {second.card.name} have other layers and neurons: {shapes}")
+    choosing, testing = (_laid_out(first, second, half, effect, per_plot) for half in (effect.choosing, effect.testing))
+    for target in (first, second):
+        store.add(target.card)
+    segments = segments_of([*choosing, *testing])
+
+    def work(_: None) -> list[Measurement]:
+        (watcher or Silent()).start("trace: difference", len(choosing) + len(testing))
+        chosen = strongest(average([_checked(first, second, twin, segments, watcher) for twin in choosing]))
+        found = [_checked(first, second, twin, segments, watcher) for twin in testing]
+        rows = quantities(found, [twin.plot for twin in testing], chosen, segments)
+        same = first is second
+        what = f"{effect.cells[1]} minus {effect.cells[0]}" if same else f"second minus first, in {effect.cells[0]}"
+        note = f"{what}; closes to {max(one.error for one in found):.1e} (accounting, not faithfulness)"
+        cards = (first.card.id, second.card.id)
+        record = Measurement(
+            name="difference", targets=cards, quantities=rows, note=note,
+            parents=(effect.claim.id, *dict.fromkeys(cards)),
+        )  # fmt: skip
+        return [record]
+
+    inputs = {
+        "targets": [first.card.id, second.card.id], "claim": effect.claim.id, "cells": list(effect.cells),
+        "cases": digest_of([[twin.plot, twin.name] for twin in (*choosing, *testing)]),
+    }  # fmt: skip
+    ((record,),) = run([Work(item=None, stage="difference", inputs=inputs)], work, ledger=store)
+    assert isinstance(record, Measurement)
+    return record
+
+
+def _laid_out(
+    first: LocalTarget, second: LocalTarget, surfaces: Sequence[Surface], effect: Effect, per_plot: int
+) -> list[Twin]:
+    if first is second:
+        return twins(first, surfaces, effect.cells, per_plot=per_plot)[0]
+    some = [surface for members in by_plot(surfaces).values() for surface in spread(members, per_plot)]
+    return [_same(first, surface, effect.cells[0]) for surface in some]
+
+
+def _same(target: LocalTarget, surface: Surface, cell: str) -> Twin:
+    """A case as a twin of itself, for two models."""
+    one = side(target, surface, case_of(surface, cell))
+    every = torch.arange(len(one.functional.tree))
+    return Twin(surface.plot, surface.name, one, one, every, every)
+
+
+def _checked(
+    first: LocalTarget, second: LocalTarget, twin: Twin, segments: Sequence[str], watcher: Watcher | None
+) -> Difference:
+    found = difference((first.model, second.model), (twin.first, twin.second), twin.onto_T, twin.from_T, segments)
+    if found.error > CLOSURE:
+        raise TargetError(
+            f"the parts of the difference of {first.card.name} and {second.card.name} do not sum to it: relative error"
+            f" {found.error:.1e}, allowed {CLOSURE:.0e}"
+        )
+    if watcher:
+        watcher.step()
+    return found
