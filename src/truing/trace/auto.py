@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -58,15 +59,16 @@ class AutoEngine:
         return float(self._output(goal).detach())
 
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
-        """What every source adds to each target: one backward pass for each."""
-        grads = [self._back(goal) for goal in goals]
-        top = max(self.layers if goal is None else goal[0] for goal in goals)
+        """What every source adds to each target: targets of one layer go back through the graph together."""
+        backs = [
+            self._back(list(some)) for _, some in groupby(goals, key=lambda goal: None if goal is None else goal[0])
+        ]
+        top = self.layers if goals[0] is None else goals[0][0]
         for number in range(min(top, len(self._leaves.neurons)) - 1, -1, -1):
-            values = self._leaves.neurons[number].detach()
-            above = [grad for grad, goal in zip(grads, goals, strict=True) if goal is None or goal[0] > number]
-            parts = torch.stack([(grad.neurons[number] * values).reshape(-1, self.width) for grad in above])
+            above = [back.neurons[number] for back in backs if back.layer > number]
+            parts = torch.cat(above) * self._leaves.neurons[number].detach().reshape(-1, self.width)
             sink(Layer(number, parts.sum(-1), parts.abs().amax(-1), partial(_cells, parts)))
-        return Sources(torch.stack([grad.embeddings_T for grad in grads]), torch.stack([grad.biases for grad in grads]))
+        return Sources(torch.cat([back.embeddings_BT for back in backs]), torch.cat([back.biases_B for back in backs]))
 
     def _output(self, goal: Goal) -> Tensor:
         if goal is None:
@@ -74,25 +76,35 @@ class AutoEngine:
         layer, node, index = goal
         return self._leaves.before[layer].reshape(-1, self.width)[node, index]
 
-    def _back(self, goal: Goal) -> _Back:
-        leaves = self._leaves
+    def _back(self, goals: list[Goal]) -> _Back:
+        """Of targets in one layer, or of the decision."""
+        leaves, rows = self._leaves, len(goals)
         sources = [*leaves.neurons, *leaves.embeddings, *self._biases, *self._constants]
-        grads = torch.autograd.grad(
-            self._output(goal), sources, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        output = torch.stack([self._output(goal) for goal in goals])
+        found = torch.autograd.grad(
+            output, sources, torch.eye(rows, device=output.device), retain_graph=True, allow_unused=True,
+            is_grads_batched=True,
+        )  # fmt: skip
+        # Sources above the targets have no part in them.
+        grads = [x.new_zeros(rows, *x.shape) if g is None else g for g, x in zip(found, sources, strict=True)]
         given = [(grad * source.detach()).double() for grad, source in zip(grads, sources, strict=True)]
         first, second = len(leaves.neurons), len(leaves.neurons) + len(leaves.embeddings)
-        embeddings = sum((x.reshape(self.nodes, -1).sum(-1) for x in given[first:second]), torch.zeros(1))
-        biases = sum((x.sum() for x in given[second:]), torch.zeros(()).double())
-        return _Back(list(grads[:first]), embeddings, biases)
+        embeddings = [x.reshape(rows, self.nodes, -1).sum(-1) for x in given[first:second]]
+        biases = [x.reshape(rows, -1).sum(-1) for x in given[second:]]
+        return _Back(
+            self.layers if goals[0] is None else goals[0][0],
+            [grad.reshape(rows, -1, self.width) for grad in grads[:first]],
+            torch.stack(embeddings).sum(0), torch.stack([torch.zeros(rows).double(), *biases]).sum(0),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class _Back:
+    layer: int
     neurons: list[Tensor]
-    """Derivatives, as they lie."""
-    embeddings_T: Tensor
-    biases: Tensor
+    """Derivatives with respect to neurons by layer, (B, T, F)."""
+    embeddings_BT: Tensor
+    biases_B: Tensor
 
 
 def _cells(parts_BTF: Tensor, cells_P2: Tensor) -> Tensor:
