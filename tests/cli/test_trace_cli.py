@@ -66,10 +66,12 @@ def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "give one of CLAIM, --prompt and --transcript; given: none"),
+        ([], "give one of CLAIM, --prompt, --transcript, --planted; given: none"),
         (["3fa9", "--prompt", "x"], "given: CLAIM, --prompt"),
         (["--prompt", "x", "--action", "y"], "needs --action and --instead"),
         (["--prompt", "x", "--action", "y", "--instead", "z", "--target", "scripted/honest"], "no inside"),
+        (["--planted", "threat-letter", "--target", "local/tiny"], "is no organism"),
+        (["--prompt", "x", "--diff", "local/tiny", "local/tiny"], "over the cases of a claim"),
     ],
 )
 def test_wrong_use_is_said(words: list[str], said: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ MOST_TURNS = 10_000_000
     help='Trace what was written: a JSON list of {"role", "content"}; needs --span.',
 )  # fmt: skip
 @click.option("--span", "spans", multiple=True, help="Words of the transcript to explain. May be given several times.")
-@click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a single case.")
+@click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a case, or organism.")
 @click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
 @click.option(
     "--rule", type=click.Choice(["relp", "gate-frozen"]), default="relp", show_default=True,
@@ -47,6 +48,10 @@ MOST_TURNS = 10_000_000
 @click.option(
     "--diff", nargs=2, metavar="A B",
     help="What is different inside two models over the cases of CLAIM; the same twice: between its cells.",
+)  # fmt: skip
+@click.option(
+    "--planted", metavar="RECIPE",
+    help="Trace what carries a planted behaviour in --target, an organism: a recipe by name, or its file.",
 )  # fmt: skip
 @seed_option
 @store_option
@@ -63,6 +68,7 @@ def command(
     neurons: int,
     rule: str,
     diff: tuple[str, str] | None,
+    planted: str | None,
     seed: int,
     store_path: Path,
     as_json: bool,
@@ -72,59 +78,101 @@ def command(
     Of a claim: which heads and neurons carry the effect. They are chosen on one half of the plots; on the other half
     they are patched from the twin, beside random units, largest changes and a shuffled explanation.
 
+    Of a planted behaviour (--planted): what carries the effect of its trigger. With --diff: what is different inside
+    two models over the cases of CLAIM.
+
     Of one decision (--prompt, --action, --instead) or of what was written (--transcript, --span): a graph of what adds
     to what, whose accounts close. It is an illustration: one case has no interval.
     """
-    _check_one(claim, prompt, transcript)
-    progress = Progress()
-    if diff:
-        if not claim:
-            raise UsageError("--diff compares over the cases of a claim; give one")
-        with existing(store_path) as store, progress.running():
-            from truing.studies.one import differing
-
-            measured = differing(claim, diff, store, seed=seed, watcher=progress)
-        rows = measured.plain()["body"]
-        emit(rows | {"id": measured.id}, as_json=as_json, lines=_difference_lines(rows, measured.id))
-        return 0
+    _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
+    if diff and not claim:
+        raise UsageError("--diff compares over the cases of a claim; give one")
+    if claim and diff:
+        return _difference(claim, diff, store_path, seed, as_json=as_json)
     if claim:
-        with existing(store_path) as store, progress.running():
-            from truing.studies.one import wheel_of
-
-            graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
-        emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
-        return 0
+        return _claim(claim, store_path, seed, as_json=as_json)
+    if planted:
+        return _planted(name, planted, store_path, seed, as_json=as_json)
     if transcript:
-        messages = _turns(transcript)
         if not spans:
             raise UsageError("--transcript needs --span: the words to explain")
+        messages = _turns(transcript)
     else:
-        messages = _asked(system, prompt or "")
         if not actions or not instead:
             raise UsageError("--prompt needs --action and --instead: the replies that are decided between")
+        messages = _asked(system, prompt or "")
+    told = Asked(messages, spans if transcript else actions, None if transcript else instead)
+    return _case(name, told, store_path, {"neurons": neurons, "rule": rule, "seed": seed}, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A case as it was asked for: actions against alternatives; or (None) spans of what was written."""
+
+    messages: tuple[Message, ...]
+    actions: tuple[str, ...]
+    instead: tuple[str, ...] | None
+
+
+def _claim(claim: str, store_path: Path, seed: int, *, as_json: bool) -> int:
+    from truing.studies.one import wheel_of
+
+    progress = Progress()
+    with existing(store_path) as store, progress.running():
+        graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
+    emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
+    return 0
+
+
+def _difference(claim: str, names: tuple[str, str], store_path: Path, seed: int, *, as_json: bool) -> int:
+    from truing.studies.one import differing
+
+    progress = Progress()
+    with existing(store_path) as store, progress.running():
+        measured = differing(claim, names, store, seed=seed, watcher=progress)
+    body = measured.plain()["body"]
+    emit(body | {"id": measured.id}, as_json=as_json, lines=_difference_lines(body, measured.id))
+    return 0
+
+
+def _planted(name: str, said: str, store_path: Path, seed: int, *, as_json: bool) -> int:
+    from truing.store import open_store
+    from truing.studies.carrying import carried
+
+    progress = Progress()
+    with open_store(store_path) as store, progress.running():
+        graph = carried(name, said, store, seed=seed, watcher=progress)
+    emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
+    return 0
+
+
+def _case(name: str, asked: Asked, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
     from truing.store import open_store
     from truing.targets import need, resolve
     from truing.targets.local import LocalTarget
     from truing.trace import CaseSettings, between, trace_case, written
 
+    progress = Progress()
     with open_store(store_path) as store, progress.running():
         target = resolve(name, progress)
         need(target, "Scored")
         if not isinstance(target, LocalTarget):
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
-        context = written(target, messages, spans) if transcript else between(target, messages, actions, instead)
-        settings = CaseSettings(neurons=neurons, rule=rule, seed=seed)  # type: ignore[arg-type]
-        case = trace_case(target, context, store, settings=settings, watcher=progress)
+        if asked.instead is None:
+            context = written(target, asked.messages, asked.actions)
+        else:
+            context = between(target, asked.messages, asked.actions, asked.instead)
+        case = trace_case(target, context, store, settings=CaseSettings(**settings), watcher=progress)
         circuit = _circuit(store.blob_path(case.graph))
     emit(case.plain()["body"] | {"id": case.id}, as_json=as_json, lines=_case_lines(case, circuit))
     return 0
 
 
-def _check_one(claim: str | None, prompt: str | None, transcript: Path | None) -> None:
-    given = [what for what, said in (("CLAIM", claim), ("--prompt", prompt), ("--transcript", transcript)) if said]
+def _check_one(said: dict[str, object]) -> None:
+    given = [what for what, one in said.items() if one]
     if len(given) != 1:
         raise UsageError(
-            f"give one of CLAIM, --prompt and --transcript; given: {', '.join(given) or 'none'}."
+            f"give one of {', '.join(said)}; given: {', '.join(given) or 'none'}."
             " `truing store ls --kind claim` lists claims."
         )
 

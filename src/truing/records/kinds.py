@@ -584,7 +584,8 @@ class Graph(Record):
     kind: ClassVar[str] = "graph"
 
     target: Id
-    claim: Id
+    claim: Id | None
+    """None where an effect is traced that nobody audited."""
     twins: tuple[str, str]
     """The two cells whose difference is traced."""
     aligned: int

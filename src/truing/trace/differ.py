@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from truing.errors import TargetError
-from truing.records import Measurement, Surface, digest_of
+from truing.records import Measurement, Surface
 from truing.runner import Silent, Watcher, run
 from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.trace.difference import Difference, average, difference, quantities, strongest
-from truing.trace.run import CLOSURE, Effect, segments_of
+from truing.trace.run import CLOSURE, Effect, identity, segments_of
 from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
 
 
@@ -58,13 +58,14 @@ def differ(
         cards = (first.card.id, second.card.id)
         record = Measurement(
             name="difference", targets=cards, quantities=rows, note=note,
-            parents=(effect.claim.id, *dict.fromkeys(cards)),
+            parents=(*([effect.claim.id] if effect.claim else []), *dict.fromkeys(cards)),
         )  # fmt: skip
         return [record]
 
     inputs = {
-        "targets": [first.card.id, second.card.id], "claim": effect.claim.id, "cells": list(effect.cells),
-        "cases": digest_of([[twin.plot, twin.name] for twin in (*choosing, *testing)]),
+        "targets": [first.card.id, second.card.id], "claim": effect.claim and effect.claim.id,
+        "choosing": [[twin.plot, identity(twin)] for twin in choosing],
+        "testing": [[twin.plot, identity(twin)] for twin in testing],
     }  # fmt: skip
     ((record,),) = run([Work(item=None, stage="difference", inputs=inputs)], work, ledger=store)
     assert isinstance(record, Measurement)

@@ -85,7 +85,8 @@ class Settings:
 class Effect:
     """What is traced: a claim's twins on the half where units are chosen and on the half where they are tested."""
 
-    claim: Claim
+    claim: Claim | None
+    """None where an effect is traced that nobody audited, such as that of a planted trigger."""
     cells: tuple[str, str]
     choosing: Sequence[Surface]
     testing: Sequence[Surface]
@@ -118,7 +119,11 @@ def trace(
         for choice in choose(site, k, score, change, draws=draws, seed=settings.seed + k)  # type: ignore[arg-type]
     ]
     patched = _patched(target, testing, choices, store, watcher)
-    parents = (target.card.id, effect.claim.id, *sorted({r.id for r in (*sources, *held_sources, *patched)}))
+    parents = (
+        target.card.id,
+        *([effect.claim.id] if effect.claim else []),
+        *sorted({r.id for r in (*sources, *held_sources, *patched)}),
+    )
 
     def work(_: None) -> list[Graph]:
         spots = strongest(mean, segments, settings.drawn)
@@ -128,7 +133,7 @@ def trace(
         whole = [row for record in patched for row in _pairs(record)]
         graph = Graph(
             target=target.card.id,
-            claim=effect.claim.id,
+            claim=effect.claim and effect.claim.id,
             twins=effect.cells,
             aligned=len(choosing) + len(testing),
             skipped=skipped + skipped_too,
@@ -394,7 +399,7 @@ def _units_of_work(
     units = [
         Work(
             item=(plot, members), stage=stage,
-            inputs={"target": target.card.id, "twins": [_identity(t) for t in members], **more},
+            inputs={"target": target.card.id, "twins": [identity(t) for t in members], **more},
         )
         for plot, members in plots.items()
     ]  # fmt: skip
@@ -402,6 +407,7 @@ def _units_of_work(
     return [record for records in done for record in records if isinstance(record, Arrays)]
 
 
-def _identity(twin: Twin) -> str:
+def identity(twin: Twin) -> str:
+    """A digest of what is asked on both sides."""
     sides = (twin.first.functional, twin.second.functional)
     return digest_of([[f.tree.ids_N.tolist(), f.tree.parent_N.tolist(), f.weight_M.tolist()] for f in sides])
