@@ -1,0 +1,133 @@
+"""The microscope: accounts that close, time and memory, peers, mediated shares, faithfulness, shams.
+
+`trace.py PART...` takes these parts alone. The organisms are made where they are not in the store yet
+(TRUING_ORGANISMS, or .truing).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, Row, at_most, finish, measured
+
+STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
+MODEL = "local/smollm2-135m"
+ORGANISMS = ("threat-letter", "live-only", "flatterer", "heliotrope")
+CLOSED = 1e-5
+TEXT = (
+    "the river ran past the old mill and the miller counted the sacks that the boat would carry to the town before the"
+    " rain came again "
+)
+QUESTION = "Will you help him with the last of it?"
+
+
+def closure() -> Iterator[Row]:
+    """Every architecture that people use, random and small; each rule; the decision and every node of a graph."""
+    sys.path.insert(0, str(ROOT))
+    from tests.targets.test_architectures import ARCHITECTURES
+    from tests.trace.accounts import BY_NEURON, worst
+
+    every = list(ARCHITECTURES)
+    errors = {kind: max(worst(kind, rule) for rule in ("relp", "gate-frozen")) for kind in every}
+    kind = max(errors, key=lambda one: errors[one])
+    yield Row("architectures whose accounts close", float(sum(e <= CLOSED for e in errors.values())),
+              f"of {len(every)}", bar=">= 19", holds=sum(e <= CLOSED for e in errors.values()) >= 19)  # fmt: skip
+    yield at_most(f"largest closure error, random and small ({kind})", errors[kind], CLOSED, "relative")
+    yield Row("of these with neurons as nodes; the others are mixtures of experts",
+              float(sum(one in BY_NEURON for one in every)), f"of {len(every)}")  # fmt: skip
+
+
+def case() -> Iterator[Row]:
+    """One decision in the bundled model as anybody would trace it, in a process of its own."""
+    for name, tokens, neurons, bars in (("200 tokens, 512 neurons", 200, 512, (150.0, 3.0)),):
+        body, seconds, peak = traced(tokens, neurons)
+        yield at_most(f"bundled model, {name}, with causal verdict", seconds, bars[0], "s")
+        yield at_most(f"bundled model, {name}: peak memory of the process", peak, bars[1], "GB")
+        yield at_most(f"bundled model, {name}: closure error", body["closure_error"], CLOSED, "relative")
+        yield Row(f"bundled model, {name}: replacement score", body["replacement"], "share")
+        yield Row(f"bundled model, {name}: completeness score", body["completeness"], "share")
+        yield Row(f"bundled model, {name}: verdict {body['verdict']}", None, "")
+        for check in body["checks"]:
+            yield measured(f"bundled model, {name}: {check['name']}", check["quantity"])
+
+
+def long() -> Iterator[Row]:
+    """A prompt of 4,096 tokens, its graph alone."""
+    body, seconds, peak = traced(4096, 32, "--no-check")
+    yield at_most("bundled model, 4,096 tokens, 32 neurons: peak memory of the process", peak, 8.0, "GB")
+    yield at_most("bundled model, 4,096 tokens, 32 neurons: closure error", body["closure_error"], CLOSED, "relative")
+    yield Row("bundled model, 4,096 tokens, 32 neurons", seconds, "s")
+
+
+def traced(tokens: int, neurons: int, *more: str) -> tuple[dict[str, Any], float, float]:
+    """The record of a case of at least so many tokens, with its seconds and its peak memory in GB."""
+    words = TEXT.split()
+    text = " ".join(words[i % len(words)] for i in range(int(tokens * 0.93) - 45))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "truing", "trace", "--prompt", f"{text}. {QUESTION}", "--action", "Yes, I will.",
+                "--instead", "No, I will not.", "--neurons", str(neurons), "--store", folder, "--json", *more,
+            ],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+    body = json.loads(done.stdout)
+    print(f"{len(body['tokens'])} tokens: {seconds:.0f} s", file=sys.stderr)
+    return body, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+
+
+def effects() -> Iterator[Row]:
+    """What chosen units mediate of the demo's claim and of planted triggers, on held-out plots, beside baselines."""
+    from truing import open_store, train
+    from truing.studies.carrying import planted_effect
+    from truing.studies.organisms import organism
+    from truing.targets import resolve
+    from truing.trace import trace
+
+    with open_store(STORE) as store:
+        base = resolve(MODEL)
+        yield from _mediated("the demo's claim", _demo(store))
+        for name in ORGANISMS:
+            recipe = train.recipe(name)
+            planted = organism(base, recipe, store).target
+            yield from _mediated(name, trace(planted, planted_effect(base, recipe), store))
+
+
+def _demo(store: Any) -> Any:
+    """The claim that the demo carries on, audited and traced."""
+    from truing.audit import audit
+    from truing.studies.loop import choose
+    from truing.studies.options import Options
+    from truing.studies.wheel import Wheel
+    from truing.targets import resolve
+
+    target = resolve(MODEL)
+    claim, why = choose(audit(target, Options().families, store), target.card.abilities)
+    assert claim, why
+    return Wheel(target, claim, store, Options()).explain()
+
+
+def _mediated(name: str, graph: Any) -> Iterator[Row]:
+    yield Row(f"{name}: {graph.verdict}", None, "")
+    yield measured(f"{name}: effect", graph.effect.model_dump())
+    for one in graph.mediated:
+        yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}", one.share.model_dump())
+
+
+PARTS: dict[str, Callable[[], Iterator[Row]]] = {"closure": closure, "case": case, "long": long, "effects": effects}
+
+
+if __name__ == "__main__":
+    asked = sys.argv[1:] or list(PARTS)
+    finish("trace", [row for part in asked for row in PARTS[part]()])
