@@ -50,7 +50,7 @@ class AutoEngine:
             stack.enter_context(eager(model))
             mode = stack.enter_context(linear(model, rule))
             kept, row_M = functional.before_M.unique(return_inverse=True)
-            logits = _logits(model, functional, kept)
+            logits = tree_logits(model, functional, kept)
             self._decision = _frozen_decision(logits, functional, row_M)
         self._constants = mode.constants
         self.width = int(self._leaves.neurons[0].shape[-1]) if neurons else 0
@@ -101,7 +101,8 @@ def _cells(parts_BTF: Tensor, cells_P2: Tensor) -> Tensor:
     return parts_BTF[cells_P2[:, 0], cells_P2[:, 1]]
 
 
-def _logits(model: Any, functional: Functional, kept: Tensor) -> Tensor:
+def tree_logits(model: Any, functional: Functional, kept: Tensor) -> Tensor:
+    """Logits at the kept nodes in a pass whose attention shows its patterns, shape (M, V)."""
     tree = functional.tree
     if bool((tree.parent_N == torch.arange(len(tree)) - 1).all()):  # one path: every architecture takes it as it is
         found: Tensor = model(input_ids=tree.ids_N[None].to(model.device), use_cache=False).logits[0, kept]
@@ -151,4 +152,4 @@ def _hook(stack: ExitStack, model: Any, leaves: _Leaves, *, neurons: bool) -> No
             stack.callback(place(model, Units("neuron", layer))[0].register_forward_pre_hook(given).remove)
 
 
-__all__ = ["AutoEngine"]
+__all__ = ["AutoEngine", "tree_logits"]
