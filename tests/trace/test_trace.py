@@ -21,7 +21,8 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
 from truing.trace import Effect, Settings, judge, retrace, trace
-from truing.trace.attribute import attribute, decision_value, read_side
+from truing.trace.attribute import attribute, read_side
+from truing.trace.derive import decision_of
 from truing.trace.draw import OUTPUT, account, draw
 from truing.trace.mediate import Choice, choose, mediate
 from truing.trace.twins import FRAME, REPLY, Twin, twins
@@ -108,15 +109,15 @@ def test_patching_everything_gives_the_other_twin(name: str, effect: Effect, req
     patch = Patch(both, seen_b, twin.onto_T, twin.from_T)
     logits = run(target.model, twin.first.functional.tree, kept, patch=patch)
     torch.testing.assert_close(logits[0], seen_b.logits, atol=1e-5, rtol=1e-5)
-    other = float(decision_value(twin.second.functional, seen_b.logits[None])[0])
-    assert float(decision_value(twin.first.functional, logits)[0]) == pytest.approx(other, abs=1e-5)
+    other = float(decision_of(twin.second.functional, seen_b.logits[None])[0])
+    assert float(decision_of(twin.first.functional, logits)[0]) == pytest.approx(other, abs=1e-5)
     assert not torch.allclose(seen_a.logits, seen_b.logits, atol=1e-3)
     # Through `mediate`: in one batch, each row has its own units patched and no others.
     _, said, rows = mediate(target.model, twin, [heads(*every_head), Choice("neuron", "random", every_neuron)])
     assert said == pytest.approx(other, abs=1e-6)
     for row, kind in zip(rows, ("head", "neuron"), strict=True):
         patch = Patch({k: v for k, v in both.items() if k[0] == kind}, seen_b, twin.onto_T, twin.from_T)
-        alone = decision_value(twin.first.functional, run(target.model, twin.first.functional.tree, kept, patch=patch))
+        alone = decision_of(twin.first.functional, run(target.model, twin.first.functional.tree, kept, patch=patch))
         assert row == pytest.approx(float(alone[0]), abs=1e-5)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from truing.audit import FAMILIES, family, lay_out
 from truing.errors import DesignError
-from truing.trace.twins import FRAME, REPLY, _align, _spread, by_plot, twins
+from truing.trace.twins import FRAME, REPLY, _align, by_plot, spread, twins
 
 ids = st.lists(st.integers(0, 2), max_size=9)
 
@@ -111,13 +111,13 @@ def test_twins_of_equal_length_come_first(tiny: Any) -> None:
 def test_the_twins_of_a_plot_are_spread_over_its_facts() -> None:
     held = lay_out("anchoring", half="held-out", wordings="held-out")
     for members in by_plot(held.surfaces).values():
-        two = _spread(members, 2)
+        two = spread(members, 2)
         assert two == [members[0], members[-1]]
         assert two[0].name.rsplit("/", 1)[0] != two[1].name.rsplit("/", 1)[0]  # two facts, not one in two wordings
-        assert _spread(members, 1) == [members[0]]
-        assert _spread(members, len(members) + 1) == list(members)
+        assert spread(members, 1) == [members[0]]
+        assert spread(members, len(members) + 1) == list(members)
         for count in range(2, len(members) + 1):
-            places = [members.index(one) for one in _spread(members, count)]
+            places = [members.index(one) for one in spread(members, count)]
             assert len(places) == count
             assert places == sorted(set(places))
             gaps = {b - a for a, b in pairwise(places)}

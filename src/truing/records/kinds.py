@@ -544,8 +544,10 @@ class Unit(Value):
     """The same on the twins that they were tested on."""
 
 
-class Mediation(Value):
-    """Share of the effect that patching K units removes, on held-out twins."""
+class Mediation(Sparse):
+    """Share of the effect that patching K units removes, and the share that they bring back, on held-out twins."""
+
+    later = frozenset({"restored"})
 
     kind: Literal["head", "neuron"]
     choice: Literal["attribution", "random", "largest change", "shuffled"]
@@ -553,6 +555,10 @@ class Mediation(Value):
     draws: int = 1
     """Choices that the share is averaged over."""
     share: Quantity
+    """In the first cell, with the units' values of the second: what goes."""
+    restored: Quantity | None = None
+    """In the second cell, with the units' values of the first: what comes. Of one draw; of the largest changes, and in
+    older records, not measured."""
 
 
 class Node(Value):
@@ -578,10 +584,11 @@ class Edge(Value):
     weight: float
 
 
-class Graph(Record):
+class Graph(Record, Sparse):
     """Which parts of the model carry an effect, and the causal check."""
 
     kind: ClassVar[str] = "graph"
+    later = frozenset({"rule"})
 
     target: Id
     claim: Id | None
@@ -605,6 +612,8 @@ class Graph(Record):
     mediated: tuple[Mediation, ...]
     verdict: Literal["supported", "weak", "refuted", "inconclusive"]
     why: str
+    rule: str = ""
+    """What units were scored by, where it was not relp."""
 
 
 class Curve(Value):

@@ -103,16 +103,22 @@ def _key(unit: Unit) -> tuple[str, int, int]:
 
 
 def _mediation(graph: Graph) -> tuple[tuple[str, Chart], ...]:
-    """One chart for each kind and number of units, all four choices in it."""
+    """One chart for each kind and number of units, all four choices in it, and what was patched the other way."""
     groups: dict[tuple[str, int], list[Row]] = {}
+    back: dict[tuple[str, int], list[Row]] = {}
     for one in graph.mediated:
         mark: Mark = "strong" if one.choice == "attribution" else "hollow"
         label = ("by " if one.choice == "attribution" else "") + one.choice
         label += f", mean of {one.draws} draws" if one.draws > 1 else ""
-        groups.setdefault((one.kind, one.k), []).append(Row(label, one.share, mark))
+        rows = groups.setdefault((one.kind, one.k), [])
+        rows.append(Row(label, one.share, mark))
+        if one.restored is not None:
+            back.setdefault((one.kind, one.k), []).append(Row(f"restored, {label.split(',')[0]}", one.restored, mark))
     source = f"Source: graph {short(graph.id)}"
-    ordered = sorted(groups.items())
-    return tuple((f"{k} {kind}s", chart(rows, lines=(0.5, 1.0), source=source)) for (kind, k), rows in ordered)
+    return tuple(
+        (f"{k} {kind}s", chart([*rows, *back.get((kind, k), [])], lines=(0.5, 1.0), source=source))
+        for (kind, k), rows in sorted(groups.items())
+    )
 
 
 def _units(graph: Graph, kind: str) -> tuple[tuple[str, str], ...]:

@@ -38,7 +38,9 @@ def _walk(value: Any, where: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, Named):
         yield from _walk(value.quantity, f"{where}: {value.name}".removeprefix(": "))
     elif isinstance(value, Mediation):
-        yield from _walk(value.share, f"{where}: {value.k} {value.kind}s, {value.choice}")
+        what = f"{where}: {value.k} {value.kind}s, {value.choice}"
+        yield from _walk(value.share, what)
+        yield from _walk(value.restored, f"{what}, restored")
     elif isinstance(value, Value):
         for field in type(value).model_fields:
             yield from _walk(getattr(value, field), f"{where}, {field}".removeprefix(", "))

@@ -1,20 +1,39 @@
-"""Attribution: which heads and neurons carry the difference between twins, to first order under the linear rules."""
+"""Attribution: which heads and neurons carry the difference between twins, to first order, by a rule.
 
-# L layers  H heads  F neurons  S segments  T nodes
+    relp                  derivatives under the linear rules at the first cell; by hand where blocks are Llama-shaped
+    gate-frozen           the same with the activation of a gate held
+    gradient              plain derivatives at the first cell
+    integrated-gradients  plain derivatives, their mean while the embeddings go from the second cell's to the first's
+    largest change        how much a unit differs between the cells, whatever follows from it
+    random                numbers without a meaning
+
+The last two are what the others are to be better than.
+"""
+
+# L layers  H heads  F neurons  S segments  T nodes  P aligned nodes  U units of a site, each as wide as it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from truing.targets.local import Functional
-from truing.targets.local.inside import Activations, read, units
+from truing.errors import TargetError
+from truing.targets.local.inside import Activations, Site, blocks, read
+from truing.trace.derive import SITES, Inside, decision_of, derive, integrate, values
 from truing.trace.linear import head_cotangent, logit_cotangent, recursion
+from truing.trace.rules import Rule
 from truing.trace.twins import Side, Twin
+
+Scoring = Literal["relp", "gate-frozen", "gradient", "integrated-gradients", "largest change", "random"]
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
+"""Rules by which units are scored."""
+
+Sink = Callable[[Site, int, Tensor, Tensor], None]
+"""Is given (site, layer, difference between the cells at aligned nodes, score there), both (P, U)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +65,27 @@ def decision_cotangent(model: Any, side: Side, seen: Activations, kept_M: Tensor
     return logit_cotangent(model, seen, f.tree.ids_N[f.nodes_M], f.before_M, f.weight_M, kept_M)
 
 
-def decision_value(f: Functional, logits_BMV: Tensor) -> Tensor:
-    """The decision from logits at the kept nodes, for each row: shape (B,), nats per token."""
-    _, row_M = f.before_M.unique(return_inverse=True)
-    log_p = torch.log_softmax(logits_BMV.float(), -1)[:, row_M, f.tree.ids_N[f.nodes_M]]
-    return (log_p.double() * f.weight_M.double()).sum(-1)
-
-
-@torch.no_grad()
-def attribute(model: Any, twin: Twin, segments: Sequence[str]) -> Attribution:
-    """One backward recursion at the first cell, contracted with the differences to the second."""
-    a, kept = read_side(model, twin.first)
-    b, _ = read_side(model, twin.second)
-    assert a.logits is not None and b.logits is not None  # noqa: PT018 - read() sets both
-    effect = (
-        decision_value(twin.first.functional, a.logits[None])[0]
-        - decision_value(twin.second.functional, b.logits[None])[0]
-    )
-    heads, width = units(model, "head")
-    onto, taken = twin.onto_T, twin.from_T
+def attribute(model: Any, twin: Twin, segments: Sequence[str], rule: Scoring = "relp") -> Attribution:
+    """What every unit carries between twins, by a rule. TargetError where the model's units cannot be reached."""
+    heads = int(model.config.get_text_config().num_attention_heads)
     index = {label: i for i, label in enumerate(segments)}
-    segment_T = torch.tensor([index[twin.first.segment_T[int(t)]] for t in onto])
-    found: dict[str, list[Tensor]] = {name: [] for name in ("heads", "neurons", "heads_change", "neurons_change", "by")}
+    segment_T = torch.tensor([index[twin.first.segment_T[int(t)]] for t in twin.onto_T])
+    found: dict[str, dict[int, Tensor]] = {
+        name: {} for name in ("heads", "neurons", "heads_change", "neurons_change", "by")
+    }
 
-    def sink(layer: int, after: Tensor, before: Tensor) -> None:
-        down = model.model.layers[layer].mlp.down_proj.weight
-        moved = a.neurons[layer][onto] - b.neurons[layer][taken]
-        score_TF = moved * (after[0, onto] @ down)
-        found["neurons"].append(score_TF.sum(0))
-        found["neurons_change"].append(moved.abs().sum(0))
-        found["by"].append(torch.zeros(len(segments), score_TF.shape[1]).index_add(0, segment_T, score_TF))
-        moved = a.heads[layer][onto] - b.heads[layer][taken]
-        score = moved * head_cotangent(model, layer, before[0, onto])
-        found["heads"].append(score.sum(0).view(heads, width).sum(-1))
-        found["heads_change"].append(moved.abs().sum(0).view(heads, width).sum(-1))
+    def sink(site: Site, layer: int, moved: Tensor, score: Tensor) -> None:
+        if site == "head":
+            found["heads"][layer] = score.sum(0).view(heads, -1).sum(-1)
+            found["heads_change"][layer] = moved.abs().sum(0).view(heads, -1).sum(-1)
+            return
+        found["neurons"][layer] = score.sum(0)
+        found["neurons_change"][layer] = moved.abs().sum(0)
+        by = torch.zeros(len(segments), score.shape[1], device=score.device)
+        found["by"][layer] = by.index_add(0, segment_T.to(score.device), score)
 
-    R_TD, _ = decision_cotangent(model, twin.first, a, kept)
-    recursion(model, a, R_TD[None], sink=sink, through_mlps=True)
-    stacked = {name: torch.stack(rows[::-1]) for name, rows in found.items()}
+    effect = contract(model, twin, rule, sink)
+    stacked = {name: torch.stack([rows[layer] for layer in sorted(rows)]) for name, rows in found.items()}
     return Attribution(
         stacked["heads"],
         stacked["neurons"],
@@ -92,3 +94,63 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str]) -> Attribution:
         stacked["by"].transpose(0, 1).contiguous(),
         effect,
     )
+
+
+def contract(model: Any, twin: Twin, rule: Scoring, sink: Sink) -> Tensor:
+    """Scores of all units at every aligned node, layer by layer, and the effect itself."""
+    if (rule == "relp" or rule == "gate-frozen") and _llama(model):  # noqa: PLR1714 - mypy narrows by these alone
+        return _by_hand(model, twin, rule, sink)
+    a, b = values(model, twin.first.functional), values(model, twin.second.functional)
+    grads = _derivatives(model, twin, rule, a, b)
+    draw = torch.Generator().manual_seed(0)  # the same for all twins, so that their mean is no less random
+    for site in SITES:
+        for layer, (here, there) in enumerate(zip(a.at(site), b.at(site), strict=True)):
+            moved = here[twin.onto_T] - there[twin.from_T]
+            if grads is not None:
+                score = moved * grads.at(site)[layer][twin.onto_T]
+            elif rule == "random":
+                score = torch.rand(moved.shape[-1], generator=draw).to(moved).expand_as(moved) / len(moved)
+            else:
+                score = moved.abs()
+            sink(site, layer, moved, score)
+    return torch.tensor(a.decision - b.decision, dtype=torch.double)
+
+
+def _derivatives(model: Any, twin: Twin, rule: Scoring, a: Inside, b: Inside) -> Inside | None:
+    """Derivatives at the first cell; none where a rule goes without."""
+    if rule == "largest change" or rule == "random":  # noqa: PLR1714 - mypy narrows by these alone
+        return None
+    if rule != "integrated-gradients":
+        return derive(model, twin.first.functional, rule)
+    start_TD = a.embeddings_TD.clone()
+    start_TD[twin.onto_T] = b.embeddings_TD[twin.from_T]
+    return integrate(model, twin.first.functional, start_TD)
+
+
+@torch.no_grad()
+def _by_hand(model: Any, twin: Twin, rule: Rule, sink: Sink) -> Tensor:
+    """One backward recursion at the first cell, contracted with the differences to the second."""
+    a, kept = read_side(model, twin.first)
+    b, _ = read_side(model, twin.second)
+    assert a.logits is not None and b.logits is not None  # noqa: PT018 - read() sets both
+    onto, taken = twin.onto_T, twin.from_T
+
+    def pour(layer: int, after: Tensor, before: Tensor) -> None:
+        moved = a.neurons[layer][onto] - b.neurons[layer][taken]
+        sink("neuron", layer, moved, moved * (after[0, onto] @ model.model.layers[layer].mlp.down_proj.weight))
+        moved = a.heads[layer][onto] - b.heads[layer][taken]
+        sink("head", layer, moved, moved * head_cotangent(model, layer, before[0, onto]))
+
+    R_TD, _ = decision_cotangent(model, twin.first, a, kept)
+    recursion(model, a, R_TD[None], sink=pour, through_mlps=True, rule=rule)
+    return (
+        decision_of(twin.first.functional, a.logits[None])[0] - decision_of(twin.second.functional, b.logits[None])[0]
+    )
+
+
+def _llama(model: Any) -> bool:
+    try:
+        blocks(model)
+    except TargetError:
+        return False
+    return True

@@ -113,16 +113,22 @@ def _cells(parts_BTF: Tensor, cells_P2: Tensor) -> Tensor:
 
 def decided(model: Any, functional: Functional) -> Tensor:
     """The decision with its probabilities held: sum over M of weight * (logit[token] - sum_v p(v) logit[v])."""
-    tree = functional.tree
     kept, row_M = functional.before_M.unique(return_inverse=True)
-    if bool((tree.parent_N == torch.arange(len(tree)) - 1).all()):  # one path: every architecture takes it as it is
-        logits = model(input_ids=tree.ids_N[None].to(model.device), use_cache=False).logits[0, kept]
-    else:
-        logits = forward(model, tree, kept, output_attentions=True).logits[0]
+    logits = tree_logits(model, functional, kept)
     tokens, rows = functional.tree.ids_N[functional.nodes_M].to(logits.device), row_M.to(logits.device)
     mean = (torch.softmax(logits.detach(), -1) * logits).sum(-1)
     decision: Tensor = ((logits[rows, tokens] - mean[rows]) * functional.weight_M.to(logits)).sum()
     return decision
+
+
+def tree_logits(model: Any, functional: Functional, kept: Tensor) -> Tensor:
+    """Logits at the kept nodes in a pass whose attention shows its patterns, shape (M, V)."""
+    tree = functional.tree
+    if bool((tree.parent_N == torch.arange(len(tree)) - 1).all()):  # one path: every architecture takes it as it is
+        found: Tensor = model(input_ids=tree.ids_N[None].to(model.device), use_cache=False).logits[0, kept]
+    else:
+        found = forward(model, tree, kept, output_attentions=True).logits[0]
+    return found
 
 
 @contextmanager
@@ -159,4 +165,4 @@ def _hook(stack: ExitStack, model: Any, leaves: _Leaves, *, neurons: bool) -> No
             stack.callback(place(model, Units("neuron", layer))[0].register_forward_pre_hook(given).remove)
 
 
-__all__ = ["AutoEngine", "biases_as_sources", "decided"]
+__all__ = ["AutoEngine", "biases_as_sources", "decided", "tree_logits"]

@@ -16,9 +16,9 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
 from truing.targets.local.lift import short_format
 from truing.targets.local.tree import takes_trees
-from truing.trace.attribute import decision_value
 from truing.trace.auto import AutoEngine
 from truing.trace.context import Context
+from truing.trace.derive import decision_of
 from truing.trace.engine import Engine
 from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
@@ -152,7 +152,7 @@ def _value(target: LocalTarget, context: Context) -> float:
     from truing.targets.local.inside import forward
 
     logits = forward(target.model, context.functional.tree, context.functional.before_M.unique()).logits
-    return float(decision_value(context.functional, logits.detach())[0])
+    return float(decision_of(context.functional, logits.detach())[0])
 
 
 def _texts(target: LocalTarget, ids: Sequence[int]) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""The causal check: patch the chosen units from the other twin and see how much of the effect goes."""
+"""The causal check, both ways: the chosen units are patched from the other twin.
+
+removed   in the first cell, with values of the second: how much of the effect goes
+restored  in the second cell, with values of the first: how much of it comes
+"""
 
 # B choices (rows of one batch)  L layers
 
@@ -11,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from truing.targets.local.inside import Patch, Site, run, units
-from truing.trace.attribute import decision_value, read_side
-from truing.trace.twins import Twin
+from truing.targets.local.inside import Activations, Patch, Site, run, units
+from truing.trace.attribute import read_side
+from truing.trace.derive import decision_of
+from truing.trace.twins import Side, Twin
 
 Rule = Literal["attribution", "random", "largest change", "shuffled"]
 
@@ -37,6 +42,23 @@ class Choice:
     def label(self) -> str:
         """For rows of results."""
         return f"{self.site} {self.rule} {self.k} #{self.draw}"
+
+    @property
+    def back_label(self) -> str:
+        """For rows of results of the way back."""
+        return f"{self.label} restored"
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Decisions, nats per token: in either cell as it is, and with each choice patched from the other."""
+
+    first: float
+    second: float
+    removed: list[float]
+    """In the first cell, with units from the second."""
+    restored: list[float]
+    """In the second, with units from the first."""
 
 
 def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, draws: int, seed: int) -> list[Choice]:
@@ -65,23 +87,52 @@ def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, draws: in
     return choices
 
 
-@torch.no_grad()
+def back(choices: Sequence[Choice]) -> list[Choice]:
+    """Those that are patched the other way too: by attribution, and one draw of each sham."""
+    return [choice for choice in choices if choice.rule != "largest change" and choice.draw == 0]
+
+
 def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, float, list[float]]:
     """The decision in the first cell, in the second, and in the first with each choice patched from the second."""
+    found = both_ways(model, twin, choices, ())
+    return found.first, found.second, found.removed
+
+
+@torch.no_grad()
+def both_ways(model: Any, twin: Twin, choices: Sequence[Choice], back: Sequence[Choice]) -> Ways:
+    """`choices` patched in the first cell, `back` in the second."""
     first, kept = read_side(model, twin.first)
-    second, _ = read_side(model, twin.second)
+    second, kept_too = read_side(model, twin.second)
     assert first.logits is not None and second.logits is not None  # noqa: PT018 - read() sets both
-    base = float(decision_value(twin.first.functional, first.logits[None])[0])
-    other = float(decision_value(twin.second.functional, second.logits[None])[0])
+    start = _alike(twin)
+    return Ways(
+        float(decision_of(twin.first.functional, first.logits[None])[0]),
+        float(decision_of(twin.second.functional, second.logits[None])[0]),
+        _patched(model, twin.first, kept, choices, (second, twin.onto_T, twin.from_T), start),
+        _patched(model, twin.second, kept_too, back, (first, twin.from_T, twin.onto_T), start),
+    )
+
+
+def _patched(
+    model: Any,
+    side: Side,
+    kept: Tensor,
+    choices: Sequence[Choice],
+    source: tuple[Activations, Tensor, Tensor],
+    start: int,
+) -> list[float]:
+    """Decisions at one side with each choice patched, one row of a batch each."""
+    if not choices:
+        return []
     take: dict[tuple[Site, int], Tensor] = {}
     for row, choice in enumerate(choices):
         count, _ = units(model, choice.site)
         for layer, index in choice.units:
             mask = take.setdefault((choice.site, layer), torch.zeros(len(choices), count, dtype=torch.bool))
             mask[row, index] = True
-    patch = Patch(take, second, twin.onto_T, twin.from_T)
-    logits = run(model, twin.first.functional.tree, kept, rows=len(choices), patch=patch, start=_alike(twin))
-    return base, other, decision_value(twin.first.functional, logits).tolist()
+    patch = Patch(take, *source)
+    logits = run(model, side.functional.tree, kept, rows=len(choices), patch=patch, start=start)
+    return decision_of(side.functional, logits).tolist()
 
 
 def _alike(twin: Twin) -> int:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
-from truing.errors import TargetError
+from truing.errors import TargetError, UsageError
 from truing.records import (
     Arrays,
     Claim,
@@ -20,6 +20,7 @@ from truing.records import (
     Graph,
     Mediation,
     Node,
+    Quantity,
     Record,
     Surface,
     Unit,
@@ -34,9 +35,9 @@ from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import Site, blocks
 from truing.targets.local.lift import short_format
-from truing.trace.attribute import Attribution, attribute
+from truing.trace.attribute import SCORINGS, Attribution, Scoring, attribute
 from truing.trace.draw import Spot, draw
-from truing.trace.mediate import Choice, Rule, choose, mediate
+from truing.trace.mediate import Choice, Rule, back, both_ways, choose
 from truing.trace.twins import FRAME, REPLY, Twin, by_plot, twins
 
 CLOSURE = 1e-4
@@ -62,6 +63,17 @@ class Settings:
     """Neurons in the picture."""
     drawn_twins: int = 8
     seed: int = 0
+    rule: Scoring = "relp"
+    """What units are scored and chosen by. The picture is drawn under the linear rules, whatever this is."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in SCORINGS:
+            raise UsageError(f"unknown rule {self.rule!r}; known: {', '.join(SCORINGS)}")
+
+    @property
+    def said(self) -> dict[str, object]:
+        """What determines a graph. The first rule is not named, so that what it gave before keeps its identity."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("rule", "relp")}
 
     def within(self, target: LocalTarget) -> Settings:
         """The same for a small model: K is at most a quarter of what there is."""
@@ -107,8 +119,8 @@ def trace(
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
     store.add(target.card)
     segments = segments_of([*choosing, *testing])
-    mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING)
-    held, held_sources = averaged(target, testing, segments, store, watcher, name=TESTING)
+    mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING, rule=settings.rule)
+    held, held_sources = averaged(target, testing, segments, store, watcher, name=TESTING, rule=settings.rule)
     choices = [
         choice
         for site, ks, draws, score, change in (
@@ -147,11 +159,12 @@ def trace(
             mediated=mediated,
             verdict=verdict,
             why=why,
+            rule="" if settings.rule == "relp" else settings.rule,
             parents=parents,
         )
         return [graph]
 
-    return _kept(work, {"parents": list(parents), "settings": asdict(settings)}, store)
+    return _kept(work, {"parents": list(parents), "settings": settings.said}, store)
 
 
 def retrace(
@@ -172,7 +185,7 @@ def retrace(
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
-    held, sources = averaged(target, testing, graph.segments, store, watcher, name=TESTING)
+    held, sources = averaged(target, testing, graph.segments, store, watcher, name=TESTING, rule=settings.rule)
     parents = (target.card.id, graph.id, *sorted({r.id for r in sources}))
 
     def work(_: None) -> list[Graph]:
@@ -198,7 +211,7 @@ def retrace(
         )
         return [again]
 
-    return _kept(work, {"parents": list(parents), "settings": asdict(settings)}, store), sources
+    return _kept(work, {"parents": list(parents), "settings": settings.said}, store), sources
 
 
 def _kept(work: Callable[[None], list[Graph]], inputs: dict[str, object], store: Store) -> Graph:
@@ -229,18 +242,19 @@ def averaged(
     watcher: Watcher | None,
     *,
     name: str,
+    rule: Scoring = "relp",
 ) -> tuple[Attribution, list[Arrays]]:
     """The mean attribution over twins. One unit of work is one plot."""
     plots = by_plot(pairs)
 
     def work(item: tuple[str, list[Twin]]) -> list[Arrays]:
         plot, members = item
-        found = [attribute(target.model, twin, segments) for twin in members]
+        found = [attribute(target.model, twin, segments, rule) for twin in members]
         sums = {part: torch.stack([getattr(a, part) for a in found]).sum(0) for part in Attribution.__slots__}
         blob = store.put_blob(pack_tensors({part: tensor.contiguous() for part, tensor in sums.items()}), "safetensors")
         return [_arrays(target, name, plot, members, blob=blob)]
 
-    more = {"segments": list(segments), "name": name}
+    more = {"segments": list(segments), "name": name} | ({} if rule == "relp" else {"rule": rule})
     records = _units_of_work("attribute", target, plots, more, work, store, watcher)
     total: dict[str, Tensor] = {}
     for record in records:
@@ -261,9 +275,10 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
     """The verdict and its grounds.
 
     supported: some K heads or neurons chosen by attribution mediate at least half of the effect, and more than random
-    and shuffled choices of as many (intervals apart); weak: more than those, but less than half or more than all;
-    refuted: every choice mediates clearly less than half, or no more than random or shuffled units; inconclusive: the
-    intervals do not tell, or nothing was measured.
+    and shuffled choices of as many (intervals apart), and put into the other twin they bring back more of it than those
+    do; weak: they mediate more than those, but less than half or more than all, or do not bring it back; refuted: every
+    choice mediates clearly less than half, or no more than random or shuffled units; inconclusive: the intervals do not
+    tell, or nothing was measured. A record without the way back is judged by the one that it has.
     """
     best: tuple[Verdict, str] | None = None
     failed = measured = 0
@@ -271,20 +286,22 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
         share = m.share
         if m.choice != "attribution" or not isinstance(share, Estimate):
             continue
-        rivals = {r.choice: r.share for r in mediated if (r.kind, r.k) == (m.kind, m.k) and r.choice != "attribution"}
-        controls = [q for name, q in rivals.items() if name != "largest change" and isinstance(q, Estimate)]
+        rivals = {r.choice: r for r in mediated if (r.kind, r.k) == (m.kind, m.k) and r.choice != "attribution"}
+        shams = [r for name, r in rivals.items() if name != "largest change"]
+        controls = [r.share for r in shams if isinstance(r.share, Estimate)]
         if not controls:
             continue
         measured += 1
         if share.low <= max(q.high for q in controls):
             failed += share.high < HALF or share.value <= max(q.value for q in controls)
             continue
-        trivial = rivals.get("largest change")
+        trivial = rivals["largest change"].share if "largest change" in rivals else None
         remark = "; patching them overshoots" if share.low > 1 else ""
         if isinstance(trivial, Estimate) and trivial.high >= share.low:
             remark += "; units chosen by the largest change alone do as well"
-        said = f"{m.k} {m.kind}s mediate {share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the effect{remark}"
-        if HALF <= share.low <= 1:
+        comes, other_way = _comes_back(m, shams)
+        said = f"{m.k} {m.kind}s mediate {_percent(share)} of the effect{other_way}{remark}"
+        if HALF <= share.low <= 1 and comes:
             return "supported", said
         best = ("weak", said)
     if best:
@@ -299,6 +316,23 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
     return "inconclusive", "no share was measured beside those of random and shuffled units"
 
 
+def _comes_back(chosen: Mediation, shams: Sequence[Mediation]) -> tuple[bool, str]:
+    """Whether units put into the other twin bring back more of the effect than sham ones do, and how that is said."""
+    back = chosen.restored
+    if back is None:
+        return True, ""
+    if not isinstance(back, Estimate):
+        return False, "; what they bring back in the other twin is not measured"
+    controls = [r.restored for r in shams if isinstance(r.restored, Estimate)]
+    if controls and back.low > max(q.high for q in controls):
+        return True, f", and bring back {_percent(back)} in the other twin"
+    return False, f"; in the other twin they bring back {_percent(back)}, not clearly more than sham units"
+
+
+def _percent(share: Estimate) -> str:
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
 def segments_of(pairs: Sequence[Twin]) -> tuple[str, ...]:
     """Labels of the nodes of twins: the frame first, the reply last."""
     labels = {s: None for twin in pairs for side in (twin.first, twin.second) for s in side.segment_T}
@@ -309,36 +343,55 @@ def segments_of(pairs: Sequence[Twin]) -> tuple[str, ...]:
 def _patched(
     target: LocalTarget, pairs: Sequence[Twin], choices: Sequence[Choice], store: Store, watcher: Watcher | None
 ) -> list[Arrays]:
+    again = back(choices)
+
     def work(item: tuple[str, list[Twin]]) -> list[Arrays]:
         plot, members = item
         numbers: list[tuple[str, float]] = []
         for twin in members:
-            base, other, values = mediate(target.model, twin, choices)
-            numbers += [("first", base), ("second", other)]
-            numbers += [(choice.label, value) for choice, value in zip(choices, values, strict=True)]
+            found = both_ways(target.model, twin, choices, again)
+            numbers += [("first", found.first), ("second", found.second)]
+            numbers += [(choice.label, value) for choice, value in zip(choices, found.removed, strict=True)]
+            numbers += [(choice.back_label, value) for choice, value in zip(again, found.restored, strict=True)]
         return [_arrays(target, "patching", plot, members, numbers=numbers)]
 
-    chosen = {"choices": digest_of([[c.label, [list(u) for u in c.units]] for c in choices])}
+    chosen = {
+        "choices": digest_of([[c.label, [list(u) for u in c.units]] for c in choices]),
+        "back": [c.label for c in again],
+    }
     return _units_of_work("patch", target, by_plot(pairs), chosen, work, store, watcher)
 
 
 def _mediated(records: Sequence[Arrays], choices: Sequence[Choice]) -> tuple[Mediation, ...]:
-    """The share of each choice; what was drawn several times is averaged per twin."""
-    draws: dict[tuple[Site, Rule, int], list[str]] = {}
+    """The shares of each choice; what was drawn several times is averaged per twin."""
+    draws: dict[tuple[Site, Rule, int], list[Choice]] = {}
     for choice in choices:
-        draws.setdefault((choice.site, choice.rule, choice.k), []).append(choice.label)
-    found = []
-    for (site, rule, k), labels in draws.items():
-        parts, wholes, plots = [], [], []
-        for record in records:
-            drawn = [[value for label, value in record.numbers if label == wanted] for wanted in labels]
-            for (plot, a, b), patched in zip(_pairs(record), zip(*drawn, strict=True), strict=True):
-                parts.append(a - sum(patched) / len(patched))
-                wholes.append(a - b)
-                plots.append(plot)
-        share = cluster_ratio(parts, wholes, plots)
-        found.append(Mediation(kind=site, choice=rule, k=k, draws=len(labels), share=share))
-    return tuple(found)
+        draws.setdefault((choice.site, choice.rule, choice.k), []).append(choice)
+    return tuple(
+        Mediation(
+            kind=site,
+            choice=rule,
+            k=k,
+            draws=len(members),
+            share=_share(records, [choice.label for choice in members], "first"),
+            restored=_share(records, [choice.back_label for choice in again], "second") if again else None,
+        )
+        for (site, rule, k), members in draws.items()
+        for again in [back(members)]
+    )
+
+
+def _share(records: Sequence[Arrays], labels: Sequence[str], cell: str) -> Quantity:
+    """By how much patching moves the decision in a cell towards the other, over how far they are apart."""
+    parts, wholes, plots = [], [], []
+    for record in records:
+        drawn = [[value for label, value in record.numbers if label == wanted] for wanted in labels]
+        for (plot, a, b), patched in zip(_pairs(record), zip(*drawn, strict=True), strict=True):
+            value = sum(patched) / len(patched)
+            parts.append(a - value if cell == "first" else value - b)
+            wholes.append(a - b)
+            plots.append(plot)
+    return cluster_ratio(parts, wholes, plots)
 
 
 def _pairs(record: Arrays) -> list[tuple[str, float, float]]:
