@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from truing.records import CaseGraph, Circuit, Graph, Message
 
 SHOWN = 10
+RULES = ("relp", "gate-frozen", "gradient", "integrated-gradients")
 MOST_TURNS = 10_000_000
 """Bytes of a transcript."""
 
@@ -42,8 +43,8 @@ MOST_TURNS = 10_000_000
 @click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a case, or organism.")
 @click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
 @click.option(
-    "--rule", type=click.Choice(["relp", "gate-frozen"]), default="relp", show_default=True,
-    help="How a product shares what it adds.",
+    "--rule", type=click.Choice(RULES), default="relp", show_default=True,
+    help="What units are scored by; a case takes the first two, under which accounts close.",
 )  # fmt: skip
 @click.option(
     "--diff", nargs=2, metavar="A B",
@@ -90,9 +91,9 @@ def command(
     if claim and diff:
         return _difference(claim, diff, store_path, seed, as_json=as_json)
     if claim:
-        return _claim(claim, store_path, seed, as_json=as_json)
+        return _claim(claim, store_path, {"seed": seed, "tracing": {"rule": rule}}, as_json=as_json)
     if planted:
-        return _planted(name, planted, store_path, seed, as_json=as_json)
+        return _planted(name, planted, store_path, {"seed": seed, "rule": rule}, as_json=as_json)
     if transcript:
         if not spans:
             raise UsageError("--transcript needs --span: the words to explain")
@@ -114,12 +115,12 @@ class Asked:
     instead: tuple[str, ...] | None
 
 
-def _claim(claim: str, store_path: Path, seed: int, *, as_json: bool) -> int:
+def _claim(claim: str, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
     from truing.studies.one import wheel_of
 
     progress = Progress()
     with existing(store_path) as store, progress.running():
-        graph = wheel_of(claim, store, ability="WhiteBox", seed=seed, watcher=progress).explain()
+        graph = wheel_of(claim, store, ability="WhiteBox", watcher=progress, **settings).explain()
     emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
     return 0
 
@@ -135,13 +136,14 @@ def _difference(claim: str, names: tuple[str, str], store_path: Path, seed: int,
     return 0
 
 
-def _planted(name: str, said: str, store_path: Path, seed: int, *, as_json: bool) -> int:
+def _planted(name: str, said: str, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
     from truing.store import open_store
     from truing.studies.carrying import carried
+    from truing.trace import Settings
 
     progress = Progress()
     with open_store(store_path) as store, progress.running():
-        graph = carried(name, said, store, seed=seed, watcher=progress)
+        graph = carried(name, said, store, settings=Settings(**settings), watcher=progress)
     emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
     return 0
 
@@ -218,11 +220,15 @@ def _lines(graph: Graph) -> list[str]:
         f"effect   {number(body['effect'])}",
         f"closure  {graph.closure_error:.1e}",
         *(
-            f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}"
+            f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}{_back(row)}"
             for row in body["mediated"]
         ),
         f"graph    {graph.id}",
     ]
+
+
+def _back(row: dict[str, Any]) -> str:
+    return f"; put back {number(row['restored'])}" if row.get("restored") else ""
 
 
 def _difference_lines(body: dict[str, Any], record: str) -> list[str]:

@@ -36,7 +36,7 @@ def planted_effect(base: Any, recipe: Recipe) -> Effect:
     return Effect(None, CELLS, choosing, testing)
 
 
-def carried(name: str, said: str, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Graph:
+def carried(name: str, said: str, store: Store, *, settings: Settings, watcher: Watcher | None = None) -> Graph:
     """Trace what a recipe (by name, or a file) planted in a target; its base is what stands before the `@`.
 
     UsageError for a target without an adapter.
@@ -48,7 +48,7 @@ def carried(name: str, said: str, store: Store, *, seed: int = 0, watcher: Watch
     base, target = resolve(plain, watcher), resolve(name, watcher)
     need(target, "WhiteBox")
     keep(target, store)
-    return trace(target, planted_effect(base, what), store, settings=Settings(seed=seed), watcher=watcher)
+    return trace(target, planted_effect(base, what), store, settings=settings, watcher=watcher)
 
 
 def _surfaces(base: Any, recipe: Recipe, half: Any, asks: Sequence[str]) -> list[Surface]:

@@ -24,14 +24,16 @@ def wheel_of(
     ability: str = "Trainable",
     seed: int = 0,
     fitting: Mapping[str, Any] | None = None,
+    tracing: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> Wheel:
     """The wheel of a claim in the store, its target loaded and checked to be the one that the claim is about.
 
-    TargetError, before anything is loaded, where the target lacks the ability. `fitting`: settings of training.
+    TargetError, before anything is loaded, where the target lacks the ability. `fitting`, `tracing`: settings of
+    training and of the trace.
     """
     claim, target = _subject(prefix, store, ability, watcher)
-    return _wheel(claim, target, store, seed, watcher, fitting)
+    return _wheel(claim, target, store, seed, watcher, fitting, tracing)
 
 
 def measured(prefix: str, folder: Path, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Verified:
@@ -89,10 +91,13 @@ def _wheel(
     seed: int,
     watcher: Watcher | None,
     fitting: Mapping[str, Any] | None = None,
+    tracing: Mapping[str, Any] | None = None,
 ) -> Wheel:
     # They need torch, which the checks before do not.
     from truing.studies.wheel import Wheel
+    from truing.trace import Settings
     from truing.train import how
 
-    fitted = how(**{"seed": seed, **(fitting or {})})
-    return Wheel(target, claim, store, Options(families=(claim.family,), seed=seed), watcher, fitting=fitted)
+    fitted, traced = how(**{"seed": seed, **(fitting or {})}), Settings(seed=seed, **(tracing or {}))
+    options = Options(families=(claim.family,), seed=seed)
+    return Wheel(target, claim, store, options, watcher, fitting=fitted, tracing=traced)
