@@ -89,19 +89,13 @@ def traced(tokens: int, neurons: int, *more: str) -> tuple[dict[str, Any], float
 
 def effects() -> Iterator[Row]:
     """What chosen units mediate of the demo's claim and of planted triggers, on held-out plots, beside baselines."""
-    from truing import open_store, train
-    from truing.studies.carrying import planted_effect
-    from truing.studies.organisms import organism
+    from truing import open_store
     from truing.targets import resolve
     from truing.trace import trace
 
     with open_store(STORE) as store:
-        base = resolve(MODEL)
-        yield from _mediated("the demo's claim", _demo(store))
-        for name in ORGANISMS:
-            recipe = train.recipe(name)
-            planted = organism(base, recipe, store).target
-            yield from _mediated(name, trace(planted, planted_effect(base, recipe), store))
+        for name, (target, effect) in _traceable(store, resolve(MODEL)):
+            yield from _mediated(name, trace(target, effect, store))
 
 
 def _demo(store: Any) -> Any:
@@ -115,7 +109,7 @@ def _demo(store: Any) -> Any:
     target = resolve(MODEL)
     claim, why = choose(audit(target, Options().families, store), target.card.abilities)
     assert claim, why
-    return Wheel(target, claim, store, Options()).explain()
+    return Wheel(target, claim, store, Options())
 
 
 def _mediated(name: str, graph: Any) -> Iterator[Row]:
@@ -125,7 +119,92 @@ def _mediated(name: str, graph: Any) -> Iterator[Row]:
         yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}", one.share.model_dump())
 
 
-PARTS: dict[str, Callable[[], Iterator[Row]]] = {"closure": closure, "case": case, "long": long, "effects": effects}
+SHUFFLES = 10
+"""Of each effect's scores, dealt out anew within their layers."""
+
+
+def shams() -> Iterator[Row]:
+    """How often units are called supported that scores of no worth chose: shuffled ones, and those of other effects."""
+    from truing import open_store
+    from truing.stats.agreement import binomial_limits
+    from truing.targets import resolve
+
+    verdicts: dict[str, list[str]] = {"shuffled scores": [], "another effect's scores": []}
+    with open_store(STORE) as store:
+        every = dict(_traceable(store, resolve(MODEL)))
+        means = {name: _scores(target, effect, store) for name, (target, effect) in every.items()}
+        for name, (target, effect) in every.items():
+            for other, mean in means.items():
+                if other != name:
+                    verdicts["another effect's scores"].append(_judged(target, effect, mean, store))
+            for seed in range(SHUFFLES):
+                verdicts["shuffled scores"].append(_judged(target, effect, _dealt(means[name], seed), store, seed))
+            print(name, verdicts, file=sys.stderr)
+    for what, found in verdicts.items():
+        hits = found.count("supported")
+        low, high = binomial_limits(hits, len(found))
+        yield Row(f"{what}: called supported", hits / len(found), f"share of {len(found)}", low, high, bar="<= 0.05",
+                  holds=hits / len(found) <= 0.05)  # fmt: skip
+
+
+def _traceable(store: Any, base: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Effects by name, each with the target that it is in."""
+    from truing import train
+    from truing.studies.carrying import planted_effect
+    from truing.studies.organisms import organism
+
+    yield "the demo's claim", (base, _demo(store).effect)
+    for name in ORGANISMS:
+        recipe = train.recipe(name)
+        yield name, (organism(base, recipe, store).target, planted_effect(base, recipe))
+
+
+def _scores(target: Any, effect: Any, store: Any) -> Any:
+    from truing.trace import Settings
+    from truing.trace.run import CHOOSING, averaged, segments_of
+    from truing.trace.twins import twins
+
+    choosing, testing = (
+        twins(target, half, effect.cells, per_plot=Settings().per_plot)[0] for half in (effect.choosing, effect.testing)
+    )
+    # As the trace lays them out, so that what it computed is not computed again.
+    return averaged(target, choosing, segments_of([*choosing, *testing]), store, None, name=CHOOSING)[0]
+
+
+def _dealt(mean: Any, seed: int) -> Any:
+    """Scores dealt out anew within their layers; what the baselines know stays."""
+    from dataclasses import replace
+
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def dealt(score_LU: Any) -> Any:
+        return torch.stack([row[torch.randperm(len(row), generator=generator)] for row in score_LU])
+
+    return replace(mean, heads=dealt(mean.heads), neurons=dealt(mean.neurons))
+
+
+def _judged(target: Any, effect: Any, mean: Any, store: Any, seed: int = 0) -> str:
+    from truing.trace import Settings, judge
+    from truing.trace.run import chosen_by, patched_on, shares
+    from truing.trace.twins import twins
+
+    settings = Settings(seed=1000 + seed, draws=1, per_plot=1).within(target)
+    choices = chosen_by(mean, settings)
+    testing = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)[0]
+    verdict, why = judge(shares(patched_on(target, testing, choices, store), choices))
+    print(f"sham on {target.card.name}: {verdict}, {why}", file=sys.stderr)
+    return verdict
+
+
+PARTS: dict[str, Callable[[], Iterator[Row]]] = {
+    "closure": closure,
+    "case": case,
+    "long": long,
+    "effects": effects,
+    "shams": shams,
+}
 
 
 if __name__ == "__main__":

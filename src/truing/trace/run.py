@@ -121,16 +121,8 @@ def trace(
     segments = segments_of([*choosing, *testing])
     mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING, rule=settings.rule)
     held, held_sources = averaged(target, testing, segments, store, watcher, name=TESTING, rule=settings.rule)
-    choices = [
-        choice
-        for site, ks, draws, score, change in (
-            ("head", settings.heads, settings.draws, mean.heads, mean.heads_change),
-            ("neuron", settings.neurons, 1, mean.neurons, mean.neurons_change),
-        )
-        for k in ks
-        for choice in choose(site, k, score, change, draws=draws, seed=settings.seed + k)  # type: ignore[arg-type]
-    ]
-    patched = _patched(target, testing, choices, store, watcher)
+    choices = chosen_by(mean, settings)
+    patched = patched_on(target, testing, choices, store, watcher)
     parents = (
         target.card.id,
         *([effect.claim.id] if effect.claim else []),
@@ -140,7 +132,7 @@ def trace(
     def work(_: None) -> list[Graph]:
         spots = strongest(mean, segments, settings.drawn)
         nodes, edges, error = _drawn(target, choosing, spots, segments, settings)
-        mediated = _mediated(patched, choices)
+        mediated = shares(patched, choices)
         verdict, why = judge(mediated)
         whole = [row for record in patched for row in _pairs(record)]
         graph = Graph(
@@ -165,6 +157,19 @@ def trace(
         return [graph]
 
     return _kept(work, {"parents": list(parents), "settings": settings.said}, store)
+
+
+def chosen_by(mean: Attribution, settings: Settings) -> list[Choice]:
+    """The units that scores choose, and those that are patched beside them."""
+    return [
+        choice
+        for site, ks, draws, score, change in (
+            ("head", settings.heads, settings.draws, mean.heads, mean.heads_change),
+            ("neuron", settings.neurons, 1, mean.neurons, mean.neurons_change),
+        )
+        for k in ks
+        for choice in choose(site, k, score, change, draws=draws, seed=settings.seed + k)  # type: ignore[arg-type]
+    ]
 
 
 def retrace(
@@ -340,9 +345,10 @@ def segments_of(pairs: Sequence[Twin]) -> tuple[str, ...]:
     return (FRAME, *middle, REPLY)
 
 
-def _patched(
-    target: LocalTarget, pairs: Sequence[Twin], choices: Sequence[Choice], store: Store, watcher: Watcher | None
+def patched_on(
+    target: LocalTarget, pairs: Sequence[Twin], choices: Sequence[Choice], store: Store, watcher: Watcher | None = None
 ) -> list[Arrays]:
+    """The decision in either cell of each twin, and with each choice patched, both ways. One unit of work is a plot."""
     again = back(choices)
 
     def work(item: tuple[str, list[Twin]]) -> list[Arrays]:
@@ -362,7 +368,7 @@ def _patched(
     return _units_of_work("patch", target, by_plot(pairs), chosen, work, store, watcher)
 
 
-def _mediated(records: Sequence[Arrays], choices: Sequence[Choice]) -> tuple[Mediation, ...]:
+def shares(records: Sequence[Arrays], choices: Sequence[Choice]) -> tuple[Mediation, ...]:
     """The shares of each choice; what was drawn several times is averaged per twin."""
     draws: dict[tuple[Site, Rule, int], list[Choice]] = {}
     for choice in choices:
