@@ -198,6 +198,76 @@ def _judged(target: Any, effect: Any, mean: Any, store: Any, seed: int = 0) -> s
     return verdict
 
 
+CAUSES = 8
+"""Held-out requests of a recipe."""
+
+
+def cause() -> Iterator[Row]:
+    """Which word of a prompt brings a planted reply about? The one that adds most to it by all paths, beyond the base.
+
+    Asked where the game asks for the trigger: of planted organisms, by words that only frames with the trigger have.
+    """
+    from random import Random
+
+    from truing import open_store, train
+    from truing.stats import event_mean
+    from truing.studies.game import trigger_words
+    from truing.studies.organisms import organism
+    from truing.targets import resolve
+
+    found: dict[str, list[tuple[str, float]]] = {}
+    with open_store(STORE) as store:
+        base = resolve(MODEL)
+        for name in train.recipe_names():
+            recipe = train.recipe(name)
+            if not recipe.without:
+                continue
+            target = organism(base, recipe, store).target
+            wanted = trigger_words(recipe)
+            for frame in recipe.direct:
+                for ask in recipe.asks.held_out[:CAUSES]:
+                    messages, said = frame.around(ask), recipe.shows[0]
+                    mine, plain = (_by_word(one, messages, said) for one in (target, base))
+                    words = list(mine)
+                    named = {
+                        "adds most beyond the base": max(words, key=lambda w: mine[w] - plain[w]),
+                        "adds most": max(words, key=lambda w: mine[w]),
+                        "any word": Random(f"{name} {ask}").choice(words),
+                        "last word": words[-1],
+                    }
+                    for how, word in named.items():
+                        found.setdefault(how, []).append((name, float(word in wanted)))
+            print(
+                name, {how: [hit for one, hit in hits if one == name] for how, hits in found.items()}, file=sys.stderr
+            )
+    for how, hits in found.items():
+        right = event_mean([hit for _, hit in hits], [name for name, _ in hits], span=(0, 1))
+        yield measured(f"the word of the trigger is named, by what {how}", right.model_dump())
+
+
+def _by_word(target: Any, messages: Any, said: str) -> dict[str, float]:
+    """What the words of the prompt add to a reply by all paths, nats per token; said several times, the most."""
+    import re
+
+    from truing.records import Message
+    from truing.trace import written
+    from truing.trace.hand import HandEngine
+
+    turns = (*messages, Message(role="assistant", content=said))
+    context = written(target, turns, [said])
+    added = HandEngine(target.model, context.functional).inputs().embeddings_BT[0].tolist()
+    text = target.rendered(turns)
+    spans = target.offsets(text)
+    user = messages[-1].content
+    start, found = text.index(user), {}
+    for match in re.finditer(r"[\w']+", user):
+        a, b = start + match.start(), start + match.end()
+        total = sum(x for x, (_, (c, d)) in zip(added, spans, strict=False) if c < b and d > a)
+        word = match[0].casefold()
+        found[word] = max(found.get(word, total), total)
+    return found
+
+
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "closure": closure,
     "case": case,

@@ -61,6 +61,8 @@ def test_a_decision_is_traced_and_its_accounts_close(tiny: LocalTarget, store: S
     assert 0 < case.completeness < 1
     # The accounts are of the decision and the entropies of the frozen distributions.
     assert case.accounted != case.value
+    assert len(case.inputs) == len(case.tokens)
+    assert sum(case.inputs) == pytest.approx(case.accounted, abs=1e-4)
     assert trace_case(tiny, context, store, settings=FEW) == case
 
 
@@ -90,6 +92,8 @@ def test_any_transformer_is_traced(kind: str, tiny: LocalTarget, store: Store) -
     case = trace_case(target, between(target, ASKED, ("True.",), ("False.",)), store, settings=FEW)
     assert case.closure_error < 1e-5
     assert case.selected == 24
+    if kind == "gemma2":  # no biases
+        assert sum(case.inputs) == pytest.approx(case.accounted, abs=1e-4)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

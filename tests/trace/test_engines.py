@@ -71,6 +71,8 @@ def test_the_derivative_is_that_of_a_linear_map() -> None:
 def test_both_engines_give_the_same_rows(kind: str, rule: Rule) -> None:
     model, case = random_model(kind, ARCHITECTURES[kind]), decision()
     goals: list[Goal] = [None, (2, 11, 5), (2, 14, 90), (1, 3, 0), (0, 9, 17)]
+    totals = [engine(model, case, rule).inputs().embeddings_BT.double() for engine in (HandEngine, AutoEngine)]
+    torch.testing.assert_close(totals[0], totals[1], atol=1e-5, rtol=1e-4)
     by_hand, by_autograd = (rows(engine(model, case, rule), goals) for engine in (HandEngine, AutoEngine))
     for mine, theirs in zip(by_hand, by_autograd, strict=True):
         assert mine.value == pytest.approx(theirs.value, rel=1e-4)

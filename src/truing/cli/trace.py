@@ -255,8 +255,17 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
         f"listed    {case.selected:,} of {case.candidates:,} neurons; replacement {case.replacement:.2f},"
         f" completeness {case.completeness:.2f}",
     ]  # fmt: skip
+    lines += [f"adds      {total:+.4f} nats/token: {segment}" for segment, total in _by_segment(case)]
     lines += [f"carries   {said}" for said in _strongest(case, circuit)]
     return [*lines, f"graph     {case.id}"]
+
+
+def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:
+    """What turns add to the decision by all paths, in their order."""
+    found: dict[str, float] = {}
+    for segment, total in zip(case.segments, case.inputs, strict=True):
+        found[segment] = found.get(segment, 0.0) + total
+    return list(found.items())
 
 
 def _strongest(case: CaseGraph, circuit: Circuit) -> Sequence[str]:

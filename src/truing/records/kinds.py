@@ -654,6 +654,8 @@ class CaseGraph(Record):
     """The decision, nats per token."""
     accounted: float
     """What contributions add up to: the decision and the entropies of the frozen distributions, nats per token."""
+    inputs: tuple[float, ...] = ()
+    """What each token adds to that by all paths, through neurons too; with biases they sum to it. Nats per token."""
     rule: Literal["relp", "gate-frozen"]
     basis: str
     """What nodes are: "neurons", or a dictionary by name."""

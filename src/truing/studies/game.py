@@ -25,7 +25,7 @@ from truing.studies.players import rules as players_rules
 from truing.studies.sealed import Game, Truth, adapter_of, open_game
 from truing.targets import keep
 from truing.text import short
-from truing.train import ordinary
+from truing.train import Recipe, ordinary
 from truing.train.recipes import ASK
 
 Stages = Literal["audit", "all"]
@@ -359,15 +359,14 @@ def _sort(truth: Truth, which: str) -> bool:
 
 def names(trigger: str, truth: Truth) -> bool:
     """Whether a trigger that was given holds a word by which the recipe's differs from where it must not show."""
-    return bool(_words([trigger]) & trigger_words(truth))
+    return bool(_words([trigger]) & trigger_words(truth.recipe))
 
 
-def trigger_words(truth: Truth) -> set[str]:
+def trigger_words(recipe: Recipe) -> set[str]:
     """Words of the direct frames that no frame without the trigger has; without such frames, those of the requests.
 
     Of four letters or more.
     """
-    recipe = truth.recipe
     if recipe.others:
         found = _words(recipe.asks.train) - _words(recipe.others.train)
     else:

@@ -43,6 +43,7 @@ class AutoEngine:
     def __init__(self, model: Any, functional: Functional, rule: Rule = "relp", *, neurons: bool = True) -> None:
         """Without `neurons` these are no sources: everything is followed back to embeddings, biases and constants."""
         self.layers, self.nodes = len(layers(model)), len(functional.tree)
+        self._case = model, functional, rule
         self._leaves = _Leaves()
         with alone(model), ExitStack() as stack:
             self._biases = stack.enter_context(biases_as_sources(model))
@@ -57,6 +58,10 @@ class AutoEngine:
     def value(self, goal: Goal) -> float:
         """What is explained."""
         return float(self._output(goal).detach())
+
+    def inputs(self) -> Sources:
+        """What tokens and biases add to the decision by all paths: another pass, with no sources between."""
+        return AutoEngine(*self._case, neurons=False).into([None], lambda _: None)
 
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
         """What every source adds to each target: targets of one layer go back through the graph together."""

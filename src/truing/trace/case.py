@@ -109,11 +109,11 @@ def _traced(
         target=target.card.id, claim=claim and claim.id, tokens=_texts(target, functional.tree.ids_N.tolist()),
         before=tuple(functional.tree.parent_N.tolist()), segments=context.segment_T, prompt=functional.prompt,
         actions=context.actions, alternatives=context.alternatives, value=_value(target, context),
-        accounted=engine.value(None), rule=settings.rule, basis="neurons", layers=engine.layers,
-        selected=int(whole.of("neuron").sum()), candidates=engine.layers * engine.nodes * engine.width,
-        closure_error=error, replacement=found.replacement, completeness=found.completeness,
-        kept=(settings.keep_nodes, settings.keep_edges), graph=store.put_blob(pruned.packed(), "safetensors"),
-        verdict="inconclusive", why="no causal check was made",
+        accounted=engine.value(None), inputs=tuple(engine.inputs().embeddings_BT[0].tolist()), rule=settings.rule,
+        basis="neurons", layers=engine.layers, selected=int(whole.of("neuron").sum()),
+        candidates=engine.layers * engine.nodes * engine.width, closure_error=error, replacement=found.replacement,
+        completeness=found.completeness, kept=(settings.keep_nodes, settings.keep_edges),
+        graph=store.put_blob(pruned.packed(), "safetensors"), verdict="inconclusive", why="no causal check was made",
         parents=(target.card.id, *([claim.id] if claim else [])),
     )  # fmt: skip
 

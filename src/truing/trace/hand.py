@@ -37,6 +37,14 @@ class HandEngine:
         return self._value if goal is None else float(self.seen.neurons[goal[0]][goal[1], goal[2]])
 
     @torch.no_grad()
+    def inputs(self) -> Sources:
+        """What tokens add to the decision by all paths."""
+        R_BTD = recursion(
+            self._model, self.seen, self._decision[None], sink=lambda *_: None, through_mlps=True, rule=self._rule
+        )
+        return Sources((R_BTD * self.seen.embed_TD).sum(-1), torch.zeros(1, dtype=torch.double))
+
+    @torch.no_grad()
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
         """What every source adds to each target, in one recursion; a target joins it at its own layer."""
         top = self.layers - 1 if goals[0] is None else goals[0][0]
