@@ -274,6 +274,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "long": long,
     "effects": effects,
     "shams": shams,
+    "cause": cause,
 }
 
 
