@@ -128,7 +128,8 @@ def _columns(drawn: Drawn, cells: dict[Cell, list[int]]) -> tuple[tuple[Column, 
     most: dict[int, int] = {}
     for (position, _), nodes in cells.items():
         most[position] = max(most.get(position, 0), _across(len(nodes)))
-    left, last, found = LEFT + max(GUTTER, most.get(EVERYWHERE, 0) * PITCH + 10), -1, []
+    left, last = LEFT + max(GUTTER, most.get(EVERYWHERE, 0) * PITCH + 10), -1
+    found: list[Column] = []
     case = drawn.case
     for position in drawn.columns:
         skipped = position - last - 1
