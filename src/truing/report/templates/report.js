@@ -248,7 +248,8 @@ function follow(root) {
   part("[data-clear]").addEventListener("click", () => choose(null));
   slider.addEventListener("input", limit);
   part(".tools").hidden = part(".panel").hidden = false;
-  part(".canvas").scrollLeft = part(".canvas").scrollWidth;  // the decision stands above the end
+  const canvas = part(".canvas");  // the decision is in sight
+  canvas.scrollLeft = nodes.at(-1).dataset.x / part("svg.network").viewBox.baseVal.width * canvas.scrollWidth - canvas.clientWidth / 2;
   choose(null);
   limit();
 }
