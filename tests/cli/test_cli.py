@@ -126,7 +126,7 @@ def test_a_file_in_the_way_of_an_output_is_named(
 def test_what_the_system_refuses_is_one_line_and_exit_code_4(
     stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **more: object) -> None:
         raise OSError(28, "No space left on device", "x")
 
     monkeypatch.setattr("truing.report.overview", full)

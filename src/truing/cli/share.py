@@ -88,10 +88,10 @@ def pack(
 
 
 def _all_there_is(store: Store) -> list[str]:
-    """The latest loop; without one every claim, graph, finished training and measurement."""
+    """The latest loop; without one every claim, graph, case, finished training and measurement."""
     if loop := store.latest("loop"):
         return [loop.id]
-    made = [record for kind in ("claim", "graph", "training", "measurement") for record in store.of_kind(kind)]
+    made = [record for kind in ("claim", "graph", "case", "training", "measurement") for record in store.of_kind(kind)]
     return [record.id for record in made if not isinstance(record, Training) or record.finished]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from truing.records import Claim, Design, Graph, Loop, Measurement, Pairs, Record, Spec, Target, Training
+from truing.records import CaseGraph, Claim, Design, Graph, Loop, Measurement, Pairs, Record, Spec, Target, Training
 from truing.report.claims import called
 from truing.report.pool import Pool, short
 
-NAMED = (Loop, Target, Spec, Design, Claim, Graph, Pairs, Training, Measurement)
+NAMED = (Loop, Target, Spec, Design, Claim, Graph, CaseGraph, Pairs, Training, Measurement)
 """Kinds that are listed one by one; of the others there are too many."""
 
 
@@ -40,8 +40,9 @@ def view(pool: Pool) -> EvidenceView:
         for record in pool.by_id.values()
         if isinstance(record, kind)
     )
-    tokens = sum(getattr(record, "tokens", 0) for record in pool.by_id.values())
-    return EvidenceView(tuple(pool.counts()), len(pool.by_id), entries, tuple(map(short, pool.absent())), tokens)
+    # The tokens of a case are texts, not a count.
+    spent = (getattr(record, "tokens", 0) for record in pool.by_id.values() if not isinstance(record, CaseGraph))
+    return EvidenceView(tuple(pool.counts()), len(pool.by_id), entries, tuple(map(short, pool.absent())), sum(spent))
 
 
 def _about(record: Record) -> str:
@@ -61,6 +62,8 @@ def _size(record: Record) -> str:
     match record:
         case Graph():
             return f"{len(record.nodes)} nodes, {len(record.edges)} edges"
+        case CaseGraph():
+            return f"{len(record.tokens)} tokens, {record.selected} neurons: {record.verdict}"
         case Pairs():
             return f"{len(record.pairs)} pairs"
     return ""

@@ -13,7 +13,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from truing.records import Answer, Claim, Gate, Graph, Grid, Loop, Measurement, Record, Target, Training
-from truing.report import claims, evidence, gate, graph, grid, measurements, pressure, result, training, unmeasured
+from truing.report import (
+    case,
+    claims,
+    evidence,
+    gate,
+    graph,
+    grid,
+    measurements,
+    pressure,
+    result,
+    training,
+    unmeasured,
+)
+from truing.report.case import Blobs
 from truing.report.numbers import number
 from truing.report.pool import Pool, short
 from truing.report.text import visible
@@ -32,8 +45,11 @@ class Subject:
     carried: str | None
 
 
-def page(loop: Loop, records: Sequence[Record], *, title: str | None = None) -> str:
-    """One self-contained HTML file about a loop. `records` are its ancestors; what is missing is named in the page."""
+def page(loop: Loop, records: Sequence[Record], *, title: str | None = None, blobs: Blobs | None = None) -> str:
+    """One self-contained HTML file about a loop. `records` are its ancestors; what is missing is named in the page.
+
+    `blobs` gives the files that records name; without it, graphs of cases are not drawn, and the page says so.
+    """
     pool = Pool.of([*records, loop])
     pictures = [("What carries the effect", loop.graph), ("The same units after the fix", loop.fixed_graph)]
     graphs = [(heading, pool.get(Graph, one)) for heading, one in pictures]
@@ -44,11 +60,11 @@ def page(loop: Loop, records: Sequence[Record], *, title: str | None = None) -> 
         carried=loop.claim,
     )  # fmt: skip
     name = subject.targets[0].name if subject.targets else f"target {short(loop.target)}"
-    return _render(pool, subject, loop, title or f"Truing report: {name}")
+    return _render(pool, subject, loop, blobs, title or f"Truing report: {name}")
 
 
-def overview(records: Sequence[Record], *, title: str = "Truing report") -> str:
-    """One self-contained HTML file about records without a loop."""
+def overview(records: Sequence[Record], *, title: str = "Truing report", blobs: Blobs | None = None) -> str:
+    """One self-contained HTML file about records without a loop. `blobs`: as above."""
     pool = Pool.of(records)
     subject = Subject(
         targets=sorted(pool.all(Target), key=lambda target: (target.name, target.id)),
@@ -56,12 +72,13 @@ def overview(records: Sequence[Record], *, title: str = "Truing report") -> str:
         graphs=[(f"Graph {short(one.id)}", one) for one in pool.all(Graph)],
         scale=None, runs=training.runs(pool), carried=None,
     )  # fmt: skip
-    return _render(pool, subject, None, title)
+    return _render(pool, subject, None, blobs, title)
 
 
-def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
+def _render(pool: Pool, subject: Subject, loop: Loop | None, blobs: Blobs | None, title: str) -> str:
     shown = {claim.id for claim in subject.claims}
     others = [claim for claim in pool.all(Claim) if claim.id not in shown]
+    cases, more_cases = case.views(pool, blobs)
     css, script = _asset("report.css"), _asset("report.js")
     return _environment().get_template("page.html").render(
         title=title, css=css, script=script, css_hash=_hash(css), script_hash=_hash(script), turn=loop,
@@ -80,7 +97,7 @@ def _render(pool: Pool, subject: Subject, loop: Loop | None, title: str) -> str:
         gate=result.quantity(loop.gate) if loop and not loop.judged else "",
         measurements=[measurements.view(one, pool) for one in pool.all(Measurement)],
         gates=[gate.view(one, pool) for one in pool.all(Gate)], games=_games(pool),
-        gaps=unmeasured.gaps(pool), evidence=evidence.view(pool), short=short,
+        cases=cases, more_cases=more_cases, gaps=unmeasured.gaps(pool), evidence=evidence.view(pool), short=short,
     )  # fmt: skip
 
 

@@ -221,6 +221,12 @@ class Store:
         """Where a file is, by its Blob or its digest. StoreError if it is missing or its content damaged."""
         return self._blobs.path(blob)
 
+    def blob_bytes(self, blob: Blob | str) -> bytes:
+        """The content of a file; errors as above."""
+        path = self.blob_path(blob)
+        with spoken(self.path):
+            return path.read_bytes()
+
     def blobs_of(self, record: Record) -> list[Blob]:
         """The files that a record names, each once, in the order of its fields."""
         return list(dict.fromkeys(blobs_in(record)))

@@ -307,5 +307,5 @@ def proof(record: Gate, store: Store) -> Proof:
     wanted = {record.before, record.after, record.control}
     cards = [one for one in records if isinstance(one, Target) and one.id in wanted]
     along = [card.adapter for card in cards if card.adapter]
-    html = overview(records, title=f"Truing gate: {record.behaviour}")
+    html = overview(records, title=f"Truing gate: {record.behaviour}", blobs=store.blob_bytes)
     return prove(record, records, html, store, along=along, subject=f"{record.verdict}: {record.why}")

@@ -142,7 +142,8 @@ def _finish(
     store.add(record)
     records = store.closure([record.id])
     along = [] if training is None else [training.state]
-    proof = prove(record, records, page(record, records), store, along=along, subject=record.why)
+    html = page(record, records, blobs=store.blob_bytes)
+    proof = prove(record, records, html, store, along=along, subject=record.why)
     if training is not None:
         from truing import train
 
