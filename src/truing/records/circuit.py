@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from truing.errors import RecordError
+
+if TYPE_CHECKING:  # a check of a signature needs no arrays, and loads none
+    import numpy as np
+    from numpy.typing import NDArray
 
 NodeKind = Literal["embedding", "bias", "neuron", "remainder", "decision"]
 NODE_KINDS: tuple[NodeKind, ...] = ("embedding", "bias", "neuron", "remainder", "decision")
@@ -25,8 +26,8 @@ what is explained."""
 EVERYWHERE = -1
 """Position of a node that has none, and layer of one that is in none."""
 _TYPES = {
-    "kind_N": np.int8, "layer_N": np.int32, "position_N": np.int32, "index_N": np.int32, "value_N": np.float32,
-    "influence_N": np.float32, "source_E": np.int32, "target_E": np.int32, "weight_E": np.float32,
+    "kind_N": "int8", "layer_N": "int32", "position_N": "int32", "index_N": "int32", "value_N": "float32",
+    "influence_N": "float32", "source_E": "int32", "target_E": "int32", "weight_E": "float32",
 }  # fmt: skip
 MOST = 50_000_000
 """Nodes or edges; a file that says more is refused."""
@@ -53,21 +54,24 @@ class Circuit:
     weight_E: NDArray[np.float32]
 
     def __post_init__(self) -> None:
+        import numpy as np
+
         arrays = {name: getattr(self, name) for name in _TYPES}
         for name, array in arrays.items():
-            if array.dtype != _TYPES[name] or array.ndim != 1:
-                raise RecordError(f"{name} of a graph is {array.ndim}-dimensional {array.dtype}; it must be a list of"
-                                  f" {np.dtype(_TYPES[name]).name}")  # fmt: skip
+            if array.dtype.name != _TYPES[name] or array.ndim != 1:
+                raise RecordError(f"{name} of a graph is {array.ndim}-dimensional {array.dtype.name}; it must be a list"
+                                  f" of {_TYPES[name]}")  # fmt: skip
         for end in "NE":
             lengths = {name: len(array) for name, array in arrays.items() if name.endswith(f"_{end}")}
             if len(set(lengths.values())) > 1 or max(lengths.values()) > MOST:
                 raise RecordError(f"the arrays of a graph do not fit each other: {lengths}")
-        if not np.isfinite(self.value_N).all() or not np.isfinite(self.weight_E).all():
-            raise RecordError("a graph holds values or weights that are not finite")
-        if len(self.kind_N) and not 0 <= self.kind_N.min() <= self.kind_N.max() < len(NODE_KINDS):
+        if not all(np.isfinite(array).all() for array in (self.value_N, self.influence_N, self.weight_E)):
+            raise RecordError("a graph holds values, influences or weights that are not finite")
+        decisions = (self.kind_N == NODE_KINDS.index("decision")).nonzero()[0].tolist()
+        if decisions != [len(self) - 1]:
+            raise RecordError(f"a graph has one decision, which is its last node; this one has {len(decisions)}")
+        if not 0 <= self.kind_N.min() <= self.kind_N.max() < len(NODE_KINDS):
             raise RecordError(f"a graph holds a node of unknown kind {int(self.kind_N.max())}; known: 0 to 4")
-        if (self.kind_N == NODE_KINDS.index("decision")).sum() != 1 or self.kind_N[-1] != NODE_KINDS.index("decision"):
-            raise RecordError("a graph has one decision, which is its last node")
         if len(self.source_E) and not (
             self.source_E.min() >= 0 and self.target_E.max() < len(self) and (self.source_E < self.target_E).all()
         ):
@@ -78,7 +82,8 @@ class Circuit:
 
     def of(self, kind: NodeKind) -> NDArray[np.bool_]:
         """Which nodes are of a kind, shape (N,)."""
-        return np.equal(self.kind_N, NODE_KINDS.index(kind))
+        found: NDArray[np.bool_] = self.kind_N == NODE_KINDS.index(kind)
+        return found
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -95,6 +100,7 @@ class Circuit:
 
     def packed(self) -> bytes:
         """The arrays as a safetensors file."""
+        import numpy as np
         from safetensors.numpy import save
 
         packed: bytes = save({name: np.ascontiguousarray(getattr(self, name)) for name in _TYPES})

@@ -46,6 +46,8 @@ def influence(circuit: Circuit) -> Floats:
     found = np.zeros(len(circuit))
     found[-1] = 1.0
     share_E = normalized(circuit)
+    if not len(share_E):
+        return found
     order = np.argsort(-circuit.target_E, kind="stable")
     targets, starts = np.unique(-circuit.target_E[order], return_index=True)
     for target, start, stop in zip(-targets, starts, [*starts[1:], len(order)], strict=True):
