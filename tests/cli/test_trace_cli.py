@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 from truing.cli.trace import command
 from truing.errors import TruingError, UsageError
 from truing.records import CaseGraph
+from truing.share.graphs import from_neuronpedia, read_case
 from truing.store import open_store
 
 ASKED = ["--prompt", "The sky is green. Is the sky green?", "--target", "local/tiny", "--neurons", "8"]
@@ -39,6 +40,24 @@ def test_one_decision_is_traced_and_called_an_illustration(tmp_path: Path) -> No
         case = opened.get(body["id"])
         assert isinstance(case, CaseGraph)
         assert opened.blob_path(case.graph).exists()
+
+
+@pytest.mark.parametrize("what", ["truing", "neuronpedia"])
+def test_a_graph_is_exported_and_comes_back(what: str, tmp_path: Path) -> None:
+    out = tmp_path / "graph.json"
+    asked = [*ASKED, "--action", "True.", "--instead", "False.", "--store", str(tmp_path / "store")]
+    body = json.loads(run(*asked, "--export", what, "--out", str(out), "--json").stdout)
+    if what == "truing":
+        assert read_case(out).case.id == body["id"]
+        assert len(body["files"]) == 2
+    else:
+        found = from_neuronpedia(out.read_bytes())
+        assert int(found.circuit.of("neuron").sum()) > 0
+        assert body["files"] == [str(out)]
+    with pytest.raises(UsageError, match="for the graph of one case"):
+        run("3fa9", "--export", what)
+    with pytest.raises(TruingError, match="is a file"):
+        run(*asked, "--export", what, "--out", str(out / "graph.json"))
 
 
 def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import click
 
 from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
 from truing.errors import UsageError
+from truing.files import check_folder
 
 if TYPE_CHECKING:
-    from truing.records import CaseGraph, Circuit, Graph, Message
+    from truing.records import CaseGraph, Circuit, Graph, Message, Target
 
 SHOWN = 10
 RULES = ("relp", "gate-frozen", "gradient", "integrated-gradients")
@@ -54,6 +55,13 @@ MOST_TURNS = 10_000_000
     "--planted", metavar="RECIPE",
     help="Trace what carries a planted behaviour in --target, an organism: a recipe by name, or its file.",
 )  # fmt: skip
+@click.option(
+    "--export", type=click.Choice(["truing", "neuronpedia"]),
+    help="Write a case's graph to --out: as a pair of files, or for Neuronpedia and circuit-tracer.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("graph.json"), show_default=True, help="For --export."
+)
 @seed_option
 @store_option
 @json_option
@@ -70,6 +78,8 @@ def command(
     rule: str,
     diff: tuple[str, str] | None,
     planted: str | None,
+    export: str | None,
+    out: Path,
     seed: int,
     store_path: Path,
     as_json: bool,
@@ -88,6 +98,10 @@ def command(
     _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
     if diff and not claim:
         raise UsageError("--diff compares over the cases of a claim; give one")
+    if export and (claim or planted):
+        raise UsageError("--export is for the graph of one case; give --prompt or --transcript")
+    if export:
+        check_folder(out.absolute().parent)
     if claim and diff:
         return _difference(claim, diff, store_path, seed, as_json=as_json)
     if claim:
@@ -103,7 +117,8 @@ def command(
             raise UsageError("--prompt needs --action and --instead: the replies that are decided between")
         messages = _asked(system, prompt or "")
     told = Asked(messages, spans if transcript else actions, None if transcript else instead)
-    return _case(name, told, store_path, {"neurons": neurons, "rule": rule, "seed": seed}, as_json=as_json)
+    wanted = (export, out) if export else None
+    return _case(name, told, store_path, {"neurons": neurons, "rule": rule, "seed": seed}, wanted, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +163,16 @@ def _planted(name: str, said: str, store_path: Path, settings: dict[str, Any], *
     return 0
 
 
-def _case(name: str, asked: Asked, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
+def _case(
+    name: str,
+    asked: Asked,
+    store_path: Path,
+    settings: dict[str, Any],
+    export: tuple[str, Path] | None,
+    *,
+    as_json: bool,
+) -> int:
+    from truing.records import circuit_of
     from truing.store import open_store
     from truing.targets import need, resolve
     from truing.targets.local import LocalTarget
@@ -165,9 +189,24 @@ def _case(name: str, asked: Asked, store_path: Path, settings: dict[str, Any], *
         else:
             context = between(target, asked.messages, asked.actions, asked.instead)
         case = trace_case(target, context, store, settings=CaseSettings(**settings), watcher=progress)
-        circuit = _circuit(store.blob_path(case.graph))
-    emit(case.plain()["body"] | {"id": case.id}, as_json=as_json, lines=_case_lines(case, circuit))
+        data = store.blob_bytes(case.graph)
+    circuit = circuit_of(case, data)
+    files = _exported(case, target.card, data, *export) if export else ()
+    said = {"files": [str(file) for file in files]} if export else {}
+    lines = [*_case_lines(case, circuit), *(f"wrote     {file}" for file in files)]
+    emit(case.plain()["body"] | {"id": case.id} | said, as_json=as_json, lines=lines)
     return 0
+
+
+def _exported(case: CaseGraph, card: Target, data: bytes, what: str, out: Path) -> tuple[Path, ...]:
+    """Write a graph, and give the files."""
+    from truing.records import circuit_of
+    from truing.share.graphs import write_case, write_neuronpedia
+
+    if what == "truing":
+        return write_case(out, case, card, data)
+    write_neuronpedia(out, case, circuit_of(case, data))
+    return (out,)
 
 
 def _check_one(said: dict[str, object]) -> None:
@@ -205,12 +244,6 @@ def _turns(path: Path) -> tuple[Message, ...]:
     if not turns:
         raise UsageError(f"the transcript {path} has no turns")
     return turns
-
-
-def _circuit(path: Path) -> Circuit:
-    from truing.records import Circuit
-
-    return Circuit.unpacked(path.read_bytes())
 
 
 def _lines(graph: Graph) -> list[str]:
