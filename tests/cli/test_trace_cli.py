@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("torch")
 
 from truing.cli.trace import command
-from truing.errors import TruingError, UsageError
+from truing.errors import TargetError, TruingError, UsageError
 from truing.records import CaseGraph
 from truing.share.graphs import from_neuronpedia, read_case
 from truing.store import open_store
@@ -34,6 +34,8 @@ def test_one_decision_is_traced_and_called_an_illustration(tmp_path: Path) -> No
     assert "illustration: one case, no interval" in said.stdout
     assert "accounting, not faithfulness" in said.stdout
     assert "of the influence: neuron" in said.stdout
+    assert "attribution and exact effect, Pearson (zero)" in said.stdout
+    assert "nats/token: 1 user" in said.stdout
     body = json.loads(run(*ASKED, "--action", "True.", "--instead", "False.", "--store", store, "--json").stdout)
     assert body["closure_error"] < 1e-5
     with open_store(Path(store), mode="read") as opened:
@@ -58,6 +60,23 @@ def test_a_graph_is_exported_and_comes_back(what: str, tmp_path: Path) -> None:
         run("3fa9", "--export", what)
     with pytest.raises(TruingError, match="is a file"):
         run(*asked, "--export", what, "--out", str(out / "graph.json"))
+
+
+def test_a_case_is_checked_with_a_twin_and_in_other_words(tmp_path: Path) -> None:
+    asked = [*ASKED, "--action", "True.", "--instead", "False.", "--store", str(tmp_path / "store"), "--json"]
+    twin = ["--against", "The sky is black. Is the sky green?"]
+    body = json.loads(run(*asked, *twin, "--paraphrase", "They say the sky is green. Is it?", "--full").stdout)
+    names = {check["name"] for check in body["checks"]}
+    assert "decision with all neurons ablated (counterfactual)" in names
+    assert any("over paraphrases" in name for name in names)
+    (exact,) = (c for c in body["checks"] if c["name"] == "attribution and exact effect, Pearson (zero)")
+    assert exact["quantity"]["n"] == 8
+    bare = json.loads(run(*asked, "--no-check").stdout)
+    assert (bare["checks"], bare["curves"], bare["verdict"]) == ([], [], "inconclusive")
+    with pytest.raises(TargetError, match="does not align"):
+        run(*asked, "--against", "Short.")
+    with pytest.raises(UsageError, match="other prompts"):
+        run("--transcript", "x.json", "--span", "y", "--against", "z", "--store", str(tmp_path / "store"))
 
 
 def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def lost(engine: Engine) -> float:
 def worst(kind: str, rule: Rule) -> float:
     """The largest closure error: of the decision, and of every node of a graph, whole and pruned."""
     model, case = shaken(kind), decision()
-    found = lost(AutoEngine(model, case, rule, neurons=False))
+    found = lost(AutoEngine(model, case, rule, neurons="passed"))
     if kind in ROUTED:
         return found
     engine = AutoEngine(model, case, rule)

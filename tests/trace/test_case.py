@@ -17,7 +17,7 @@ from truing.records import CaseGraph, Circuit, Message
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.trace import CaseSettings, between, trace_case, written
-from truing.trace.case import circuit_of
+from truing.trace.case import account
 from truing.trace.influence import closure, influence, least, prune, scores
 from truing.trace.leak import leaking
 from truing.trace.plan import plan
@@ -25,7 +25,7 @@ from truing.trace.plan import plan
 from ..targets.test_architectures import APART, ARCHITECTURES, random_model  # noqa: TID252 - tests are no package
 
 ASKED = (Message(role="user", content="The sky is green. Is the sky green?"),)
-FEW = CaseSettings(neurons=24)
+FEW = CaseSettings(neurons=24, check=False)
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ def test_a_decision_is_traced_and_its_accounts_close(tiny: LocalTarget, store: S
 
 
 def test_the_value_is_the_decision(tiny: LocalTarget, store: Store) -> None:
-    case = trace_case(tiny, between(tiny, ASKED, ("True.",), ("False.",)), store, settings=CaseSettings(neurons=2))
+    case = trace_case(
+        tiny, between(tiny, ASKED, ("True.",), ("False.",)), store, settings=CaseSettings(neurons=2, check=False)
+    )
     prompt = tiny.prompt_ids(ASKED)
     found, _ = tiny.log_probs([(prompt, tiny.text_ids(text)) for text in ("True.", "False.")])
     assert case.value == pytest.approx(float(found[0].mean() - found[1].mean()), abs=1e-5)
@@ -222,7 +224,7 @@ def test_the_plan_grows_with_the_text_and_shrinks_its_batch(tiny: LocalTarget) -
 
 @pytest.fixture(scope="module")
 def whole(tiny: LocalTarget) -> Circuit:
-    return circuit_of(tiny, between(tiny, ASKED, ("True.",), ("False.",)), CaseSettings(neurons=60))[0]
+    return account(tiny, between(tiny, ASKED, ("True.",), ("False.",)), CaseSettings(neurons=60)).circuit
 
 
 def test_influence_is_that_of_the_matrix(whole: Circuit) -> None:
@@ -299,7 +301,9 @@ def test_a_hostile_graph_is_refused(whole: Circuit, wrong: str) -> None:
 
 
 def test_a_case_is_a_record_that_comes_back(tiny: LocalTarget, store: Store) -> None:
-    case = trace_case(tiny, between(tiny, ASKED, ("True.",), ("False.",)), store, settings=CaseSettings(neurons=2))
+    case = trace_case(
+        tiny, between(tiny, ASKED, ("True.",), ("False.",)), store, settings=CaseSettings(neurons=2, check=False)
+    )
     again = store.get(case.id)
     assert isinstance(again, CaseGraph)
     assert again == case

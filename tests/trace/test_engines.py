@@ -56,7 +56,7 @@ def test_a_pass_under_the_rules_computes_what_it_did(kind: str) -> None:
 def test_the_derivative_is_that_of_a_linear_map() -> None:
     """Twice the embeddings through the same frozen map give twice the logits; without the rules they do not."""
     model, case = shaken("qwen3"), decision()
-    engine = AutoEngine(model, case, neurons=False)
+    engine = AutoEngine(model, case, neurons="passed")
     sources = engine.into([None], pytest.fail)
     assert float(sources.embeddings_BT.sum()) == pytest.approx(engine.value(None), rel=1e-4)
     embedded = model.get_input_embeddings()(case.tree.ids_N[None, :14]).detach().requires_grad_()
@@ -71,8 +71,11 @@ def test_the_derivative_is_that_of_a_linear_map() -> None:
 def test_both_engines_give_the_same_rows(kind: str, rule: Rule) -> None:
     model, case = random_model(kind, ARCHITECTURES[kind]), decision()
     goals: list[Goal] = [None, (2, 11, 5), (2, 14, 90), (1, 3, 0), (0, 9, 17)]
-    totals = [engine(model, case, rule).inputs().embeddings_BT.double() for engine in (HandEngine, AutoEngine)]
-    torch.testing.assert_close(totals[0], totals[1], atol=1e-5, rtol=1e-4)
+    spots = [goal for goal in goals if goal]
+    totals = [engine(model, case, rule).by_all_paths(spots) for engine in (HandEngine, AutoEngine)]
+    tokens, expected = (sources.embeddings_BT.double() for sources, _ in totals)
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(totals[0][1], totals[1][1], atol=1e-6, rtol=1e-3)
     by_hand, by_autograd = (rows(engine(model, case, rule), goals) for engine in (HandEngine, AutoEngine))
     for mine, theirs in zip(by_hand, by_autograd, strict=True):
         assert mine.value == pytest.approx(theirs.value, rel=1e-4)

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from truing.records import CaseGraph, Circuit, Graph, Message, Target
 
 SHOWN = 10
+HEADLINES = (
+    "faithfulness",
+    "attribution and exact effect, Pearson",
+    "influence and size",
+    "activation and size of exact",
+    "p among shams",
+    "overlap",
+    "rank correlation",
+)
+"""Checks that are shown in lines; all of them are in the JSON and in the report."""
 RULES = ("relp", "gate-frozen", "gradient", "integrated-gradients")
 MOST_TURNS = 10_000_000
 """Bytes of a transcript."""
@@ -42,6 +52,10 @@ MOST_TURNS = 10_000_000
 )  # fmt: skip
 @click.option("--span", "spans", multiple=True, help="Words of the transcript to explain. May be given several times.")
 @click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a case, or organism.")
+@click.option("--against", help="A prompt of as many tokens, for counterfactual ablation: the case as it is not.")
+@click.option("--paraphrase", "paraphrases", multiple=True, help="The prompt in other words: is the graph the same?")
+@click.option("--full", is_flag=True, help="Ablate every neuron of a case's graph by itself, not a sample of 64.")
+@click.option("--no-check", is_flag=True, help="Only the accounts of a case: no ablation, and no verdict.")
 @click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
 @click.option(
     "--rule", type=click.Choice(RULES), default="relp", show_default=True,
@@ -73,6 +87,10 @@ def command(
     instead: tuple[str, ...],
     transcript: Path | None,
     spans: tuple[str, ...],
+    against: str | None,
+    paraphrases: tuple[str, ...],
+    full: bool,
+    no_check: bool,
     name: str,
     neurons: int,
     rule: str,
@@ -111,14 +129,19 @@ def command(
     if transcript:
         if not spans:
             raise UsageError("--transcript needs --span: the words to explain")
+        if against is not None or paraphrases:
+            raise UsageError("--against and --paraphrase are other prompts; a transcript has none")
         messages = _turns(transcript)
     else:
         if not actions or not instead:
             raise UsageError("--prompt needs --action and --instead: the replies that are decided between")
         messages = _asked(system, prompt or "")
-    told = Asked(messages, spans if transcript else actions, None if transcript else instead)
-    wanted = (export, out) if export else None
-    return _case(name, told, store_path, {"neurons": neurons, "rule": rule, "seed": seed}, wanted, as_json=as_json)
+    told = Asked(
+        messages, spans if transcript else actions, None if transcript else instead,
+        None if against is None else _asked(system, against), tuple(_asked(system, one) for one in paraphrases),
+    )  # fmt: skip
+    settings = {"neurons": neurons, "rule": rule, "seed": seed, "full": full, "check": not no_check}
+    return _case(name, told, store_path, settings, (export, out) if export else None, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +151,8 @@ class Asked:
     messages: tuple[Message, ...]
     actions: tuple[str, ...]
     instead: tuple[str, ...] | None
+    against: tuple[Message, ...] | None
+    paraphrases: tuple[tuple[Message, ...], ...]
 
 
 def _claim(claim: str, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
@@ -176,7 +201,7 @@ def _case(
     from truing.store import open_store
     from truing.targets import need, resolve
     from truing.targets.local import LocalTarget
-    from truing.trace import CaseSettings, between, trace_case, written
+    from truing.trace import CaseSettings, trace_case
 
     progress = Progress()
     with open_store(store_path) as store, progress.running():
@@ -184,11 +209,9 @@ def _case(
         need(target, "Scored")
         if not isinstance(target, LocalTarget):
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
-        if asked.instead is None:
-            context = written(target, asked.messages, asked.actions)
-        else:
-            context = between(target, asked.messages, asked.actions, asked.instead)
-        case = trace_case(target, context, store, settings=CaseSettings(**settings), watcher=progress)
+        context, beside = _laid_out(target, asked)
+        chosen = CaseSettings(**settings)
+        case = trace_case(target, context, store, beside=beside, settings=chosen, watcher=progress)
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)
     files = _exported(case, target.card, data, *export) if export else ()
@@ -196,6 +219,20 @@ def _case(
     lines = [*_case_lines(case, circuit), *(f"wrote     {file}" for file in files)]
     emit(case.plain()["body"] | {"id": case.id} | said, as_json=as_json, lines=lines)
     return 0
+
+
+def _laid_out(target: Any, asked: Asked) -> tuple[Any, Any]:
+    """The decision in its context, and in the others."""
+    from truing.trace import Beside, between, written
+
+    if asked.instead is None:
+        return written(target, asked.messages, asked.actions), Beside()
+
+    def decided(messages: tuple[Message, ...]) -> Any:
+        return between(target, messages, asked.actions, asked.instead or ())
+
+    twin = None if asked.against is None else decided(asked.against)
+    return decided(asked.messages), Beside(twin, tuple(map(decided, asked.paraphrases)))
 
 
 def _exported(case: CaseGraph, card: Target, data: bytes, what: str, out: Path) -> tuple[Path, ...]:
@@ -285,6 +322,11 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
         f"{case.verdict}: {case.why}",
         f"decision  {case.value:+.4f} nats/token, {decision}",
         f"accounts  close to {case.closure_error:.1e} of what is added (that is accounting, not faithfulness)",
+        *(
+            f"check     {row.name}: {number(row.quantity.model_dump())}"
+            for row in case.checks
+            if row.name.startswith(HEADLINES)
+        ),
         f"listed    {case.selected:,} of {case.candidates:,} neurons; replacement {case.replacement:.2f},"
         f" completeness {case.completeness:.2f}",
     ]  # fmt: skip

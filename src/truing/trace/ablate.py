@@ -24,8 +24,7 @@ from truing.targets.local.change import Units, layers, place
 from truing.targets.local.inside import forward
 from truing.targets.local.memory import Costs
 from truing.targets.local.tree import takes_trees
-from truing.trace.attribute import decision_value
-from truing.trace.twins import Side
+from truing.trace.derive import decision_of
 
 Ablation = Literal["zero", "mean", "counterfactual"]
 ROWS = 16
@@ -126,7 +125,7 @@ class Bench:
         return self._decisions(logits)[0]
 
     def _decisions(self, logits_BMV: Tensor) -> list[float]:
-        found: list[float] = decision_value(Side(self.functional, ()), logits_BMV.cpu()).tolist()
+        found: list[float] = decision_of(self.functional, logits_BMV.cpu()).tolist()
         return found
 
     def _agrees(self) -> bool:

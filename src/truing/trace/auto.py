@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,12 @@ from truing.targets.local import Functional
 from truing.targets.local.attention import alone
 from truing.targets.local.change import Units, layers, place
 from truing.targets.local.inside import eager, forward
-from truing.trace.engine import Goal, Layer, Sink, Sources
+from truing.trace.engine import Goal, Layer, Sink, Sources, Spot
 from truing.trace.rules import Rule, linear
+
+
+Neurons = Literal["sources", "noted", "passed"]
+"""sources: the linear map begins at them; noted: it goes through them, and they can be asked for; passed: it does."""
 
 
 @dataclass(slots=True)
@@ -40,28 +44,35 @@ class _Leaves:
 class AutoEngine:
     """A case in any model that autograd goes through."""
 
-    def __init__(self, model: Any, functional: Functional, rule: Rule = "relp", *, neurons: bool = True) -> None:
-        """Without `neurons` these are no sources: everything is followed back to embeddings, biases and constants."""
+    def __init__(
+        self, model: Any, functional: Functional, rule: Rule = "relp", *, neurons: Neurons = "sources"
+    ) -> None:
+        """Where `neurons` are no sources, everything is followed back to embeddings, biases and constants."""
         self.layers, self.nodes = len(layers(model)), len(functional.tree)
         self._case = model, functional, rule
         self._leaves = _Leaves()
         with alone(model), ExitStack() as stack:
             self._biases = stack.enter_context(biases_as_sources(model))
-            _hook(stack, model, self._leaves, neurons=neurons)
+            _hook(stack, model, self._leaves, neurons)
             stack.enter_context(torch.enable_grad())
             stack.enter_context(eager(model))
             mode = stack.enter_context(linear(model, rule))
             self._decision = decided(model, functional)
         self._constants = mode.constants
-        self.width = int(self._leaves.neurons[0].shape[-1]) if neurons else 0
+        self.width = int(self._leaves.neurons[0].shape[-1]) if neurons == "sources" else 0
 
     def value(self, goal: Goal) -> float:
         """What is explained."""
         return float(self._output(goal).detach())
 
-    def inputs(self) -> Sources:
-        """What tokens and biases add to the decision by all paths: another pass, with no sources between."""
-        return AutoEngine(*self._case, neurons=False).into([None], lambda _: None)
+    def by_all_paths(self, spots: Sequence[Spot]) -> tuple[Sources, Tensor]:
+        """What tokens, biases and these neurons add to the decision: another pass, with no sources between."""
+        whole = AutoEngine(*self._case, neurons="noted")
+        before = whole._leaves.before  # noqa: SLF001 - its own kind
+        grads = torch.autograd.grad(whole._decision, before, retain_graph=True)  # noqa: SLF001
+        given = [(g * x.detach()).reshape(self.nodes, -1) for g, x in zip(grads, before, strict=True)]
+        found = torch.tensor([float(given[layer][node, neuron]) for layer, node, neuron in spots])
+        return whole.into([None], lambda _: None), found
 
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
         """What every source adds to each target: targets of one layer go back through the graph together."""
@@ -152,20 +163,22 @@ def biases_as_sources(model: nn.Module) -> Iterator[list[Tensor]]:
             setattr(module, name, bias)
 
 
-def _hook(stack: ExitStack, model: Any, leaves: _Leaves, *, neurons: bool) -> None:
+def _hook(stack: ExitStack, model: Any, leaves: _Leaves, neurons: Neurons) -> None:
     def embedded(_: Any, __: Any, out: Tensor) -> Tensor:
         leaves.embeddings.append(out.detach().requires_grad_())
         return leaves.embeddings[-1]
 
     def given(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         leaves.before.append(args[0])
+        if neurons == "noted":
+            return args
         leaves.neurons.append(args[0].detach().requires_grad_())
         return (leaves.neurons[-1], *args[1:])
 
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             stack.callback(module.register_forward_hook(embedded).remove)
-    if neurons:
+    if neurons != "passed":
         for layer in range(len(layers(model))):
             stack.callback(place(model, Units("neuron", layer))[0].register_forward_pre_hook(given).remove)
 

@@ -17,16 +17,19 @@ from truing.targets.local.inside import llama_shaped
 from truing.targets.local.lift import short_format
 from truing.targets.local.tree import takes_trees
 from truing.trace.auto import AutoEngine
+from truing.trace.causal import Causal, Checks, check
 from truing.trace.context import Context
 from truing.trace.derive import decision_of
 from truing.trace.engine import Engine
 from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
 from truing.trace.leak import leaking
+from truing.trace.picked import Picked
 from truing.trace.plan import plan
 from truing.trace.rows import Row
 from truing.trace.rules import RULES, Rule
 from truing.trace.select import assembled, select
+from truing.trace.stability import stability
 
 LEAK = 1e-3
 """Relative closure error above which no graph is given."""
@@ -41,6 +44,10 @@ class CaseSettings:
     keep_nodes: float = 0.8
     """Share of the influence that is left in nodes after pruning; 1 keeps all."""
     keep_edges: float = 0.98
+    check: bool = True
+    """Whether neurons are ablated to see if the graph is right."""
+    full: bool = False
+    """Whether all of them are ablated by themselves, not a sample."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,28 +60,41 @@ class CaseSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Other cases that the graph is checked with."""
+
+    twin: Context | None = None
+    """A counterfactual: as many tokens in the prompt, and the same continuations."""
+    paraphrases: tuple[Context, ...] = ()
+    """The same said in other words: are their graphs made of the same neurons?"""
+
+
 def trace_case(
     target: LocalTarget,
     context: Context,
     store: Store,
     *,
+    beside: Beside | None = None,
     settings: CaseSettings | None = None,
     claim: Claim | None = None,
     watcher: Watcher | None = None,
 ) -> CaseGraph:
-    """The graph of a decision. TargetError where memory is short, or where contributions do not add up.
+    """The graph of a decision, checked by ablation. TargetError where memory is short, where contributions do not add
+    up, or where a twin does not align.
 
     One case is an illustration: for evidence, trace a claim.
     """
-    settings, watcher = settings or CaseSettings(), watcher or Silent()
+    settings, watcher, beside = settings or CaseSettings(), watcher or Silent(), beside or Beside()
     _check(target)
     store.add(target.card)
 
     def work(_: None) -> list[CaseGraph]:
-        return [_traced(target, context, store, settings, claim, watcher)]
+        return [_traced(target, context, store, (settings, beside), claim, watcher)]
 
     inputs = {
         "target": target.card.id, "case": _identity(context), "settings": asdict(settings),
+        "twin": beside.twin and _identity(beside.twin), "paraphrases": list(map(_identity, beside.paraphrases)),
         "claim": claim and claim.id,
     }  # fmt: skip
     ((graph,),) = run([Work(item=None, stage="case", inputs=inputs)], work, ledger=store, label="trace: case")
@@ -82,10 +102,24 @@ def trace_case(
     return graph
 
 
-def circuit_of(
-    target: LocalTarget, context: Context, settings: CaseSettings, watcher: Watcher | None = None
-) -> tuple[Circuit, Engine, float]:
-    """The whole graph before pruning, the engine that it came from, and the closure error of its worst node."""
+@dataclass(frozen=True, slots=True)
+class Accounted:
+    """A graph before pruning, and what belongs to it."""
+
+    circuit: Circuit
+    picked: Picked
+    """Its neurons, with what they add by all paths."""
+    inputs: tuple[float, ...]
+    """What tokens add by all paths."""
+    value: float
+    """What contributions add up to."""
+    error: float
+    """The closure error of the worst node."""
+    candidates: int
+
+
+def account(target: LocalTarget, context: Context, settings: CaseSettings, watcher: Watcher | None = None) -> Accounted:
+    """The whole graph of a decision. TargetError where memory is short, or where contributions do not add up."""
     watcher = watcher or Silent()
     model, tree = target.model, context.functional.tree
     by_hand = llama_shaped(model)
@@ -95,27 +129,61 @@ def circuit_of(
     watcher.start("trace: neurons", settings.neurons)
     rows = select(engine, settings.neurons, batch=planned.batch, told=_steps(watcher))
     error = _closed(target, context, rows, settings.rule)
-    return assembled(rows, engine, tree.ids_N.tolist()), engine, error
+    circuit = assembled(rows, engine, tree.ids_N.tolist())
+    nodes = circuit.of("neuron").nonzero()[0]
+    spots = list(zip(*(x[nodes].tolist() for x in (circuit.layer_N, circuit.position_N, circuit.index_N)), strict=True))
+    tokens, carried = engine.by_all_paths(spots)
+    return Accounted(
+        circuit, Picked.of(spots, carried.tolist(), circuit.influence_N[nodes].tolist()),
+        tuple(tokens.embeddings_BT[0].tolist()), engine.value(None), error, engine.layers * engine.nodes * engine.width,
+    )  # fmt: skip
 
 
 def _traced(
-    target: LocalTarget, context: Context, store: Store, settings: CaseSettings, claim: Claim | None, watcher: Watcher
+    target: LocalTarget,
+    context: Context,
+    store: Store,
+    how: tuple[CaseSettings, Beside],
+    claim: Claim | None,
+    watcher: Watcher,
 ) -> CaseGraph:
-    whole, engine, error = circuit_of(target, context, settings, watcher)
-    found: Scores = scores(whole)
-    pruned = prune(whole, nodes=settings.keep_nodes, edges=settings.keep_edges)
+    settings, beside = how
+    # The engine, which holds what the pass computed, is gone by the time that neurons are ablated.
+    whole = account(target, context, settings, watcher)
+    others = [account(target, other, settings, watcher).picked for other in beside.paraphrases]
+    causal = _checked(target, context, whole.picked, how, watcher)
+    steady = stability([_listed(one) for one in (whole.picked, *others)]) if others else ()
+    found: Scores = scores(whole.circuit)
+    pruned = prune(whole.circuit, nodes=settings.keep_nodes, edges=settings.keep_edges)
     functional = context.functional
     return CaseGraph(
         target=target.card.id, claim=claim and claim.id, tokens=_texts(target, functional.tree.ids_N.tolist()),
         before=tuple(functional.tree.parent_N.tolist()), segments=context.segment_T, prompt=functional.prompt,
         actions=context.actions, alternatives=context.alternatives, value=_value(target, context),
-        accounted=engine.value(None), inputs=tuple(engine.inputs().embeddings_BT[0].tolist()), rule=settings.rule,
-        basis="neurons", layers=engine.layers, selected=int(whole.of("neuron").sum()),
-        candidates=engine.layers * engine.nodes * engine.width, closure_error=error, replacement=found.replacement,
+        accounted=whole.value, inputs=whole.inputs, rule=settings.rule, basis="neurons",
+        layers=target.model.config.get_text_config().num_hidden_layers, selected=len(whole.picked),
+        candidates=whole.candidates, closure_error=whole.error, replacement=found.replacement,
         completeness=found.completeness, kept=(settings.keep_nodes, settings.keep_edges),
-        graph=store.put_blob(pruned.packed(), "safetensors"), verdict="inconclusive", why="no causal check was made",
-        parents=(target.card.id, *([claim.id] if claim else [])),
+        graph=store.put_blob(pruned.packed(), "safetensors"), curves=causal.curves, checks=(*causal.checks, *steady),
+        verdict=causal.verdict, why=causal.why, parents=(target.card.id, *([claim.id] if claim else [])),
     )  # fmt: skip
+
+
+def _checked(
+    target: LocalTarget, context: Context, picked: Picked, how: tuple[CaseSettings, Beside], watcher: Watcher
+) -> Causal:
+    settings, beside = how
+    if not settings.check:
+        return Causal((), (), "inconclusive", "no causal check was made")
+    twin = beside.twin.functional if beside.twin else None
+    checks = Checks(singly=len(picked)) if settings.full else Checks()
+    return check(target, context.functional, picked, twin=twin, seed=settings.seed, settings=checks, told=watcher.say)
+
+
+def _listed(picked: Picked) -> list[tuple[int, int, float]]:
+    """Layer, neuron and influence."""
+    units = picked.places[:, [0, 2]].tolist()
+    return [(layer, neuron, float(one)) for (layer, neuron), one in zip(units, picked.influence_K, strict=True)]
 
 
 def _check(target: LocalTarget) -> None:

@@ -54,8 +54,8 @@ class Engine(Protocol):
     def value(self, goal: Goal) -> float:
         """What is explained: an activation, or the decision with frozen probabilities (nats; see `linear`)."""
 
-    def inputs(self) -> Sources:
-        """What tokens and biases add to the decision by all paths, through neurons too: one row."""
+    def by_all_paths(self, spots: Sequence[Spot]) -> tuple[Sources, Tensor]:
+        """What tokens and biases (one row), and these neurons (K,), add to the decision through all neurons above."""
 
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
         """What every source adds to each target. The highest stand first: the decision, then by layer."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from truing.targets.local import Functional
 from truing.targets.local.inside import blocks, read, units
-from truing.trace.engine import Goal, Layer, Sink, Sources
+from truing.trace.engine import Goal, Layer, Sink, Sources, Spot
 from truing.trace.linear import logit_cotangent, recursion, spot_cotangents
 from truing.trace.rules import Rule
 
@@ -37,12 +37,21 @@ class HandEngine:
         return self._value if goal is None else float(self.seen.neurons[goal[0]][goal[1], goal[2]])
 
     @torch.no_grad()
-    def inputs(self) -> Sources:
-        """What tokens add to the decision by all paths."""
+    def by_all_paths(self, spots: Sequence[Spot]) -> tuple[Sources, Tensor]:
+        """What tokens and these neurons add to the decision through all neurons above."""
+        found = torch.zeros(len(spots))
+
+        def read_off(layer: int, after_BTD: Tensor, _: Tensor) -> None:
+            here = [place for place, spot in enumerate(spots) if spot[0] == layer]
+            _, nodes, neurons = torch.tensor([spots[place] for place in here], dtype=torch.long).reshape(-1, 3).T
+            down_DF = self._model.model.layers[layer].mlp.down_proj.weight
+            given = (after_BTD[0, nodes] * down_DF[:, neurons].T).sum(-1)
+            found[here] = (given * self.seen.neurons[layer][nodes, neurons]).cpu()
+
         R_BTD = recursion(
-            self._model, self.seen, self._decision[None], sink=lambda *_: None, through_mlps=True, rule=self._rule
+            self._model, self.seen, self._decision[None], sink=read_off, through_mlps=True, rule=self._rule
         )
-        return Sources((R_BTD * self.seen.embed_TD).sum(-1), torch.zeros(1, dtype=torch.double))
+        return Sources((R_BTD * self.seen.embed_TD).sum(-1), torch.zeros(1, dtype=torch.double)), found
 
     @torch.no_grad()
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
