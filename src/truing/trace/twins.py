@@ -54,7 +54,7 @@ def twins(
     Twins of equal length align position by position. Where too few plots have any, the others are taken too, aligned by
     their common beginning and end (the differing span itself is then not patched).
     """
-    lengths = [{len(target.prompt_ids(_case(s, cell).messages)) for cell in cells} for s in surfaces]
+    lengths = [{len(target.prompt_ids(case_of(s, cell).messages)) for cell in cells} for s in surfaces]
     equal = [surface for surface, seen in zip(surfaces, lengths, strict=True) if len(seen) == 1]
     usable = equal if len({surface.plot for surface in equal}) >= MIN_CLUSTERS else surfaces
     plots = by_plot(usable)
@@ -81,7 +81,7 @@ def _spread(members: Sequence[Surface], count: int) -> list[Surface]:
 
 
 def _twin(target: LocalTarget, surface: Surface, cells: tuple[str, str]) -> Twin:
-    first, second = (_side(target, surface, _case(surface, cell)) for cell in cells)
+    first, second = (_side(target, surface, case_of(surface, cell)) for cell in cells)
     a, b = first.functional, second.functional
     onto, taken = _align(a.tree.ids_N[: a.prompt].tolist(), b.tree.ids_N[: b.prompt].tolist())
     replies = torch.arange(len(a.tree) - a.prompt)  # continuations are the same texts in the same order
@@ -95,7 +95,7 @@ def _twin(target: LocalTarget, surface: Surface, cells: tuple[str, str]) -> Twin
     )
 
 
-def _case(surface: Surface, cell: str) -> Case:
+def case_of(surface: Surface, cell: str) -> Case:
     """The case at these settings, whatever the order in which they are named."""
     for case in surface.cases:
         if set(case.cell.split()) == set(cell.split()):
