@@ -102,16 +102,19 @@ def test_a_lens_sees_changes(tiny: LocalTarget) -> None:
         assert ranks[:layer] == lens(tiny, ids, tokens=(token,)).rank_LPK[:layer, -1, 0].tolist()
 
 
-def test_the_first_tokens_of_a_decision_are_followed(tiny: LocalTarget) -> None:
+def test_a_decision_is_followed_where_its_replies_part(tiny: LocalTarget) -> None:
     ask = [Message(role="user", content="Is it the moon or the sun?")]
-    decision = Decision(actions=(" moon", " moon light"), alternatives=(" sun",))
+    decision = Decision(actions=(" It is the moon.", " It is the moon light."), alternatives=(" It is the sun.",))
     found, actions = decision_lens(tiny, decision, ask)
     assert actions == 1
-    assert found.tokens == (tiny.text_ids(" moon")[0], tiny.text_ids(" sun")[0])
-    (values, other), _ = tiny.log_probs([(tiny.prompt_ids(ask), [token]) for token in found.tokens])
-    torch.testing.assert_close(found.log_p_LPK[-1, 0], torch.cat([values, other]), atol=1e-4, rtol=1e-4)
-    with pytest.raises(DesignError, match="begin alike"):
-        decision_lens(tiny, Decision(actions=(" moon",), alternatives=(" moon!",)), ask)
+    assert [tiny.tokenizer.decode([token]) for token in found.tokens] == [" mo", " sun"]
+    before = [*tiny.prompt_ids(ask), *tiny.encoded(" It is the")]
+    (moon, sun), _ = tiny.log_probs([(before, [token]) for token in found.tokens])
+    torch.testing.assert_close(found.log_p_LPK[-1, 0], torch.cat([moon, sun]), atol=1e-4, rtol=1e-4)
+    assert found.positions == (len(before) - 1,)
+    for action, other in ((" moon", " moon!"), (" moon", " moon")):
+        with pytest.raises(DesignError, match="go on alike"):
+            decision_lens(tiny, Decision(actions=(action,), alternatives=(other,)), ask)
 
 
 def test_what_no_lens_can_be_put_on_is_refused_by_name(tiny: LocalTarget) -> None:

@@ -109,21 +109,29 @@ def lens(
 def decision_lens(
     target: LocalTarget, decision: Decision, messages: Sequence[Message], *, top: int = 5, read: Read | None = None
 ) -> tuple[Lens, int]:
-    """The lens where a reply begins, and the first tokens of the actions, then of the alternatives; how many are of the
-    actions. A token that begins some of both tells nothing and is left out; DesignError where none is left of either.
+    """The lens where the replies of a decision part: behind the prompt and what all of them begin with. Tokens asked for
+    are those that actions go on with there, then those of alternatives; and how many are of the actions.
+
+    A token that both go on with tells nothing and is left out; DesignError where none is left of either.
     """
-    actions, others = (
-        [target.text_ids(text)[0] for text in texts] for texts in (decision.actions, decision.alternatives)
-    )
-    mine = [token for token in dict.fromkeys(actions) if token not in others]
-    theirs = [token for token in dict.fromkeys(others) if token not in actions]
+    actions, others = ([target.text_ids(text) for text in texts] for texts in (decision.actions, decision.alternatives))
+    same = _common([*actions, *others])
+    sides = [{reply[len(same)] for reply in replies if len(reply) > len(same)} for replies in (actions, others)]
+    mine, theirs = sorted(sides[0] - sides[1]), sorted(sides[1] - sides[0])
     if not mine or not theirs:
         raise DesignError(
-            f"actions and alternatives begin alike ({decision.actions[0]!r}, {decision.alternatives[0]!r}); what a lens"
-            " reads where a reply begins does not tell them apart. Give replies that differ in their first token"
+            f"where they part, actions and alternatives go on alike ({decision.actions[0]!r},"
+            f" {decision.alternatives[0]!r}); what a lens reads there does not tell them apart."
+            " Give replies whose first difference is between the two sides"
         )
-    ids = target.prompt_ids(messages)
+    ids = [*target.prompt_ids(messages), *same]
     return lens(target, ids, tokens=(*mine, *theirs), positions=(-1,), top=top, read=read), len(mine)
+
+
+def _common(paths: Sequence[list[int]]) -> list[int]:
+    """What all begin with."""
+    shortest = min(map(len, paths))
+    return next((paths[0][:at] for at in range(shortest) if len({path[at] for path in paths}) > 1), paths[0][:shortest])
 
 
 def residuals(target: LocalTarget, ids: Sequence[int], at: Sequence[int], which: Sequence[int]) -> dict[int, Tensor]:
