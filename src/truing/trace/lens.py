@@ -109,8 +109,10 @@ def lens(
 def decision_lens(
     target: LocalTarget, decision: Decision, messages: Sequence[Message], *, top: int = 5, read: Read | None = None
 ) -> tuple[Lens, int]:
-    """The lens where the replies of a decision part: behind the prompt and what all of them begin with. Tokens asked for
-    are those that actions go on with there, then those of alternatives; and how many are of the actions.
+    """The lens where the replies of a decision part: behind the prompt and what all of them begin with.
+
+    The tokens asked for are those that actions go on with there, then those of alternatives; beside it stands how many
+    are of the actions.
 
     A token that both go on with tells nothing and is left out; DesignError where none is left of either.
     """
