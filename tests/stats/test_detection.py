@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 
 from truing.records import Estimate, Unmeasured
-from truing.stats.detection import alarm_bound, auc, auc_difference, log_scores, threshold
+from truing.stats.detection import across, alarm_bound, auc, auc_across, auc_difference, log_scores, pairs, threshold
 from truing.stats.estimates import event_limit
 
 
@@ -168,3 +168,61 @@ def test_the_log_score_is_best_where_chances_are_the_truth() -> None:
     truths = [True] * 7 + [False] * 3
     scores = [sum(log_scores([chance] * 10, truths)) for chance in (0.5, 0.7, 0.9)]
     assert max(scores) == scores[1]
+
+
+def plots(rng: np.random.Generator, *, size: int, push: float, story: float, each: int = 4) -> Sides:
+    """Cases of plots: what a plot does to all its cases, and to the positives among them."""
+    shared, own = rng.normal(0, story, size), rng.normal(0, story, size)
+    return tuple(
+        {str(g): (shared[g] + sign * (push + own[g]) / 2 + rng.normal(0, 1, each)).tolist() for g in range(size)}
+        for sign in (1, -1)
+    )  # type: ignore[return-value]
+
+
+def test_across_plots_a_positive_is_set_against_all_negatives() -> None:
+    one = ({"a": [3.0], "b": [1.0], "c": [9.0], "d": [9.0], "e": [9.0]},
+           {"a": [2.0], "b": [0.0], "c": [0.0], "d": [0.0], "e": [0.0]})  # fmt: skip
+    found = auc_across(*one)
+    assert isinstance(found, Estimate)
+    assert found.value == pytest.approx(24 / 25)  # b's positive is behind a's negative
+    assert (found.n, found.clusters) == (10, 5)
+    assert found.low <= found.value - event_limit(5) + 1e-12  # two plots hold the one pair that is misplaced
+    perfect = auc_across({str(g): [1.0] for g in range(8)}, {str(g): [0.0] for g in range(8)})
+    assert isinstance(perfect, Estimate)
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert perfect.low == pytest.approx(1 - event_limit(8))
+    assert isinstance(auc_across(*({str(g): [1.0] for g in range(4)},) * 2), Unmeasured)
+    with pytest.raises(ValueError, match="the same clusters"):
+        auc_across({"a": [1.0]}, {"b": [1.0]})
+
+
+def test_the_interval_over_plots_covers_and_one_over_cases_does_not() -> None:
+    rng, draws = np.random.default_rng(5), 200
+    # Two plots differ by what they share (variance 2), their own pushes (1/2) and noise (2); one plot by 0, 1 and 2.
+    true = 7 / 8 * norm.cdf(1 / math.sqrt(4.5)) + 1 / 8 * norm.cdf(1 / math.sqrt(3))
+    hits = over_cases = 0
+    for _ in range(draws):
+        sides = plots(rng, size=8, push=1.0, story=1.0, each=5)
+        found = auc_across(*sides)
+        assert isinstance(found, Estimate)
+        hits += found.low <= true <= found.high
+        apart = ({f"{g} {i}": [x] for g, xs in side.items() for i, x in enumerate(xs)} for side in sides)
+        naive = auc_across(*apart)
+        assert isinstance(naive, Estimate)
+        over_cases += naive.low <= true <= naive.high
+    assert hits >= draws * 0.95 - 3 * math.sqrt(draws * 0.05 * 0.95)
+    assert over_cases < draws * 0.88  # 0.95 is what it says
+
+
+def test_a_difference_across_plots_is_of_the_same_pairs() -> None:
+    rng = np.random.default_rng(6)
+    sides = plots(rng, size=8, push=2.0, story=0.5)
+    same = across([pairs(*sides) - pairs(*sides)], span=(-1, 1), n=64)
+    assert isinstance(same, Estimate)
+    assert same.value == 0
+    assert same.low < 0 < same.high
+    noise = plots(rng, size=8, push=0.0, story=0.5)
+    better = across([pairs(*sides) - pairs(*noise)], span=(-1, 1), n=64)
+    assert isinstance(better, Estimate)
+    assert better.value == pytest.approx(pairs(*sides).mean() - pairs(*noise).mean())
+    assert better.low > 0

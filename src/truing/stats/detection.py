@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from truing.records import Estimate, Quantity, Unmeasured
-from truing.stats.estimates import Floats, event_limit
+from truing.stats.estimates import MIN_CLUSTERS, Floats, event_limit, standard_error, t_quantile
 
 DRAWS = 2000
 
@@ -75,6 +75,48 @@ def auc_difference(
         n=sum(map(len, (*positives.values(), *negatives.values()))), clusters=len(positives) + len(negatives),
         unit="probability", estimator="difference of Mann-Whitney, paired bootstrap over models",
     )  # fmt: skip
+
+
+def auc_across(positives: Scores, negatives: Scores) -> Quantity:
+    """Area under the ROC curve where every cluster (a plot) holds positives and negatives; clusters weigh the same.
+
+    A positive is set against the negatives of all clusters, its own among them. The interval is Student's t on the
+    cluster's part in the pairs (the linear part of a U-statistic, Hoeffding 1948), kept within 0 and 1; where under
+    four clusters hold a pair other than the commonest, no narrower than the Clopper-Pearson limit of no event among
+    them. ValueError where the clusters of both sides differ.
+    """
+    if positives.keys() != negatives.keys():
+        raise ValueError(f"both sides need the same clusters; not: {sorted(positives.keys() ^ negatives.keys())}")
+    return across([_pairs(positives, negatives)], span=(0.0, 1.0), n=_count(positives, negatives))
+
+
+def across(pairs: Sequence[Floats], *, span: tuple[float, float], n: int, level: float = 0.95) -> Quantity:
+    """The same from matrices (clusters, clusters) of the chance that a positive is ahead: of their mean. A difference
+    of two such areas has the span (-1, 1).
+    """
+    mean_GG = np.mean(pairs, axis=0)
+    groups = len(mean_GG)
+    if groups < MIN_CLUSTERS:
+        return Unmeasured(reason=f"{groups} clusters; an interval needs at least {MIN_CLUSTERS}")
+    half = t_quantile((1 + level) / 2, groups - 1) * standard_error(mean_GG.mean(0) + mean_GG.mean(1))
+    value = float(mean_GG.mean())
+    seen, times = np.unique(mean_GG.round(9), return_counts=True)
+    other = mean_GG.round(9) != seen[times.argmax()]
+    if (other.any(0) | other.any(1)).sum() < MIN_CLUSTERS - 1:
+        half = max(half, event_limit(groups, level=level))
+    return Estimate(
+        value=value, low=max(value - half, span[0]), high=min(value + half, span[1]), level=level, n=n, clusters=groups,
+        unit="probability", estimator="Mann-Whitney over all clusters, t on their parts",
+    )  # fmt: skip
+
+
+def pairs(positives: Scores, negatives: Scores) -> Floats:
+    """For each cluster of positives and each of negatives, how often the one is ahead of the other."""
+    return _pairs(positives, negatives)
+
+
+def _count(*sides: Scores) -> int:
+    return sum(len(scores) for side in sides for scores in side.values())
 
 
 def _drawn(pairs: Floats, seed: int, draws: int) -> tuple[float, float]:

@@ -192,3 +192,39 @@ def event_mean(
             "estimator": rule if least else seen.estimator,
         }
     )
+
+
+def correlation(moments_G6: Sequence[Sequence[float]] | Floats, *, level: float = 0.95) -> Quantity:
+    """Pearson's correlation over all observations of the clusters; t interval on Fisher's z, its standard error from
+    leaving out each cluster (jackknife, Tukey 1958).
+
+    By cluster: n, and the sums of x, y, x^2, y^2 and x y; observations themselves need not be kept. Unmeasured where x
+    or y does not vary without some cluster.
+    """
+    sums = np.asarray(moments_G6, dtype=np.float64)
+    groups = len(sums)
+    if groups < MIN_CLUSTERS:
+        return Unmeasured(reason=f"{groups} clusters; an interval needs at least {MIN_CLUSTERS}")
+    whole = sums.sum(0)
+    every = [_pearson(part) for part in (whole, *(whole - sums))]
+    some = [r for r in every if r is not None]
+    if len(some) < len(every):
+        return Unmeasured(reason="what is correlated does not vary, or in one cluster alone")
+    z, *left = np.arctanh(np.clip(some, -1 + ROUNDING, 1 - ROUNDING)).tolist()
+    se = float(np.sqrt(groups - 1) * np.std(left))
+    half = t_quantile((1 + level) / 2, groups - 1) * se
+    low, high = (float(np.tanh(z + side * half)) for side in (-1, 1))
+    return Estimate(
+        value=some[0], low=min(low, some[0]), high=max(high, some[0]), level=level, n=int(whole[0]), clusters=groups,
+        unit="correlation", estimator="Pearson over all observations, jackknife on Fisher's z, t over clusters",
+    )  # fmt: skip
+
+
+def _pearson(sums_6: Floats) -> float | None:
+    n, x, y, xx, yy, xy = (float(value) for value in sums_6)
+    if n < 2:
+        return None
+    var_x, var_y = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2
+    if var_x <= ROUNDING * max(xx / n, 1e-300) or var_y <= ROUNDING * max(yy / n, 1e-300):
+        return None
+    return float(np.clip((xy / n - x * y / n**2) / np.sqrt(var_x * var_y), -1, 1))

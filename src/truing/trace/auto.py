@@ -25,7 +25,6 @@ from truing.targets.local.inside import eager, forward
 from truing.trace.engine import Goal, Layer, Sink, Sources, Spot
 from truing.trace.rules import Rule, linear
 
-
 Neurons = Literal["sources", "noted", "passed"]
 """sources: the linear map begins at them; noted: it goes through them, and they can be asked for; passed: it does."""
 
@@ -68,8 +67,8 @@ class AutoEngine:
     def by_all_paths(self, spots: Sequence[Spot]) -> tuple[Sources, Tensor]:
         """What tokens, biases and these neurons add to the decision: another pass, with no sources between."""
         whole = AutoEngine(*self._case, neurons="noted")
-        before = whole._leaves.before  # noqa: SLF001 - its own kind
-        grads = torch.autograd.grad(whole._decision, before, retain_graph=True)  # noqa: SLF001
+        before = whole._leaves.before
+        grads = torch.autograd.grad(whole._decision, before, retain_graph=True)
         given = [(g * x.detach()).reshape(self.nodes, -1) for g, x in zip(grads, before, strict=True)]
         found = torch.tensor([float(given[layer][node, neuron]) for layer, node, neuron in spots])
         return whole.into([None], lambda _: None), found
