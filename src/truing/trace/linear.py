@@ -66,6 +66,19 @@ def spot_cotangents(
     return cotangent * seen.norm2[layer][nodes_P, None] * block.post_attention_layernorm.weight
 
 
+def output_cotangents(
+    model: Any, seen: Activations, layer: int, nodes_P: Tensor, of_PD: Tensor, rule: Rule = "relp"
+) -> Tensor:
+    """The same of some directions in the output of the MLP, (P, D), each at its own node: shape (P, D)."""
+    block = model.model.layers[layer]
+    into_PF = of_PD @ block.mlp.down_proj.weight
+    of_up, of_gate = _shares(seen.gate[layer][nodes_P], seen.up[layer][nodes_P], rule)
+    cotangent = (into_PF * of_up) @ block.mlp.up_proj.weight
+    if of_gate is not None:
+        cotangent += (into_PF * of_gate) @ block.mlp.gate_proj.weight
+    return cotangent * seen.norm2[layer][nodes_P, None] * block.post_attention_layernorm.weight
+
+
 def recursion(
     model: Any,
     seen: Activations,

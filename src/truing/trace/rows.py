@@ -78,6 +78,11 @@ class _Gathering:
         """A layer's neurons."""
         count = len(layer.total_BT)
         self.total_BLT[:count, layer.number] = layer.total_BT
+        if layer.largest is not None:
+            some_4E = layer.largest(self.floor_B[:count], self.listed).double().cpu().numpy()
+            self.found.append(np.insert(some_4E, 1, layer.number, axis=0))
+            self._trim()
+            return
         for cells in (layer.bound_BT >= self.floor_B[:count, None]).nonzero().split(CELLS):
             parts = layer.parts(cells)
             cell, index = (parts.abs() >= self.floor_B[cells[:, 0], None]).nonzero().T
