@@ -25,7 +25,9 @@ from common import Row, at_most
 from trace_peer import child, resident, show, status
 
 LENGTHS = (64, 256)
-TARGETS, BATCH = 512, 64
+TARGETS = 512
+BATCHES = (64, 8)
+"""Targets that are taken together, on both sides; bars are those of the first."""
 TURNS = 3
 THREADS = 1
 PEER = "expand and backward"
@@ -147,7 +149,7 @@ def chosen(made: Any, length: int) -> list[Any]:
     return sorted(found, key=lambda goal: -1000 if goal is None else -goal[0])
 
 
-def once(made: Any, side: str, length: int, goals: Sequence[Any]) -> tuple[float, float, Any]:
+def once(made: Any, side: str, length: int, goals: Sequence[Any], batch: int) -> tuple[float, float, Any]:
     """CPU seconds of what is done once, of all targets, and the totals, (N, L, T), and embeddings, (N, T)."""
     import torch
 
@@ -155,12 +157,12 @@ def once(made: Any, side: str, length: int, goals: Sequence[Any]) -> tuple[float
 
     begun = time.process_time()
     functional = decision(length)
-    engine = HandEngine(made, functional) if side == "hand" else ExpandEngine(made, functional, BATCH)
+    engine = HandEngine(made, functional) if side == "hand" else ExpandEngine(made, functional, batch)
     ready = time.process_time()
     totals = torch.zeros(len(goals), engine.layers, engine.nodes)
     embeddings = torch.zeros(len(goals), engine.nodes)
-    for start in range(0, len(goals), BATCH):
-        some = goals[start : start + BATCH]
+    for start in range(0, len(goals), batch):
+        some = goals[start : start + batch]
 
         def take(layer: Any, start: int = start) -> None:
             totals[start : start + len(layer.total_BT), layer.number] = layer.total_BT
@@ -170,18 +172,18 @@ def once(made: Any, side: str, length: int, goals: Sequence[Any]) -> tuple[float
     return ready - begun, done - ready, (engine, totals, embeddings)
 
 
-def measured(folder: Path, side: str, length: int) -> dict[str, Any]:
+def measured(folder: Path, side: str, length: int, batch: int) -> dict[str, Any]:
     """One run in this process, after a short one."""
     from safetensors.torch import save_file
 
     made = model()
     goals = [None if goal is None else tuple(goal) for goal in json.loads((folder / f"{length}.json").read_text())]
-    once(made, side, 8, [None, (2, 6, 3), (1, 5, 9)])
+    once(made, side, 8, [None, (2, 6, 3), (1, 5, 9)], batch)
     began = resident()
     wall = time.perf_counter()
-    first, rest, (engine, totals, embeddings) = once(made, side, length, goals)
+    first, rest, (engine, totals, embeddings) = once(made, side, length, goals, batch)
     found = {"first": first, "cpu": rest, "wall": time.perf_counter() - wall, "extra": status("VmHWM") - began}
-    save_file({"totals": totals, "embeddings": embeddings, "neurons": _neurons(engine, goals[:BATCH])},
+    save_file({"totals": totals, "embeddings": embeddings, "neurons": _neurons(engine, goals[:batch])},
               folder / f"{side}-{length}.safetensors")  # fmt: skip
     return found
 
@@ -221,16 +223,18 @@ def rows() -> list[Row]:
         found = []
         for length in LENGTHS:
             run([sys.executable, __file__, "choose", place, length])
-            runs: dict[str, list[dict[str, Any]]] = {"hand": [], "expand": []}
-            for _ in range(TURNS):
-                for side, some in runs.items():
-                    some.append(run([sys.executable, __file__, "measure", place, side, length]))
-            found += _rows(f"{length} tokens, {TARGETS} neurons", runs)
-            found.append(at_most(f"{length} tokens: edges apart", apart(Path(place), length), APART, "of size"))
+            for batch in BATCHES:
+                runs: dict[str, list[dict[str, Any]]] = {"hand": [], "expand": []}
+                for _ in range(TURNS):
+                    for side, some in runs.items():
+                        some.append(run([sys.executable, __file__, "measure", place, side, length, batch]))
+                where = f"{length} tokens, {TARGETS} neurons, {batch} together"
+                found += _rows(where, runs, barred=batch == BATCHES[0])
+                found.append(at_most(f"{where}: edges apart", apart(Path(place), length), APART, "of size"))
         return found
 
 
-def _rows(where: str, runs: dict[str, list[dict[str, Any]]]) -> list[Row]:
+def _rows(where: str, runs: dict[str, list[dict[str, Any]]], *, barred: bool) -> list[Row]:
     figures = (("cpu", "steady state, CPU", "s", FASTER), ("first", "once for a text, CPU", "s", None),
                ("wall", "all, wall", "s", None), ("extra", "extra memory", "MiB", SMALLER))  # fmt: skip
     found = []
@@ -238,7 +242,7 @@ def _rows(where: str, runs: dict[str, list[dict[str, Any]]]) -> list[Row]:
         mine, theirs = ([one[key] for one in runs[side]] for side in ("hand", "expand"))
         ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
         ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
-        held: dict[str, Any] = {"bar": f"ratio >= {bar:g}", "holds": ratio["median"] >= bar} if bar else {}
+        held: dict[str, Any] = {"bar": f"ratio >= {bar:g}", "holds": ratio["median"] >= bar} if bar and barred else {}
         found.append(Row(f"{where}: {said}", median(mine), unit, min(mine), max(mine), PEER, ratio, **held))
     return found
 
@@ -248,10 +252,10 @@ if __name__ == "__main__":
         case ["choose", place, number]:
             Path(place, f"{number}.json").write_text(json.dumps(chosen(model(), int(number))))
             print("{}")
-        case ["measure", place, name, number]:
+        case ["measure", place, name, *numbers]:
             import torch
 
             torch.set_num_threads(THREADS)
-            print(json.dumps(measured(Path(place), name, int(number))))
+            print(json.dumps(measured(Path(place), name, *map(int, numbers))))
         case _:
             show(rows())

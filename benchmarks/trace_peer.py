@@ -35,8 +35,11 @@ HOME = ROOT / "benchmarks" / "peers" / "circuit-tracer"
 LENGTHS = (64, 256)
 FEATURES = 512
 """Features that are explained."""
-BATCHES = (16, 32, 64, 128)
-"""What the peer is tried with; each length takes its fastest."""
+BATCHES = (1, 2, 4, 8, 16, 64)
+"""Targets that the peer takes together: what it is tried with; each length takes its fastest."""
+BATCH = 16
+"""The same of ours, at every length; features are chosen anew after 64, as often as the peer does in batches of 16."""
+CHOSEN = 64
 TURNS = 3
 THREADS = 1
 WARM = 24
@@ -146,7 +149,11 @@ def ours(folder: Path, name: str, tokens: int, features: int, batch: int) -> dic
 
     def trace(length: int, count: int) -> tuple[Any, Any]:
         engine = made(length)
-        graph = assembled(select(engine, count, batch=batch), engine, [*case["ids"][:length], *case["targets"]])
+        graph = assembled(
+            select(engine, count, batch=batch, rounds=max(1, CHOSEN // batch)),
+            engine,
+            [*case["ids"][:length], *case["targets"]],
+        )
         return graph, engine
 
     trace(WARM, 2 * batch)
@@ -252,7 +259,7 @@ def rows() -> list[Row]:
         folder = Path(place)
         subprocess.run([sys.executable, __file__, "prepare", place], check=True)
         found = [row for length in LENGTHS for row in _at(folder, theirs, length)]
-        return found + [row for name in list(SETS)[1:] for row in _edges(folder, theirs, name, LENGTHS[0], BATCHES[0])]
+        return found + [row for name in list(SETS)[1:] for row in _edges(folder, theirs, name, LENGTHS[0], 8)]
 
 
 def _at(folder: Path, theirs: str, length: int) -> list[Row]:
@@ -294,7 +301,7 @@ def _edges(folder: Path, theirs: str, name: str, length: int, batch: int) -> lis
 def _run(folder: Path, theirs: str, length: int, name: str, batch: int) -> dict[str, Any]:
     if name == "peer":
         return child([theirs, HOME / "run.py", folder, next(iter(SETS)), length, FEATURES, batch])
-    return child([sys.executable, __file__, "ours", folder, next(iter(SETS)), length, FEATURES, 64])
+    return child([sys.executable, __file__, "ours", folder, next(iter(SETS)), length, FEATURES, BATCH])
 
 
 def _beside(name: str, key: str, unit: str, runs: dict[str, list[dict[str, Any]]], bar: float | None) -> Row:

@@ -145,6 +145,6 @@ def _row(
     where = (size >= floor) & (size > 0)
     at = np.nonzero(where)
     return Row(
-        goal, value, layer, node, index, listed[3], at[0], at[1], rest_LT[where], embedding_T, bias,
+        goal, value, layer, node, index, listed[3].copy(), at[0], at[1], rest_LT[where], embedding_T, bias,
         float(rest_LT[~where].sum()),
     )  # fmt: skip
