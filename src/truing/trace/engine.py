@@ -1,6 +1,9 @@
-"""What adds up to a target: one interface over two engines, by hand for Llama-shaped blocks and by autograd for all."""
+"""What adds up to a target: one interface over engines, by hand for Llama-shaped blocks and by autograd for all.
 
-# B targets  T nodes of the tree  F neurons of a layer  P cells, each a target and a node
+Features of dictionaries stand in the place of neurons where there are any, and are called neurons here.
+"""
+
+# B targets  T nodes of the tree  F neurons of a layer  P cells, each a target and a node  E listed neurons
 
 from __future__ import annotations
 
@@ -22,11 +25,14 @@ class Layer:
 
     number: int
     total_BT: Tensor
-    """All neurons of the layer together."""
+    """All neurons of the layer together, with what no neuron of it stands for (the error of a dictionary)."""
     bound_BT: Tensor
     """No single neuron adds more than this, in absolute value."""
     parts: Callable[[Tensor], Tensor]
     """Every neuron by itself at some cells: from places (P, 2) to (P, F)."""
+    largest: Callable[[Tensor, int], Tensor] | None = None
+    """Where few neurons are active: those that add at least so much, shape (B,), to a target, and of each target so
+    many at most. Rows, nodes, indices and contributions, shape (4, E); in the place of looking at cells."""
 
 
 Sink = Callable[[Layer], None]

@@ -21,6 +21,8 @@ from torch import Tensor
 from truing.targets.local.inside import Activations, blocks, units
 from truing.trace.rules import Rule
 
+DENSE = 0.9
+"""The share of rows from which on it does not pay to leave out those that are 0."""
 Sink = Callable[[int, Tensor, Tensor], None]
 """Called with (layer, cotangent at the residual stream after that layer's MLP, before its MLP); (B, T, D) each."""
 
@@ -63,6 +65,19 @@ def spot_cotangents(
     cotangent = of_up[:, None] * block.mlp.up_proj.weight[neurons_P]
     if of_gate is not None:
         cotangent += of_gate[:, None] * block.mlp.gate_proj.weight[neurons_P]
+    return cotangent * seen.norm2[layer][nodes_P, None] * block.post_attention_layernorm.weight
+
+
+def output_cotangents(
+    model: Any, seen: Activations, layer: int, nodes_P: Tensor, of_PD: Tensor, rule: Rule = "relp"
+) -> Tensor:
+    """The same of some directions in the output of the MLP, (P, D), each at its own node: shape (P, D)."""
+    block = model.model.layers[layer]
+    into_PF = of_PD @ block.mlp.down_proj.weight
+    of_up, of_gate = _shares(seen.gate[layer][nodes_P], seen.up[layer][nodes_P], rule)
+    cotangent = (into_PF * of_up) @ block.mlp.up_proj.weight
+    if of_gate is not None:
+        cotangent += (into_PF * of_gate) @ block.mlp.gate_proj.weight
     return cotangent * seen.norm2[layer][nodes_P, None] * block.post_attention_layernorm.weight
 
 
@@ -121,8 +136,18 @@ def _through_attention(model: Any, block: Any, seen: Activations, layer: int, R_
     """The value path with the pattern frozen."""
     heads, width = units(model, "head")
     groups = block.self_attn.v_proj.weight.shape[0] // width
-    G = (R_BTD @ block.self_attn.o_proj.weight).unflatten(-1, (groups, heads // groups, width))
+    G = _rows_times(R_BTD, block.self_attn.o_proj.weight).unflatten(-1, (groups, heads // groups, width))
     # A group at a time: patterns of long texts are large.
     found = [torch.einsum("rqk,bqre->bke", seen.pattern(layer, g), G[:, :, g]) for g in range(groups)]
-    G = torch.cat(found, -1)
-    return (G @ block.self_attn.v_proj.weight) * (seen.norm1[layer][:, None] * block.input_layernorm.weight)
+    G = _rows_times(torch.cat(found, -1), block.self_attn.v_proj.weight)
+    return G * (seen.norm1[layer][:, None] * block.input_layernorm.weight)
+
+
+def _rows_times(x_BTE: Tensor, weight_ED: Tensor) -> Tensor:
+    """The product, without the rows that are all 0: of nodes that come after a target, or that it does not see."""
+    some = x_BTE.flatten(0, 1).norm(dim=-1).nonzero()[:, 0]
+    if len(some) > DENSE * x_BTE.shape[0] * x_BTE.shape[1]:
+        return x_BTE @ weight_ED
+    found = x_BTE.new_zeros(x_BTE.shape[0] * x_BTE.shape[1], weight_ED.shape[1])
+    found[some] = x_BTE.flatten(0, 1)[some] @ weight_ED
+    return found.view(*x_BTE.shape[:2], -1)

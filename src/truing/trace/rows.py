@@ -78,6 +78,11 @@ class _Gathering:
         """A layer's neurons."""
         count = len(layer.total_BT)
         self.total_BLT[:count, layer.number] = layer.total_BT
+        if layer.largest is not None:
+            some_4E = layer.largest(self.floor_B[:count], self.listed).double().cpu().numpy()
+            self.found.append(np.insert(some_4E, 1, layer.number, axis=0))
+            self._trim()
+            return
         for cells in (layer.bound_BT >= self.floor_B[:count, None]).nonzero().split(CELLS):
             parts = layer.parts(cells)
             cell, index = (parts.abs() >= self.floor_B[cells[:, 0], None]).nonzero().T
@@ -140,6 +145,6 @@ def _row(
     where = (size >= floor) & (size > 0)
     at = np.nonzero(where)
     return Row(
-        goal, value, layer, node, index, listed[3], at[0], at[1], rest_LT[where], embedding_T, bias,
+        goal, value, layer, node, index, listed[3].copy(), at[0], at[1], rest_LT[where], embedding_T, bias,
         float(rest_LT[~where].sum()),
     )  # fmt: skip

@@ -29,17 +29,22 @@ def select(
     count: int,
     *,
     batch: int = BATCH,
+    rounds: int = 1,
     listed: int = LISTED,
     told: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
-    """The row of the decision, and those of so many neurons; fewer where nothing else adds to it."""
+    """The row of the decision, and those of so many neurons; fewer where nothing else adds to it.
+
+    `batch`: rows that are computed together; `rounds`: batches after which neurons are chosen anew.
+    """
     found = rows(engine, [None], listed=listed)
     while (missing := count + 1 - len(found)) > 0:
-        if not (chosen := most_influential(found, min(batch, missing), engine)):
+        if not (chosen := most_influential(found, min(batch * rounds, missing), engine)):
             break
         # Highest layers together: a recursion begins at the highest of its targets.
-        found += rows(engine, chosen, listed=listed)
-        told(len(found) - 1)
+        for start in range(0, len(chosen), batch):
+            found += rows(engine, chosen[start : start + batch], listed=listed)
+            told(len(found) - 1)
     return found
 
 
