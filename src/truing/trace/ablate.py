@@ -248,7 +248,7 @@ def _changed(x_TF: Tensor, edit: Edit, here_P3: Tensor, layer: int, start: int) 
     picked = x_TF[nodes, neurons]
     if edit.others:
         moved = whole if len(whole) == 1 else whole[start:]
-        x_TF.copy_(moved + edit.factor * (x_TF - moved))
+        x_TF.copy_(moved + edit.factor * (x_TF - moved) if edit.factor else moved.expand_as(x_TF))
         x_TF[nodes, neurons] = picked
     else:
         to = whole[0, neurons] if len(whole) == 1 else whole[nodes + start, neurons]
