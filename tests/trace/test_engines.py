@@ -133,6 +133,16 @@ def test_neurons_are_selected_by_how_much_runs_through_them() -> None:
     assert through[graph.of("embedding") | graph.of("bias") | graph.of("remainder")].sum() == pytest.approx(1, abs=1e-6)
 
 
+def test_neurons_are_chosen_after_rounds_of_batches() -> None:
+    """Two batches of five choose what one of ten does."""
+    model, case = random_model("llama", ARCHITECTURES["llama"]), decision()
+    engine, told = HandEngine(model, case), list[int]()
+    once = [row.goal for row in select(engine, 33, batch=10)]
+    twice = [row.goal for row in select(engine, 33, batch=5, rounds=2, told=told.append)]
+    assert twice == once
+    assert told == [5, 10, 15, 20, 25, 30, 33]
+
+
 def test_more_neurons_explain_more() -> None:
     model, case = random_model("llama", ARCHITECTURES["llama"]), decision()
     engine = HandEngine(model, case)
