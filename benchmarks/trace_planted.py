@@ -31,7 +31,7 @@ ITEM, IS_ITEM, IS_QUERY, ALWAYS, HOP, CARRIED, ANSWER, JUNK = 0, 8, 9, 10, 11, 1
 """Where in the residual stream what is written; from JUNK on nothing is read."""
 COPIERS = ((1, 0), (1, 1))
 DISTRACTORS = 32
-NOISE, GAIN = 0.015, 6.0
+NOISE, GAIN = 0.01, 6.0
 LENGTH = 6
 
 
