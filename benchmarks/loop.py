@@ -104,7 +104,10 @@ def demo() -> list[Row]:
         label = f"{claim['family']} as {claim['outcome']} ({claim['verdict']})"
         rows += [quantity(f"{label}: naive", claim["naive"]), quantity(f"{label}: beyond control", claim["specific"])]
     for mediated in result["graph"]["mediated"]:
-        rows.append(quantity(f"{mediated['k']} {mediated['kind']}s by {mediated['choice']}", mediated["share"]))
+        what = f"{mediated['k']} {mediated['kind']}s by {mediated['choice']}"
+        rows.append(quantity(what, mediated["share"]))
+        if mediated.get("restored"):
+            rows.append(quantity(f"{what}, restored", mediated["restored"]))
     for name, q in result["runout"].items():
         rows.append(quantity(f"runout, {name}", q, bar="< 0", holds="high" in q and q["high"] < 0))
     for name, q in (*result["retention"].items(), *result["relearning"].items()):

@@ -551,3 +551,114 @@ def test_weights_are_rounded_to_whole_multiples_and_lose_their_template(modules:
     weights.without_template(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"a": 1}
     assert not (tmp_path / "chat_template.jinja").exists()
+
+
+def test_every_rule_that_derives_finds_a_circuit_written_by_hand(modules: Any) -> None:
+    """It does its task, patching its units carries the effect both ways, and what merely fires ranks below them."""
+    planted = modules("trace_planted")
+    from truing.trace.attribute import SCORINGS
+    from truing.trace.mediate import Choice, both_ways
+
+    made = planted.build(3)
+    twins = planted.pairs(made, 16)
+    shares = []
+    for twin in twins:
+        case = twin.first.functional
+        logits = made.model(case.tree.ids_N[None, : case.prompt]).logits[0, -1]
+        assert int(logits.argmax()) == int(case.tree.ids_N[case.nodes_M[0]])
+        idle = tuple((layer, neuron) for layer in range(3) for neuron in range(planted.ITEMS, planted.ITEMS + 32))
+        choices = [
+            Choice("head", "attribution", tuple(made.heads)), Choice("neuron", "attribution", tuple(made.neurons)),
+            Choice("head", "random", ((1, 2), (1, 3))), Choice("neuron", "random", idle),
+        ]  # fmt: skip
+        ways = both_ways(made.model, twin, choices, choices)
+        whole = ways.first - ways.second
+        assert whole > 4
+        shares.append(
+            [(ways.first - x) / whole for x in ways.removed] + [(x - ways.second) / whole for x in ways.restored]
+        )
+    heads, neurons, idle_heads, idle_neurons, *back = (sum(x) / len(x) for x in zip(*shares, strict=True))
+    assert [heads, neurons, back[0], back[1]] == pytest.approx([1] * 4, abs=0.1)
+    assert [idle_heads, idle_neurons, back[2], back[3]] == pytest.approx([0] * 4, abs=0.1)
+    areas = {rule: planted.areas(made, twins, rule)["units"] for rule in SCORINGS}
+    assert areas["relp"] >= 0.95
+    assert areas["integrated-gradients"] >= 0.95
+    assert areas["gradient"] >= 0.85
+    assert areas["largest change"] < min(areas["relp"], areas["gradient"])
+    assert areas["random"] < 0.7
+    torch = import_module("torch")
+    assert planted.area(torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([True, False, True, False])) == 0.875
+
+
+def test_curves_of_circuits_are_those_of_a_sum(modules: Any) -> None:
+    """Where every unit carries its score, faithfulness, its area and the smallest circuit are known."""
+    circuits, torch, np = (modules(name) for name in ("trace_circuits", "torch", "numpy"))
+    carried = torch.linspace(1, 0.001, 1000).double()
+    per_pair = np.array([1.0, 2.0, 3.0])
+
+    def run(taken: Any) -> Any:
+        return float(carried[~taken].sum()) * per_pair - 5
+
+    full = run(torch.zeros(1000, dtype=torch.bool))
+    found = circuits.curve(run, full, -carried)
+    one, many = circuits.resamples(3)
+    sizes = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    wanted = np.array([float(carried[:size].sum() / carried.sum()) for size in sizes])
+    assert list(found.sizes) == sizes
+    np.testing.assert_allclose(found.faithfulness(one)[0], wanted, rtol=1e-12)
+    area = sum((1 - (wanted[i] + wanted[i + 1]) / 2) * (sizes[i + 1] - sizes[i]) / 1000 for i in range(9))
+    assert found.distance(one)[0] == pytest.approx(area)
+    assert found.enough(one)[0] == 1000  # 500 have 75%
+    assert circuits.interval(found.distance(many)) == pytest.approx((area, area))  # it does not hang on the pairs
+    other = circuits.curve(run, full, carried.flip(0))
+    assert other.distance(one)[0] > area
+    exact = np.outer(carried.numpy()[:50], per_pair)
+    assert circuits.correlation(2 * exact + 1, exact, one)[0] == pytest.approx(1)
+    assert circuits.correlation(-exact, exact, many) == pytest.approx(-1)
+
+
+def test_pairs_that_begin_alike_are_patched_as_whole_ones_are(modules: Any, tiny: Any) -> None:
+    """A beginning that is computed once changes nothing, and patching all heads gives the other text."""
+    circuits, tasks, torch = (modules(name) for name in ("trace_circuits", "trace_tasks", "torch"))
+    from truing.trace.mediate import Choice, both_ways
+    from truing.trace.twins import of_tokens
+
+    texts = [([5, 6, 7, 8, a, 9, 10], [5, 6, 7, 8, b, 9, 10]) for a, b in ((20, 21), (22, 23), (24, 25))]
+    twins = [of_tokens(*pair, [30], [40 + number]) for number, pair in enumerate(texts)]
+    found = circuits.Texts(tiny.model, twins)
+    assert found.start == 4
+    head = torch.zeros(12, dtype=torch.bool)
+    head[4:6] = True  # of layer 1
+    neuron = torch.zeros(3 * 3 * 128, dtype=torch.bool)
+    neuron[::3] = True
+    for number, twin in enumerate(twins):
+        units = tuple(divmod(int(i), 128) for i in range(0, 384, 3))
+        ways = both_ways(
+            tiny.model, twin, [Choice("head", "random", ((1, 0), (1, 1))), Choice("neuron", "random", units)], ()
+        )
+        assert found.full[number] == pytest.approx(ways.first, abs=1e-5)
+        assert found.other[number] == pytest.approx(ways.second, abs=1e-5)
+        assert found.run(found.masks("heads", head))[number] == pytest.approx(ways.removed[0], abs=1e-5)
+        mask = torch.zeros(384, dtype=torch.bool)
+        mask[::3] = True
+        assert found.run(found.masks("neurons", mask))[number] == pytest.approx(ways.removed[1], abs=1e-5)
+    everything = found.run(found.masks("heads", torch.ones(12, dtype=torch.bool)))
+    assert everything == pytest.approx(found.other, abs=1e-4)
+    assert found.run(found.masks("neurons by position", neuron)) != pytest.approx(found.full, abs=1e-6)
+    scores = circuits.scored(tiny.model, twins, found.start, "gradient")
+    assert scores.at("neurons by position").shape == (3, neuron.numel())
+    assert scores.at("heads").shape == (3, 12)
+    exact = circuits.exact(found, "heads", [4, 5, 0], 12)
+    assert exact.shape == (3, 3)
+    assert exact[0] == pytest.approx(found.full - found.run(found.masks("heads", head & (torch.arange(12) == 4))))
+    made = tasks.repeats(tiny, 6)
+    assert len({twin.name for twin in made}) == 6
+    for twin in made:
+        first, second = (
+            side.functional.tree.ids_N[: side.functional.prompt].tolist() for side in (twin.first, twin.second)
+        )
+        assert sum(a != b for a, b in zip(first, second, strict=True)) == 1
+        assert first.index(first[-1]) < len(first) - 1  # the last token stood before
+        assert first[first.index(first[-1]) + 1] == int(
+            twin.first.functional.tree.ids_N[twin.first.functional.nodes_M[0]]
+        )

@@ -15,7 +15,9 @@ from truing.records import (
     Blob,
     Clause,
     Estimate,
+    Graph,
     Measurement,
+    Mediation,
     Message,
     Named,
     Record,
@@ -223,3 +225,25 @@ def test_a_tool_is_told_of_as_json_schema() -> None:
     assert tool.plain["function"] == {
         "name": "read", "description": "reads a file", "parameters": {"properties": {}, "type": "object"},
     }  # fmt: skip
+
+
+def test_a_graph_of_before_keeps_its_identity() -> None:
+    """What it gained is left out where it says nothing: the way back of a mediation, and the rule of the scores."""
+    share = Estimate(value=0.5, low=0.4, high=0.6, level=0.95, n=9, clusters=5, unit="share", estimator="given")
+    one = Mediation(kind="head", choice="attribution", k=5, share=share)
+    graph = Graph(
+        target="0" * 64, claim="1" * 64, twins=("a", "b"), aligned=9, skipped=0, effect=share, closure_error=0.0,
+        segments=(), nodes=(), edges=(), units=(), mediated=(one,), verdict="weak", why="given",
+    )  # fmt: skip
+    said = graph.plain()["body"]
+    assert "rule" not in said
+    assert said["mediated"] == [
+        {"kind": "head", "choice": "attribution", "k": 5, "draws": 1, "share": share.model_dump()}
+    ]
+    assert graph.id == "4b47f617cd0661026aefbeb59580b98e62383d5f5f77f3afe76a279830f9f0a9"
+    assert type(graph).from_plain(graph.plain()) == graph
+    more = graph.model_copy(update={"mediated": (one.model_copy(update={"restored": share}),), "rule": "gradient"})
+    assert more.plain()["body"]["mediated"][0]["restored"] == share.model_dump()
+    assert more.plain()["body"]["rule"] == "gradient"
+    assert type(more).from_plain(more.plain()) == more
+    assert more.id != graph.id

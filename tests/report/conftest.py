@@ -213,10 +213,13 @@ def graph(of: Target, about: Claim, rng: random.Random, *, parents: Sequence[Rec
 def mediated() -> tuple[Mediation, ...]:
     shares = {"attribution": 0.62, "random": 0.03, "largest change": 0.31, "shuffled": 0.05}
     found = [
-        Mediation(kind=kind, choice=choice, k=k, share=estimate(share * factor, 0.12, "share", n=42))
+        Mediation(
+            kind=kind, choice=choice, k=k, share=estimate(share * factor, 0.12, "share", n=42),
+            restored=None if choice == "largest change" else estimate(0.9 * share * factor, 0.12, "share", n=42),
+        )
         for kind, k, factor in (("head", 5, 0.6), ("head", 15, 1.0), ("neuron", 200, 0.5), ("neuron", 1000, 0.9))
         for choice, share in shares.items()
-    ]
+    ]  # fmt: skip
     reason = f"the whole does not differ clearly from 0 {HOSTILE}"
     found[-1] = found[-1].model_copy(update={"share": Unmeasured(reason=reason)})
     return tuple(found)

@@ -28,10 +28,11 @@ from truing.records import (
 )
 from truing.report import overview, page
 from truing.report.axis import Axis
+from truing.report.graph import view
 from truing.report.intervals import Row, by_unit, chart
 from truing.report.layout import APART, layout
 from truing.report.numbers import interval, number, p_value, small
-from truing.report.pool import short
+from truing.report.pool import Pool, short
 from truing.report.text import visible
 
 HOSTILE = "<script>alert(1)</script>"
@@ -215,6 +216,20 @@ def test_closing_accounts_are_not_called_faithful(parsed: Page) -> None:
     assert "It does not say that the explanation is faithful" in parsed.text
     assert "Closure error 3.1 × 10⁻⁷" in parsed.text
     assert "No unit was patched in this model, so nothing causal is claimed here." in parsed.text
+
+
+def test_what_units_bring_back_stands_below_what_goes_with_them(closure, parsed: Page) -> None:
+    (graph,) = [record for record in closure.records if isinstance(record, Graph) and record.mediated]
+    for said in ("restored, by attribution", "restored, random", "restored, shuffled"):
+        assert parsed.text.count(said) >= 4  # for each kind and number of units
+    assert "restored, largest change" not in parsed.text
+    charts = dict(view(graph, Pool.of(closure.records), "graph").mediation)
+    assert len(charts["5 heads"].rows) == 7
+    assert "the rule gradient" not in parsed.text
+    assert (
+        "Units were scored by the rule gradient."
+        in Page(overview([graph.model_copy(update={"rule": "gradient"})])).text
+    )
 
 
 def test_a_loop_that_ended_after_the_audit(ended) -> None:

@@ -24,7 +24,7 @@ from truing.trace import Effect, Settings, judge, retrace, trace
 from truing.trace.attribute import attribute, read_side
 from truing.trace.derive import decision_of
 from truing.trace.draw import OUTPUT, account, draw
-from truing.trace.mediate import Choice, choose, mediate
+from truing.trace.mediate import Choice, back, both_ways, choose, mediate
 from truing.trace.twins import FRAME, REPLY, Twin, twins
 
 PLANTED = tuple((COPY_LAYER, head) for head in COPY_HEADS)
@@ -143,6 +143,43 @@ def test_choices_are_what_their_rules_say() -> None:
     assert [choice.rule for choice in drawn].count("random") == 3 == [choice.rule for choice in drawn].count("shuffled")
     assert len({choice.label for choice in drawn}) == len(drawn) == 8
     assert len({choice.units for choice in drawn}) == 8
+
+
+def test_the_way_back_is_the_way_there_with_the_cells_exchanged(wild: LocalTarget, effect: Effect) -> None:
+    laid = lay_out("anchoring")
+    unequal = [s for s in laid.surfaces if len({len(wild.prompt_ids(c.messages)) for c in s.cases}) > 1]
+    some = [twins(wild, surfaces, effect.cells, per_plot=1)[0][0] for surfaces in (effect.choosing, unequal)]
+    for twin in some:
+        turned = Twin(twin.plot, twin.name, twin.second, twin.first, twin.from_T, twin.onto_T)
+        choices = [heads((0, 1), (1, 2)), heads(*((layer, i) for layer in (0, 1) for i in range(4)))]
+        found = both_ways(wild.model, twin, choices, choices[::-1])
+        second, first, there = mediate(wild.model, turned, choices[::-1])
+        assert (found.first, found.second) == pytest.approx((first, second), abs=1e-6)
+        assert found.restored == pytest.approx(there, abs=1e-6)
+        assert found.removed == pytest.approx(mediate(wild.model, twin, choices)[2], abs=1e-6)
+        assert abs(found.restored[0] - found.second) > 1e-3
+
+
+def test_the_planted_heads_bring_the_whole_effect_back_and_no_others_do(tiny: LocalTarget, pairs: list[Twin]) -> None:
+    config = tiny.model.config
+    every = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_attention_heads)]
+    rest = heads(*(unit for unit in every if unit not in PLANTED))
+    parts, whole = torch.zeros(2, dtype=torch.double), 0.0
+    for twin in pairs:
+        found = both_ways(tiny.model, twin, (), [heads(*PLANTED), rest])
+        assert found.removed == []
+        parts += torch.tensor([value - found.second for value in found.restored], dtype=torch.double)
+        whole += found.first - found.second
+    shares = (parts / whole).tolist()
+    assert shares[0] == pytest.approx(1, abs=0.05)
+    assert abs(shares[1]) < 0.05
+
+
+def test_one_of_each_sham_goes_the_other_way_too() -> None:
+    generator = torch.Generator().manual_seed(1)
+    score, change = torch.randn(4, 30, generator=generator), torch.rand(4, 30, generator=generator)
+    drawn = choose("head", 5, score, change, draws=3, seed=3)
+    assert [(c.rule, c.draw) for c in back(drawn)] == [("attribution", 0), ("random", 0), ("shuffled", 0)]
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
@@ -269,6 +306,36 @@ def test_the_verdict_follows_its_rule(mediated: list[Mediation], verdict: str) -
     assert judge(mediated[::-1])[0] == verdict
 
 
+def both(removed: Quantity, restored: Quantity | None, sham: Quantity | None) -> list[Mediation]:
+    """Shares by attribution in both directions, and those of sham choices on the way back."""
+    found = shares(attribution=removed)
+    said = {"attribution": restored, "random": sham, "shuffled": sham}
+    return [m.model_copy(update={"restored": said.get(m.choice)}) for m in found]
+
+
+@pytest.mark.parametrize(
+    ("removed", "restored", "sham", "verdict"),
+    [
+        (share(0.9), share(0.9), share(0.1), "supported"),
+        (share(0.9), share(0.25), share(0.1), "supported"),  # above the sham ones is enough
+        (share(0.9), share(0.19), share(0.1), "weak"),  # intervals touch
+        (share(0.9), share(0.0), share(0.1), "weak"),
+        (share(0.9), share(-0.9), share(0.1), "weak"),
+        (share(0.9), NONE, share(0.1), "weak"),
+        (share(0.9), share(0.9), NONE, "weak"),  # nothing to compare to
+        (share(0.3), share(0.9), share(0.1), "weak"),
+        (share(0.0), share(0.9), share(0.1), "refuted"),  # what goes decides first
+        (share(0.9), None, None, "supported"),  # a record from before
+    ],
+)
+def test_units_must_bring_the_effect_back_too(
+    removed: Quantity, restored: Quantity | None, sham: Quantity | None, verdict: str
+) -> None:
+    said, why = judge(both(removed, restored, sham))
+    assert said == verdict
+    assert ("bring back" in why) == (restored is not None and verdict != "refuted")
+
+
 def test_a_trivial_choice_that_does_as_well_is_remarked() -> None:
     _, why = judge(shares(largest_change=share(0.88)))
     assert "largest change alone do as well" in why
@@ -287,6 +354,11 @@ def test_a_trace_finds_the_planted_heads_and_supports_them(tiny: LocalTarget, ef
     mediated = {(m.kind, m.choice): m.share for m in graph.mediated}
     assert mediated["head", "attribution"].value == pytest.approx(1, abs=0.05)
     assert abs(mediated["neuron", "attribution"].value) < 0.1
+    restored = {(m.kind, m.choice): m.restored for m in graph.mediated}
+    assert restored["head", "attribution"].value == pytest.approx(1, abs=0.05)
+    assert abs(restored["head", "random"].value) < 0.1
+    assert restored["head", "largest change"] is None
+    assert "bring back" in graph.why
     assert graph.verdict == judge(graph.mediated)[0]
     assert graph.closure_error < 1e-5
     assert isinstance(graph.effect, Estimate)

@@ -68,21 +68,23 @@ def decision_of(functional: Functional, logits_BMV: Tensor) -> Tensor:
 def values(model: Any, functional: Functional) -> Inside:
     """What units are in one pass. TargetError for a model that takes no trees, or whose units cannot be found."""
     _check(model)
-    sites, got = _sites(model), []
-    hook = model.get_input_embeddings().register_forward_hook(lambda _, __, out: got.append(out[0].float()))
-    try:
-        with alone(model), seen(model, sites) as found:
-            logits = forward(model, functional.tree, functional.before_M.unique()).logits
-    finally:
-        hook.remove()
+    sites = _sites(model)
+    with alone(model), seen(model, sites) as found:
+        logits = forward(model, functional.tree, functional.before_M.unique()).logits
     inside = {site: picked(model, site, found[site]).float() for site in sites}
-    return _inside(got[0], inside, float(decision_of(functional, logits)[0]))
+    return _inside(embedded(model, functional), inside, float(decision_of(functional, logits)[0]))
+
+
+@torch.no_grad()
+def embedded(model: Any, functional: Functional) -> Tensor:
+    """What a pass over the tree begins with, (T, D)."""
+    return model.get_input_embeddings()(functional.tree.ids_N.to(model.device)).float()
 
 
 def derive(model: Any, functional: Functional, rule: Derivative = "gradient") -> Inside:
     """The decision's derivatives at one tree, under a rule."""
-    start = values(model, functional).embeddings_TD
-    return _mean(model, functional, [start[None]], rule)
+    _check(model)
+    return _mean(model, functional, [embedded(model, functional)[None]], rule)
 
 
 def integrate(model: Any, functional: Functional, from_TD: Tensor, *, points: int = MIDPOINTS) -> Inside:
@@ -91,7 +93,8 @@ def integrate(model: Any, functional: Functional, from_TD: Tensor, *, points: in
     Times the difference of the embeddings it adds up to the difference of the decision, but for the coarseness of the
     midpoints.
     """
-    to_TD = values(model, functional).embeddings_TD
+    _check(model)
+    to_TD = embedded(model, functional)
     share_B = (torch.arange(points, device=to_TD.device) + 0.5) / points
     path_BTD = from_TD + share_B[:, None, None] * (to_TD - from_TD)
     return _mean(model, functional, list(path_BTD.split(max(1, AT_ONCE // len(to_TD)))), "gradient")
@@ -159,4 +162,4 @@ def _check(model: Any) -> None:
         )
 
 
-__all__ = ["MIDPOINTS", "Derivative", "Inside", "decision_of", "derive", "integrate", "values"]
+__all__ = ["MIDPOINTS", "Derivative", "Inside", "decision_of", "derive", "embedded", "integrate", "values"]

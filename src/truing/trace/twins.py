@@ -13,6 +13,7 @@ from truing.errors import DesignError
 from truing.records import Case, Surface
 from truing.stats import MIN_CLUSTERS
 from truing.targets.local import Functional, LocalTarget
+from truing.targets.local.tree import plant
 
 REPLY = "reply"
 FRAME = "chat frame"
@@ -41,6 +42,26 @@ class Twin:
     def same_length(self) -> bool:
         """Whether every position has its counterpart."""
         return len(self.onto_T) == len(self.first.functional.tree) == len(self.second.functional.tree)
+
+
+def of_tokens(
+    first: Sequence[int], second: Sequence[int], answer: Sequence[int], other: Sequence[int], *, name: str = "pair"
+) -> Twin:
+    """A pair of texts as tokens: how much more likely one continuation is than the other, per token, in each.
+
+    DesignError where the texts are not equally long. A pair is a plot of its own.
+    """
+    if len(first) != len(second) or not first:
+        raise DesignError(f"texts of {len(first)} and {len(second)} tokens; a pair needs as many in both, one at least")
+    sides = []
+    for text in (first, second):
+        tree, routes = plant([[*text, *answer], [*text, *other]])
+        parts = [route[len(text) :] for route in routes]
+        weights = [torch.full((len(part),), sign / len(part)) for part, sign in zip(parts, (1, -1), strict=True)]
+        functional = Functional(tree, torch.cat(parts), torch.cat(weights), len(text))
+        sides.append(Side(functional, tuple(REPLY if node >= len(text) else "text" for node in range(len(tree)))))
+    every = torch.arange(len(sides[0].functional.tree))
+    return Twin(name, name, sides[0], sides[1], every, every)
 
 
 Placed = TypeVar("Placed", Surface, Twin)
