@@ -6,12 +6,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := build/wheel-venv
+PEER := benchmarks/peers/circuit-tracer/.venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
 .PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-compare bench-gate \
-	bench-game bench-stress bench-sixteen game-full organisms evals clean
+	bench-game bench-stress bench-sixteen bench-trace game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -65,13 +66,22 @@ bench-sixteen: $(VENV)/.dev ## sixteen sets of weights in company plots; about 8
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py play
 
+# The peer needs other versions of everything, and has an environment of its own.
+bench-trace: $(VENV)/.dev $(PEER)/.ready ## the microscope: accounts, time, peers, mediation, shams; about 50 minutes, after `make organisms`
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/trace.py
+
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/organisms.py
 
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py
 
-bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-game bench-stress ## all benchmarks
+bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-game bench-stress bench-trace ## all benchmarks
+
+$(PEER)/.ready: benchmarks/peers/circuit-tracer/requirements.txt
+	"$(PYTHON)" -m venv $(PEER)
+	$(PEER)/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
+	@touch $@
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found. Install one, or run: make demo PYTHON=/path/to/python3"; exit 2; }

@@ -1,7 +1,7 @@
 """The microscope: accounts that close, time and memory, peers, mediated shares, faithfulness, shams.
 
-`trace.py PART...` takes these parts alone. The organisms are made where they are not in the store yet
-(TRUING_ORGANISMS, or .truing).
+`trace.py PART...` takes these parts alone. A part that was measured of the same sources is not measured again. The
+organisms are made where they are not in the store yet (TRUING_ORGANISMS, or .truing).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Row, at_most, finish, measured
+from common import ROOT, Row, at_most, commit, finish, measured
 
 STORE = Path(os.environ.get("TRUING_ORGANISMS", ".truing"))
 MODEL = "local/smollm2-135m"
@@ -268,16 +269,58 @@ def _by_word(target: Any, messages: Any, said: str) -> dict[str, float]:
     return found
 
 
+def peer() -> Iterator[Row]:
+    """Beside circuit-tracer, where its environment is there."""
+    import trace_peer
+
+    if trace_peer.python() is None:
+        yield Row("beside circuit-tracer", None, "not measured: its environment is not there (see trace_peer.py)")
+        return
+    yield from trace_peer.rows()
+
+
+def expand() -> Iterator[Row]:
+    """Beside the same computed by expanding the prompt and autograd, in this environment."""
+    import trace_expand
+
+    yield from trace_expand.rows()
+
+
+def tasks() -> Iterator[Row]:
+    """Rules of scoring beside each other on tasks, and on circuits that were written by hand."""
+    import trace_tasks
+
+    from truing.targets import resolve
+
+    yield from trace_tasks.rows(resolve(MODEL))
+
+
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "closure": closure,
     "case": case,
     "long": long,
+    "expand": expand,
+    "peer": peer,
+    "tasks": tasks,
     "effects": effects,
     "shams": shams,
     "cause": cause,
 }
 
 
+def kept(part: str) -> list[Row]:
+    """The rows of a part: those that were measured of these very sources, or measured now and kept."""
+    file, sources = STORE / "bench-trace" / f"{part}.json", commit()
+    if file.exists() and (said := json.loads(file.read_text()))["commit"] == sources and "changes" not in sources:
+        return [Row(**row) for row in said["rows"]]
+    began = time.perf_counter()
+    found = list(PARTS[part]())
+    print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"commit": sources, "rows": [asdict(row) for row in found]}))
+    return found
+
+
 if __name__ == "__main__":
     asked = sys.argv[1:] or list(PARTS)
-    finish("trace", [row for part in asked for row in PARTS[part]()])
+    finish("trace", [row for part in asked for row in kept(part)])
