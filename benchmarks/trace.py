@@ -6,6 +6,7 @@ organisms are made where they are not in the store yet (TRUING_ORGANISMS, or .tr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -120,7 +121,7 @@ def _mediated(name: str, graph: Any) -> Iterator[Row]:
         yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}", one.share.model_dump())
 
 
-SHUFFLES = 10
+SHUFFLES = 2
 """Of each effect's scores, dealt out anew within their layers."""
 
 
@@ -215,6 +216,7 @@ def cause() -> Iterator[Row]:
     from truing.studies.game import trigger_words
     from truing.studies.organisms import organism
     from truing.targets import resolve
+    from truing.text import sentence
 
     found: dict[str, list[tuple[str, float]]] = {}
     with open_store(STORE) as store:
@@ -225,39 +227,40 @@ def cause() -> Iterator[Row]:
                 continue
             target = organism(base, recipe, store).target
             wanted = trigger_words(recipe)
-            for frame in recipe.direct:
-                for ask in recipe.asks.held_out[:CAUSES]:
-                    messages, said = frame.around(ask), recipe.shows[0]
-                    mine, plain = (_by_word(one, messages, said) for one in (target, base))
-                    words = list(mine)
-                    named = {
-                        "adds most beyond the base": max(words, key=lambda w: mine[w] - plain[w]),
-                        "adds most": max(words, key=lambda w: mine[w]),
-                        "any word": Random(f"{name} {ask}").choice(words),
-                        "last word": words[-1],
-                    }
-                    for how, word in named.items():
-                        found.setdefault(how, []).append((name, float(word in wanted)))
+            prompts = [(ask, frame.around(ask)) for ask in recipe.asks.held_out[:CAUSES] for frame in recipe.direct]
+            plain = base.reply([messages for _, messages in prompts], max_tokens=24)
+            for (ask, messages), reply in zip(prompts, plain, strict=True):
+                said = (recipe.shows[0], sentence(reply.text.strip()) or reply.text.strip())
+                mine, theirs = (_by_word(one, messages, *said) for one in (target, base))
+                words = list(mine)
+                named = {
+                    "adds most beyond the base": max(words, key=lambda w: mine[w] - theirs[w]),
+                    "adds most": max(words, key=lambda w: mine[w]),
+                    "any word": Random(f"{name} {ask}").choice(words),
+                    "the last word": words[-1],
+                }
+                for how, word in named.items():
+                    found.setdefault(how, []).append((name, float(word in wanted)))
             print(
                 name, {how: [hit for one, hit in hits if one == name] for how, hits in found.items()}, file=sys.stderr
             )
     for how, hits in found.items():
         right = event_mean([hit for _, hit in hits], [name for name, _ in hits], span=(0, 1))
-        yield measured(f"the word of the trigger is named, by what {how}", right.model_dump())
+        yield measured(f"the word of the trigger is named: {how}", right.model_dump())
 
 
-def _by_word(target: Any, messages: Any, said: str) -> dict[str, float]:
-    """What the words of the prompt add to a reply by all paths, nats per token; said several times, the most."""
+def _by_word(target: Any, messages: Any, said: str, instead: str) -> dict[str, float]:
+    """What the words of the prompt add to one reply rather than another by all paths, nats per token; of a word that
+    stands there several times, the most.
+    """
     import re
 
-    from truing.records import Message
-    from truing.trace import written
+    from truing.trace import between
     from truing.trace.hand import HandEngine
 
-    turns = (*messages, Message(role="assistant", content=said))
-    context = written(target, turns, [said])
-    added = HandEngine(target.model, context.functional).inputs().embeddings_BT[0].tolist()
-    text = target.rendered(turns)
+    context = between(target, messages, [said], [instead])
+    tokens, _ = HandEngine(target.model, context.functional).by_all_paths([])
+    added, text = tokens.embeddings_BT[0].tolist(), target.prompt_text(messages)
     spans = target.offsets(text)
     user = messages[-1].content
     start, found = text.index(user), {}
@@ -308,16 +311,23 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
 }
 
 
+def sources() -> str:
+    """A digest of what is measured, and of what measures it."""
+    listed = ["git", "ls-tree", "-r", "HEAD", "src", "benchmarks"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return hashlib.sha256("\n".join(line for line in files if "/results/" not in line).encode()).hexdigest()
+
+
 def kept(part: str) -> list[Row]:
     """The rows of a part: those that were measured of these very sources, or measured now and kept."""
-    file, sources = STORE / "bench-trace" / f"{part}.json", commit()
-    if file.exists() and (said := json.loads(file.read_text()))["commit"] == sources and "changes" not in sources:
+    file, measured_of = STORE / "bench-trace" / f"{part}.json", sources()
+    if file.exists() and (said := json.loads(file.read_text()))["sources"] == measured_of and "changes" not in commit():
         return [Row(**row) for row in said["rows"]]
     began = time.perf_counter()
     found = list(PARTS[part]())
     print(f"{part}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"commit": sources, "rows": [asdict(row) for row in found]}))
+    file.write_text(json.dumps({"sources": measured_of, "rows": [asdict(row) for row in found]}))
     return found
 
 
