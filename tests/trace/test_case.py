@@ -64,6 +64,10 @@ def test_a_decision_is_traced_and_its_accounts_close(tiny: LocalTarget, store: S
     assert len(case.inputs) == len(case.tokens)
     assert sum(case.inputs) == pytest.approx(case.accounted, abs=1e-4)
     assert trace_case(tiny, context, store, settings=FEW) == case
+    layer, index = map(int, case.writes[0][0].split("."))
+    column = tiny.model.model.layers[layer].mlp.down_proj.weight[:, index] * tiny.model.model.norm.weight
+    best = int((tiny.model.get_output_embeddings().weight @ column).argmax())
+    assert case.writes[0][1][0] == tiny.tokenizer.decode([best])
 
 
 def test_the_value_is_the_decision(tiny: LocalTarget, store: Store) -> None:

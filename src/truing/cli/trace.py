@@ -335,6 +335,13 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
     return [*lines, f"graph     {case.id}"]
 
 
+def _written(case: CaseGraph, circuit: Circuit, node: int) -> str:
+    name = f"{circuit.layer_N[node]}.{circuit.index_N[node]}"
+    more, less = next(((more, less) for unit, more, less in case.writes if unit == name), ((), ()))
+    some = more if circuit.value_N[node] > 0 else less
+    return f", writes {' '.join(map(repr, some))}" if some else ""
+
+
 def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:
     """What turns add to the decision by all paths, in their order."""
     found: dict[str, float] = {}
@@ -350,6 +357,6 @@ def _strongest(case: CaseGraph, circuit: Circuit) -> Sequence[str]:
         at = int(circuit.position_N[n])
         lines.append(
             f"{float(circuit.influence_N[n]):6.2%} of the influence: neuron {circuit.layer_N[n]}.{circuit.index_N[n]}"
-            f" at token {at} {case.tokens[at]!r} ({case.segments[at]})"
+            f" at token {at} {case.tokens[at]!r} ({case.segments[at]}){_written(case, circuit, n)}"
         )
     return lines

@@ -673,6 +673,9 @@ class CaseGraph(Record):
     """Shares of the influence that nodes, and edges, were pruned to."""
     graph: Blob
     """The pruned graph, see `Circuit`."""
+    writes: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = ()
+    """Of neurons, by "layer.index": the tokens that they make likelier where they are positive, and those less likely,
+    by what they write alone (logit lens)."""
     curves: tuple[Curve, ...] = ()
     checks: tuple[Named, ...] = ()
     verdict: Literal["supported", "weak", "refuted", "inconclusive"]

@@ -125,9 +125,24 @@ class Drawn:
         parts = [f"influence {percent(float(self.circuit.influence_N[node]))}"]
         if self.kind(node) == "neuron":
             parts.insert(0, f"activation {number(value, signed=True)}")
+            parts += self.writes(node)
         if self.kind(node) == "decision":
             return f"value {number(value, signed=True)} nats per token, the sum of all that is added to it"
-        return "; ".join([*parts, f"carries {number(carries, signed=True)} nats per token of the decision"])
+        carried_on = f"carries {number(carries, signed=True)} nats per token of the decision"
+        return "; ".join([*parts[:2], carried_on, *parts[2:]])
+
+    @cached_property
+    def written(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """What neurons write, by name."""
+        return {name: (more, less) for name, more, less in self.case.writes}
+
+    def writes(self, node: int) -> list[str]:
+        """Which tokens a neuron makes likelier here: where its activation is negative, those that it lowers."""
+        known = self.written.get(f"{int(self.circuit.layer_N[node])}.{int(self.circuit.index_N[node])}")
+        if not known:
+            return []
+        some = known[0] if self.circuit.value_N[node] > 0 else known[1]
+        return [f"writes {', '.join(f'“{shown(token, 20)}”' for token in some)} (logit lens)"]
 
 
 def drawn(case: CaseGraph, circuit: Circuit) -> Drawn:

@@ -23,6 +23,7 @@ from truing.trace.derive import decision_of
 from truing.trace.engine import Engine
 from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
+from truing.trace.labels import tokens_written
 from truing.trace.leak import leaking
 from truing.trace.picked import Picked
 from truing.trace.plan import plan
@@ -31,6 +32,8 @@ from truing.trace.rules import RULES, Rule
 from truing.trace.select import assembled, select
 from truing.trace.stability import stability
 
+LABELLED = 200
+"""Neurons of which it is said what they write."""
 LEAK = 1e-3
 """Relative closure error above which no graph is given."""
 
@@ -164,8 +167,9 @@ def _traced(
         layers=target.model.config.get_text_config().num_hidden_layers, selected=len(whole.picked),
         candidates=whole.candidates, closure_error=whole.error, replacement=found.replacement,
         completeness=found.completeness, kept=(settings.keep_nodes, settings.keep_edges),
-        graph=store.put_blob(pruned.packed(), "safetensors"), curves=causal.curves, checks=(*causal.checks, *steady),
-        verdict=causal.verdict, why=causal.why, parents=(target.card.id, *([claim.id] if claim else [])),
+        graph=store.put_blob(pruned.packed(), "safetensors"), writes=_writes(target, pruned), curves=causal.curves,
+        checks=(*causal.checks, *steady), verdict=causal.verdict, why=causal.why,
+        parents=(target.card.id, *([claim.id] if claim else [])),
     )  # fmt: skip
 
 
@@ -178,6 +182,14 @@ def _checked(
     twin = beside.twin.functional if beside.twin else None
     checks = Checks(singly=len(picked)) if settings.full else Checks()
     return check(target, context.functional, picked, twin=twin, seed=settings.seed, settings=checks, told=watcher.say)
+
+
+def _writes(target: LocalTarget, circuit: Circuit) -> tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]:
+    """What the neurons with the largest influence write."""
+    nodes = sorted(circuit.of("neuron").nonzero()[0].tolist(), key=lambda n: -float(circuit.influence_N[n]))
+    units = list(dict.fromkeys((int(circuit.layer_N[n]), int(circuit.index_N[n])) for n in nodes))[:LABELLED]
+    found = tokens_written(target, units)
+    return tuple((f"{layer}.{index}", *texts) for (layer, index), texts in zip(units, found, strict=True))
 
 
 def _listed(picked: Picked) -> list[tuple[int, int, float]]:

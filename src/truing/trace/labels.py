@@ -108,6 +108,17 @@ def written(target: LocalTarget, neurons: Sequence[Neuron]) -> Iterator[Tensor]:
         yield from (end(target.model, x_ND) - end(target.model, -x_ND)) / 2
 
 
+def tokens_written(
+    target: LocalTarget, neurons: Sequence[Neuron], top: int = 4
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """For each neuron, the tokens whose logits it raises most where it is positive, and those that it lowers most."""
+
+    def texts(logits_V: Tensor, *, largest: bool) -> tuple[str, ...]:
+        return tuple(target.tokenizer.decode([int(token)]) for token in logits_V.topk(top, largest=largest).indices)
+
+    return [(texts(one, largest=True), texts(one, largest=False)) for one in written(target, neurons)]
+
+
 def _column(model: Any, neuron: Neuron) -> Tensor:
     """What one neuron adds to the residual stream, but for a scale: (D,)."""
     layer, index = neuron
