@@ -1,0 +1,110 @@
+"""Put the figures of `make bench-trace` into docs/explanation/microscope.md. None is typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from demo_page import at, between
+from sixteen_page import interval
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "trace.json"
+PAGE = ROOT / "docs" / "explanation" / "microscope.md"
+RULES = ("relp", "gradient", "integrated-gradients", "largest change", "random")
+CURVE = re.compile(r"(\w+), (.+), (relp|gradient|integrated-gradients|largest change|random): (CMD|n\(F >= 0\.8\))")
+PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
+MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|largest change|random|shuffled)")
+VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
+
+
+def effects(found: dict[str, Any]) -> str:
+    """What chosen units mediate of effects, beside baselines."""
+    shares: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found["rows"]:
+        if match := MEDIATED.fullmatch(row["name"]):
+            name, k, kind, choice = match.groups()
+            shares.setdefault((name, f"{k} {kind}"), {})[choice] = row
+    said = {match[1]: match[2] for row in found["rows"] if (match := VERDICT.fullmatch(row["name"]))}
+    choices = ("attribution", "largest change", "random", "shuffled")
+    lines = [f"| Effect | Units | {' | '.join(f'by {one}' for one in choices)} |", "|" + "---|" * (2 + len(choices))]
+    for (name, units), by in shares.items():
+        cells = [interval(by[choice]) if choice in by else "" for choice in choices]
+        lines.append(f"| {name} ({said[name]}) | {units} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", source(found)])
+
+
+def rules(found: dict[str, Any]) -> str:
+    """CMD of circuits by each rule, and how many units reach 0.8."""
+    tables: dict[str, dict[tuple[str, str], dict[str, Any]]] = {"CMD": {}, "n(F >= 0.8)": {}}
+    for row in found["rows"]:
+        if match := CURVE.fullmatch(row["name"]):
+            task, level, rule, what = match.groups()
+            tables[what].setdefault((task, level), {})[rule] = row
+    lines = []
+    for what, titled in (("CMD", "CMD: 0 is best"), ("n(F >= 0.8)", "Units for F >= 0.8")):
+        lines += [f"**{titled}**", "", f"| Task | Units | {' | '.join(f'`{rule}`' for rule in RULES)} |",
+                  "|" + "---|" * (2 + len(RULES))]  # fmt: skip
+        for (task, level), by in tables[what].items():
+            cells = [_cell(by.get(rule), what) for rule in RULES]
+            lines.append(f"| {task} | {level} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join([*lines, source(found)])
+
+
+def patching(found: dict[str, Any]) -> str:
+    """How far scores follow what patching single units does."""
+    table: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found["rows"]:
+        if match := PATCHED.fullmatch(row["name"]):
+            task, units, rule = match.groups()
+            table.setdefault((task, units), {})[rule] = row
+    known = [rule for rule in (*RULES, "gate-frozen") if any(rule in by for by in table.values())]
+    lines = [f"| Task | Units | {' | '.join(f'`{rule}`' for rule in known)} |", "|" + "---|" * (2 + len(known))]
+    for (task, units), by in table.items():
+        lines.append(f"| {task} | {units} | {' | '.join(interval(by[r]) if r in by else '' for r in known)} |")
+    return "\n".join([*lines, "", source(found)])
+
+
+def peers(found: dict[str, Any]) -> str:
+    """Time and memory beside others, and of the bundled model: every row with a bar."""
+    lines = ["| What | Here | Beside | Wanted | |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        if row["bar"] and row["value"] is not None:
+            ratio = row["ratio"]
+            times = "{median:.2f} [{min:.2f}, {max:.2f}] times".format(**ratio) if ratio else ""
+            beside = f"{row['peer']}: {times}" if ratio else ""
+            holds = {True: "holds", False: "**missed**", None: ""}[row["holds"]]
+            lines.append(f"| {row['name']} | {row['value']:.4g} {row['unit']} | {beside} | {row['bar']} | {holds} |")
+    return "\n".join([*lines, "", source(found)])
+
+
+def source(found: dict[str, Any]) -> str:
+    """On which machine, of which sources."""
+    machine = found["machine"]
+    return f"On {machine['cores']} cores ({machine['processor']}); {at(found['commit'])}."
+
+
+def _cell(row: dict[str, Any] | None, what: str) -> str:
+    if row is None or row["value"] is None:
+        return ""
+    if what == "CMD":
+        return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
+
+
+TABLES = {"effects": effects, "rules": rules, "patching": patching, "peers": peers}
+
+
+def main() -> None:
+    """Rewrite the tables."""
+    found, text = json.loads(RESULTS.read_text()), PAGE.read_text()
+    for mark, table in TABLES.items():
+        text = between(text, f"trace {mark}", table(found))
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
