@@ -233,7 +233,8 @@ def _claim_curves(
 ) -> dict[Scoring, Curve]:
     """All circuits of all rules as rows of one batch, twin by twin; the mean over the twins of a plot."""
     from truing.targets.local.inside import Patch, run
-    from truing.trace.attribute import decision_value, read_side
+    from truing.trace.attribute import read_side
+    from truing.trace.derive import decision_of
     from truing.trace.mediate import _alike
 
     layers = model.config.num_hidden_layers
@@ -253,12 +254,10 @@ def _claim_curves(
             first, nodes = read_side(model, twin.first)
             second, _ = read_side(model, twin.second)
             patch = Patch(take, second, twin.onto_T, twin.from_T)
-            tree = twin.first.functional.tree
-            logits = run(model, tree, nodes, rows=len(masks), patch=patch, start=_alike(twin))
+            case = twin.first.functional
+            logits = run(model, case.tree, nodes, rows=len(masks), patch=patch, start=_alike(twin))
             assert first.logits is not None
-            found.append(
-                torch.cat([decision_value(twin.first, logits), decision_value(twin.first, first.logits[None])])
-            )
+            found.append(torch.cat([decision_of(case, logits), decision_of(case, first.logits[None])]))
         mean = torch.stack(found).mean(0).numpy()
         decisions.append(mean[:-1])
         full.append(mean[-1])
