@@ -321,7 +321,11 @@ def sources() -> str:
 def kept(part: str) -> list[Row]:
     """The rows of a part: those that were measured of these very sources, or measured now and kept."""
     file, measured_of = STORE / "bench-trace" / f"{part}.json", sources()
-    if file.exists() and (said := json.loads(file.read_text()))["sources"] == measured_of and "changes" not in commit():
+    if (
+        file.exists()
+        and (said := json.loads(file.read_text())).get("sources") == measured_of
+        and "changes" not in commit()
+    ):
         return [Row(**row) for row in said["rows"]]
     began = time.perf_counter()
     found = list(PARTS[part]())

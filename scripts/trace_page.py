@@ -81,6 +81,15 @@ def peers(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(found)])
 
 
+def causes(found: dict[str, Any]) -> str:
+    """How often the word of a trigger is named, over recipes."""
+    said = "the word of the trigger is named: "
+    lines = ["| The word that | Is one of the trigger's |", "|---|---|"]
+    some = [row for row in found["rows"] if row["name"].startswith(said)]
+    lines += [f"| {row['name'].removeprefix(said)} | {interval(row)} |" for row in some]
+    return "\n".join([*lines, "", source(found)])
+
+
 def source(found: dict[str, Any]) -> str:
     """On which machine, of which sources."""
     machine = found["machine"]
@@ -95,7 +104,7 @@ def _cell(row: dict[str, Any] | None, what: str) -> str:
     return f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
 
 
-TABLES = {"effects": effects, "rules": rules, "patching": patching, "peers": peers}
+TABLES = {"effects": effects, "rules": rules, "patching": patching, "causes": causes, "peers": peers}
 
 
 def main() -> None:

@@ -519,6 +519,16 @@ def test_the_page_of_sixteen_is_what_the_results_say(modules: Any) -> None:
     assert "; 351 of 352 verdicts" in said
 
 
+def test_the_page_of_the_microscope_is_what_the_results_say(modules: Any) -> None:
+    page = modules("trace_page")
+    found, text = json.loads(page.RESULTS.read_text(encoding="utf-8")), page.PAGE.read_text(encoding="utf-8")
+    for mark, table in page.TABLES.items():
+        assert table(found) in text, f"{mark}; run: python scripts/trace_page.py"
+    tables = page.effects(found), page.rules(found), page.patching(found), page.causes(found), page.peers(found)
+    assert all(len(table.splitlines()) > 5 for table in tables)
+    assert "threat-letter (supported) | 200 neurons" in tables[0]
+
+
 def test_a_tokenizer_of_letters_is_noticed(modules: Any) -> None:
     weights = modules("weights")
 
