@@ -137,7 +137,6 @@ def test_a_file_that_is_no_data_makes_no_store(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.slow
 def test_rlhf_on_a_file_becomes_an_adapter(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", ROWS)
     common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
@@ -155,7 +154,6 @@ def test_rlhf_on_a_file_becomes_an_adapter(tmp_path: Path) -> None:
         assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr
 
 
-@pytest.mark.slow
 def test_all_weights_become_a_checkpoint_and_so_does_what_is_exported(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", ROWS)
     common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"))

@@ -144,7 +144,6 @@ def test_pairs_are_a_target_s_own_replies_ordered_by_the_rule(tiny: LocalTarget)
     assert all(pair.chosen[-1] in ".!?" for pair in sentences(tiny, SMALL.prompts, max_tokens=12))
 
 
-@pytest.mark.slow
 def test_a_small_comparison_is_whole_and_is_not_done_twice(tiny: LocalTarget, tmp_path: Path) -> None:
     little = {"batch": 4, "epochs": 1, "most_steps": 6}
     plan = Plan(

@@ -452,7 +452,6 @@ def test_out_of_memory_between_tokens_sends_half_of_the_replies_back_to_wait(
     assert said == [f"out of memory: going on with {rows} replies at once" for rows in (4, 2, 3)]
 
 
-@pytest.mark.slow
 def test_one_that_cannot_be_written_even_alone_fails_and_the_others_do_not(
     wild: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

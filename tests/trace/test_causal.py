@@ -496,7 +496,6 @@ def test_a_graph_of_a_bent_toy_is_not_taken_for_a_sham() -> None:
     assert passed >= 10  # of shams, 1 in 40
 
 
-@pytest.mark.slow
 def test_sham_graphs_of_real_passes_are_not_supported(tiny: LocalTarget) -> None:
     """Scores dealt out anew, and the graph of another case: in planted models and in random ones."""
     shams, supported, right = 0, 0, 0

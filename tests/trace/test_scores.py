@@ -135,7 +135,7 @@ def test_scores_by_autograd_are_those_by_hand(
 ) -> None:
     twin = some_pair()
     by_hand = scores(wild.model, twin, rule)
-    monkeypatch.setattr(module, "_llama", lambda _: False)
+    monkeypatch.setattr(module, "llama_shaped", lambda _: False)
     by_autograd = scores(wild.model, twin, rule)
     assert by_hand.keys() == by_autograd.keys()
     for at, (moved, score) in by_hand.items():

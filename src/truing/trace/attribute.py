@@ -21,8 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from truing.errors import TargetError
-from truing.targets.local.inside import Activations, Site, blocks, read
+from truing.targets.local.inside import Activations, Site, llama_shaped, read
 from truing.trace.derive import SITES, Inside, decision_of, derive, integrate, values
 from truing.trace.linear import head_cotangent, logit_cotangent, recursion
 from truing.trace.rules import Rule
@@ -98,7 +97,7 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str], rule: Scoring = "
 
 def contract(model: Any, twin: Twin, rule: Scoring, sink: Sink) -> Tensor:
     """Scores of all units at every aligned node, layer by layer, and the effect itself."""
-    if (rule == "relp" or rule == "gate-frozen") and _llama(model):  # noqa: PLR1714 - mypy narrows by these alone
+    if (rule == "relp" or rule == "gate-frozen") and llama_shaped(model):  # noqa: PLR1714 - mypy narrows by these alone
         return _by_hand(model, twin, rule, sink)
     a, b = values(model, twin.first.functional), values(model, twin.second.functional)
     grads = _derivatives(model, twin, rule, a, b)
@@ -146,11 +145,3 @@ def _by_hand(model: Any, twin: Twin, rule: Rule, sink: Sink) -> Tensor:
     return (
         decision_of(twin.first.functional, a.logits[None])[0] - decision_of(twin.second.functional, b.logits[None])[0]
     )
-
-
-def _llama(model: Any) -> bool:
-    try:
-        blocks(model)
-    except TargetError:
-        return False
-    return True

@@ -33,7 +33,8 @@ class Account:
     flow: Tensor
     values: Tensor
     error: float
-    """Largest |sum of a row - its value| over the sum of its absolute contributions."""
+    """Largest |sum of a row - its value| over the sum of the absolute contributions of single nodes: within a segment
+    they may cancel."""
 
 
 @torch.no_grad()
@@ -57,19 +58,20 @@ def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[st
 
     def sink(layer: int, after: Tensor, _: Tensor) -> None:
         down = model.model.layers[layer].mlp.down_proj.weight
-        every_BT = (after * (seen.neurons[layer] @ down.T)).sum(-1)
-        rest_BS = (every_BT @ where_ST.T).double()
+        rest_BT = (after * (seen.neurons[layer] @ down.T)).sum(-1)
         for column, (at, neuron, segment) in enumerate(spots):
             if at == layer:
-                part = ((after @ down[:, neuron]) * seen.neurons[layer][:, neuron] * where[segment]).sum(-1).double()
-                flow[:, column] += part
-                rest_BS[:, list(segments).index(segment)] -= part
-        flow[:, len(spots) : len(spots) + len(segments)] += rest_BS
-        absolute.add_(rest_BS.abs().sum(-1))
+                part_BT = (after @ down[:, neuron]) * seen.neurons[layer][:, neuron] * where[segment]
+                flow[:, column] += part_BT.sum(-1).double()
+                absolute.add_(part_BT.abs().sum(-1).double())
+                rest_BT -= part_BT
+        flow[:, len(spots) : len(spots) + len(segments)] += (rest_BT @ where_ST.T).double()
+        absolute.add_(rest_BT.abs().sum(-1).double())
 
     R_BTD = recursion(model, seen, R_BTD, sink=sink, through_mlps=False, inject=inject)
-    flow[:, len(spots) + len(segments) :] = ((R_BTD * seen.embed_TD).sum(-1) @ where_ST.T).double()
-    absolute += flow[:, : len(spots)].abs().sum(-1) + flow[:, len(spots) + len(segments) :].abs().sum(-1)
+    inputs_BT = (R_BTD * seen.embed_TD).sum(-1)
+    flow[:, len(spots) + len(segments) :] = (inputs_BT @ where_ST.T).double()
+    absolute += inputs_BT.abs().sum(-1).double()
     values = torch.tensor([*_values(seen, spots, where), value], dtype=torch.double)
     error = ((flow.sum(-1) - values).abs() / absolute.clamp(min=1e-12)).max()
     return Account(flow, values, float(error))

@@ -150,7 +150,6 @@ def test_a_target_that_is_not_there_says_so(serve: Callable[..., Server], laid: 
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.slow
 def test_killed_and_run_again_it_ends_alike_and_repeats_no_call(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve(FOUR[1:2], failures=("429", "500"))
     file = tmp_path / "targets.toml"
