@@ -26,7 +26,10 @@ check: $(VENV)/.dev ## lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check test-wheel ## what CI runs
+# Types are checked by one core while the other builds the wheel and its environment.
+test: $(VENV)/.dev ## what CI runs
+	$(MAKE) --jobs 2 check $(WHEEL_VENV)/.ready
+	$(MAKE) test-wheel
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.bench ## the real model, 100 kills; about an hour

@@ -72,7 +72,7 @@ def peers(found: dict[str, Any]) -> str:
     """Time and memory beside others, and of the bundled model: every row with a bar."""
     lines = ["| What | Here | Beside | Wanted | |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        if row["bar"] and row["value"] is not None:
+        if row["bar"] and row["value"] is not None and not row["name"].endswith(": called supported"):
             ratio = row["ratio"]
             times = "{median:.2f} [{min:.2f}, {max:.2f}] times".format(**ratio) if ratio else ""
             beside = f"{row['peer']}: {times}" if ratio else ""
@@ -90,6 +90,18 @@ def causes(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(found)])
 
 
+def shams(found: dict[str, Any]) -> str:
+    """How often units are called supported that scores of no worth chose."""
+    said = ": called supported"
+    lines = ["| Units chosen by | Called `supported` | Of | Wanted | |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        if row["name"].endswith(said):
+            of = row["unit"].removeprefix("share of ")
+            holds = "holds" if row["holds"] else "**missed**"
+            lines.append(f"| {row['name'].removesuffix(said)} | {interval(row)} | {of} | {row['bar']} | {holds} |")
+    return "\n".join([*lines, "", source(found)])
+
+
 def source(found: dict[str, Any]) -> str:
     """On which machine, of which sources."""
     machine = found["machine"]
@@ -104,7 +116,7 @@ def _cell(row: dict[str, Any] | None, what: str) -> str:
     return f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
 
 
-TABLES = {"effects": effects, "rules": rules, "patching": patching, "causes": causes, "peers": peers}
+TABLES = {"effects": effects, "rules": rules, "patching": patching, "causes": causes, "shams": shams, "peers": peers}
 
 
 def main() -> None:

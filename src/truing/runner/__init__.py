@@ -13,7 +13,7 @@ from truing.records import Record, digest_of
 
 T = TypeVar("T")
 
-LAYOUT = 6
+LAYOUT = 7
 """Part of every key. Raised when a change in the code changes what a unit of work computes."""
 
 
