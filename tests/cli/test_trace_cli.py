@@ -108,6 +108,8 @@ def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -
         (["3fa9", "--prompt", "x"], "given: CLAIM, --prompt"),
         (["--prompt", "x", "--action", "y"], "needs --action and --instead"),
         (["--prompt", "x", "--action", "y", "--instead", "z", "--target", "scripted/honest"], "no inside"),
+        (["3fa9", "--against", "x", "--full"], "--against, --full: of the graph of one case"),
+        (["--prompt", "x", "--action", "y", "--instead", "z", "--rule", "gradient"], "contributions add up under"),
         (["--planted", "threat-letter", "--target", "local/tiny"], "is no organism"),
         (["--prompt", "x", "--diff", "local/tiny", "local/tiny"], "over the cases of a claim"),
     ],

@@ -118,6 +118,12 @@ def command(
         raise UsageError("--diff compares over the cases of a claim; give one")
     if export and (claim or planted):
         raise UsageError("--export is for the graph of one case; give --prompt or --transcript")
+    of_a_case = {
+        "--action": actions, "--instead": instead, "--span": spans, "--against": against is not None,
+        "--paraphrase": paraphrases, "--full": full, "--no-check": no_check,
+    }  # fmt: skip
+    if (claim or planted) and (unused := [option for option, said in of_a_case.items() if said]):
+        raise UsageError(f"{', '.join(unused)}: of the graph of one case; give --prompt or --transcript for one")
     if export:
         check_folder(out.absolute().parent)
     if claim and diff:
@@ -203,14 +209,13 @@ def _case(
     from truing.targets.local import LocalTarget
     from truing.trace import CaseSettings, trace_case
 
-    progress = Progress()
+    progress, chosen = Progress(), CaseSettings(**settings)
     with open_store(store_path) as store, progress.running():
         target = resolve(name, progress)
         need(target, "Scored")
         if not isinstance(target, LocalTarget):
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
         context, beside = _laid_out(target, asked)
-        chosen = CaseSettings(**settings)
         case = trace_case(target, context, store, beside=beside, settings=chosen, watcher=progress)
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)

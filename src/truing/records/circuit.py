@@ -85,6 +85,15 @@ class Circuit:
         found: NDArray[np.bool_] = self.kind_N == NODE_KINDS.index(kind)
         return found
 
+    def normalized(self) -> NDArray[np.float64]:
+        """Each edge's |weight| over the sum of |weight| into the same target, shape (E,)."""
+        import numpy as np
+
+        size = np.abs(self.weight_E.astype(np.float64))
+        total = np.bincount(self.target_E, weights=size, minlength=len(self))
+        found: NDArray[np.float64] = size / np.maximum(total, 1e-30)[self.target_E]
+        return found
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """A name for each node that says what it is, unique in the graph."""

@@ -25,9 +25,8 @@ Floats = NDArray[np.float64]
 
 def flow(circuit: Circuit) -> Floats:
     """The part of the decision's inputs that runs through each edge, shape (E,)."""
-    size = np.abs(circuit.weight_E.astype(np.float64))
-    total = np.bincount(circuit.target_E, weights=size, minlength=len(circuit))
-    return size / np.maximum(total, 1e-30)[circuit.target_E] * circuit.influence_N.astype(np.float64)[circuit.target_E]
+    through: Floats = circuit.influence_N.astype(np.float64)
+    return circuit.normalized() * through[circuit.target_E]
 
 
 def carried(circuit: Circuit) -> Floats:

@@ -31,13 +31,6 @@ class Scores:
     completeness: float
 
 
-def normalized(circuit: Circuit) -> Floats:
-    """|weight| over the sum of |weight| into the same target, shape (E,)."""
-    size = np.abs(circuit.weight_E.astype(np.float64))
-    total = np.bincount(circuit.target_E, weights=size, minlength=len(circuit))
-    return size / np.maximum(total, 1e-30)[circuit.target_E]
-
-
 def influence(circuit: Circuit) -> Floats:
     """The share of the decision's inputs, direct and indirect, that runs through each node; 1 for the decision; (N,).
 
@@ -45,7 +38,7 @@ def influence(circuit: Circuit) -> Floats:
     """
     found = np.zeros(len(circuit))
     found[-1] = 1.0
-    share_E = normalized(circuit)
+    share_E = circuit.normalized()
     if not len(share_E):
         return found
     order = np.argsort(-circuit.target_E, kind="stable")
@@ -63,7 +56,7 @@ def scores(circuit: Circuit, influence_N: Floats | None = None) -> Scores:
     explained = through[circuit.of("embedding") | circuit.of("bias")].sum()
     inputs = np.bincount(circuit.target_E, minlength=len(circuit)) > 0
     wrong = np.bincount(
-        circuit.target_E, weights=normalized(circuit) * errors[circuit.source_E], minlength=len(circuit)
+        circuit.target_E, weights=circuit.normalized() * errors[circuit.source_E], minlength=len(circuit)
     )
     whole = through[inputs].sum()
     return Scores(
@@ -118,7 +111,7 @@ def prune(circuit: Circuit, *, nodes: float = 0.8, edges: float = 0.98) -> Circu
     inside = kept_N[circuit.source_E] & kept_N[circuit.target_E]
     weight_E = np.where(inside, circuit.weight_E, 0)
     some = _with(circuit, weight_E)
-    score_E = normalized(some) * influence(some)[circuit.target_E]
+    score_E = some.normalized() * influence(some)[circuit.target_E]
     kept_E = inside & (score_E >= least(score_E, edges))
     inner, leaves = circuit.of("neuron"), circuit.of("remainder") | circuit.of("bias")
     while True:
