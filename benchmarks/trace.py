@@ -121,27 +121,38 @@ def _mediated(name: str, graph: Any) -> Iterator[Row]:
         yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}", one.share.model_dump())
 
 
-SHUFFLES = 2
+SHUFFLES = 4
 """Of each effect's scores, dealt out anew within their layers."""
+SHUFFLED, OTHERS, ELSEWHERE = "shuffled scores", "scores of another trigger", "scores of another effect's own model"
 
 
 def shams() -> Iterator[Row]:
     """How often units are called supported that scores of no worth chose: shuffled ones, and those of other effects."""
-    from truing import open_store
+    from truing import open_store, train
     from truing.stats.agreement import binomial_limits
+    from truing.studies.carrying import planted_effect
     from truing.targets import resolve
 
-    verdicts: dict[str, list[str]] = {"shuffled scores": [], "another effect's scores": []}
+    verdicts: dict[str, list[str]] = {SHUFFLED: [], ELSEWHERE: [], OTHERS: []}
     with open_store(STORE) as store:
-        every = dict(_traceable(store, resolve(MODEL)))
+        base = resolve(MODEL)
+        every = dict(_traceable(store, base))
+        triggers = {
+            name: planted_effect(base, recipe)
+            for name in train.recipe_names()
+            if (recipe := train.recipe(name)).without
+        }
         means = {name: _scores(target, effect, store) for name, (target, effect) in every.items()}
         for name, (target, effect) in every.items():
-            for other, mean in means.items():
-                if other != name:
-                    verdicts["another effect's scores"].append(_judged(target, effect, mean, store))
-            for seed in range(SHUFFLES):
-                verdicts["shuffled scores"].append(_judged(target, effect, _dealt(means[name], seed), store, seed))
+            tried = [(SHUFFLED, _dealt(means[name], seed)) for seed in range(SHUFFLES)]
+            tried += [(ELSEWHERE, mean) for other, mean in means.items() if other != name]
+            tried += [
+                (OTHERS, _scores(target, other, store, per_plot=1)) for key, other in triggers.items() if key != name
+            ]
+            for seed, (what, mean) in enumerate(tried):
+                verdicts[what].append(_judged(target, effect, mean, store, seed))
             print(name, verdicts, file=sys.stderr)
+    verdicts["all of these"] = [verdict for found in verdicts.values() for verdict in found]
     for what, found in verdicts.items():
         hits = found.count("supported")
         low, high = binomial_limits(hits, len(found))
@@ -161,13 +172,15 @@ def _traceable(store: Any, base: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
         yield name, (organism(base, recipe, store).target, planted_effect(base, recipe))
 
 
-def _scores(target: Any, effect: Any, store: Any) -> Any:
+def _scores(target: Any, effect: Any, store: Any, per_plot: int | None = None) -> Any:
     from truing.trace import Settings
-    from truing.trace.run import CHOOSING, averaged, segments_of
+    from truing.trace.averaging import averaged, segments_of
+    from truing.trace.run import CHOOSING
     from truing.trace.twins import twins
 
     choosing, testing = (
-        twins(target, half, effect.cells, per_plot=Settings().per_plot)[0] for half in (effect.choosing, effect.testing)
+        twins(target, half, effect.cells, per_plot=per_plot or Settings().per_plot)[0]
+        for half in (effect.choosing, effect.testing)
     )
     # As the trace lays them out, so that what it computed is not computed again.
     return averaged(target, choosing, segments_of([*choosing, *testing]), store, None, name=CHOOSING)[0]
@@ -189,13 +202,18 @@ def _dealt(mean: Any, seed: int) -> Any:
 
 def _judged(target: Any, effect: Any, mean: Any, store: Any, seed: int = 0) -> str:
     from truing.trace import Settings, judge
-    from truing.trace.run import chosen_by, patched_on, shares
+    from truing.trace.patching import patched_on, shares
+    from truing.trace.run import chosen_by
+    from truing.trace.specific import compared
     from truing.trace.twins import twins
 
     settings = Settings(seed=1000 + seed, draws=1, per_plot=1).within(target)
     choices = chosen_by(mean, settings)
     testing = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)[0]
-    verdict, why = judge(shares(patched_on(target, testing, choices, store), choices))
+    mediated, _ = compared(
+        target, testing, choices, shares(patched_on(target, testing, choices, store), choices), store
+    )
+    verdict, why = judge(mediated)
     print(f"sham on {target.card.name}: {verdict}, {why}", file=sys.stderr)
     return verdict
 

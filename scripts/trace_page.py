@@ -16,7 +16,7 @@ PAGE = ROOT / "docs" / "explanation" / "microscope.md"
 RULES = ("relp", "gradient", "integrated-gradients", "largest change", "random")
 CURVE = re.compile(r"(\w+), (.+), (relp|gradient|integrated-gradients|largest change|random): (CMD|n\(F >= 0\.8\))")
 PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
-MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|largest change|random|shuffled)")
+MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled)")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
 
 
@@ -28,7 +28,7 @@ def effects(found: dict[str, Any]) -> str:
             name, k, kind, choice = match.groups()
             shares.setdefault((name, f"{k} {kind}"), {})[choice] = row
     said = {match[1]: match[2] for row in found["rows"] if (match := VERDICT.fullmatch(row["name"]))}
-    choices = ("attribution", "largest change", "random", "shuffled")
+    choices = ("attribution", "another effect", "largest change", "random", "shuffled")
     lines = [f"| Effect | Units | {' | '.join(f'by {one}' for one in choices)} |", "|" + "---|" * (2 + len(choices))]
     for (name, units), by in shares.items():
         cells = [interval(by[choice]) if choice in by else "" for choice in choices]

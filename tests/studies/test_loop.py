@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from truing.records import Arrays, Claim, Graph, Loop, Replies, Scores, Surfaces, Training, parse
+from truing.records import Arrays, Claim, Estimate, Graph, Loop, Replies, Scores, Surfaces, Training, parse
 from truing.share import verify
 from truing.store import open_store
 from truing.studies.loop import choose, loop
@@ -88,7 +88,14 @@ def test_the_planted_heads_are_found(whole: tuple[Path, dict]) -> None:
     heads = [(u.layer, u.index) for u in graph.units if u.kind == "head"]
     assert set(heads[:2]) == {(1, 0), (1, 1)}
     assert graph.closure_error <= 1e-4
-    assert graph.verdict == "supported"
+    shares = {m.choice: m for m in graph.mediated if m.kind == "head" and m.k == min(x.k for x in graph.mediated)}
+    for choice in ("attribution", "another effect"):
+        for share in (shares[choice].share, shares[choice].restored):
+            assert isinstance(share, Estimate)
+            assert share.low > 0.95
+    # They copy whatever a prompt holds, so that any other effect is carried by the same heads.
+    assert graph.verdict == "weak"
+    assert "not clearly more than as many heads of any ordinary effect" in graph.why
 
 
 def test_training_starts_at_ln_2_and_is_finished(whole: tuple[Path, dict]) -> None:

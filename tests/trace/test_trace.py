@@ -22,9 +22,15 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
 from truing.trace import Effect, Settings, judge, retrace, trace
 from truing.trace.attribute import attribute, read_side
+from truing.trace.averaging import averaged
 from truing.trace.derive import decision_of
 from truing.trace.draw import OUTPUT, account, draw
+from truing.trace.judge import worth_comparing
 from truing.trace.mediate import Choice, back, both_ways, choose, mediate
+from truing.trace.ordinary import ordinary
+from truing.trace.patching import patched_on
+from truing.trace.patching import shares as shares_of
+from truing.trace.specific import compared
 from truing.trace.twins import FRAME, REPLY, Twin, twins
 
 PLANTED = tuple((COPY_LAYER, head) for head in COPY_HEADS)
@@ -480,3 +486,93 @@ def test_the_shared_beginning_need_not_be_patched(wild: LocalTarget) -> None:
         _, _, plain = mediate(wild.model, twin, choices)
     assert quick == pytest.approx(plain, abs=1e-5)
     assert max(abs(a - b) for a, b in pairwise(plain)) > 1e-3  # the choices do differ
+
+
+# -- other effects -----------------------------------------------------------------------------------------------------
+
+
+def against(beyond: Quantity | None, restored: Quantity | None, other: Quantity | None = None) -> list[Mediation]:
+    """Shares that hold, with what the units do beyond those of another effect."""
+    found = both(share(0.9), share(0.9), share(0.1))
+    found[0] = found[0].model_copy(update={"beyond": beyond, "beyond_restored": restored})
+    rival = Mediation(kind="head", choice="another effect", k=5, share=other or share(0.6), of="colour")
+    return [*found, rival]
+
+
+@pytest.mark.parametrize(
+    ("mediated", "verdict"),
+    [
+        (against(share(0.3), share(0.2)), "supported"),
+        (against(share(0.06), share(0.06)), "supported"),
+        (against(share(0.04), share(0.2)), "weak"),  # its interval touches zero
+        (against(share(0.3), share(0.04)), "weak"),  # one way alone is not enough
+        (against(share(-0.3), share(-0.2)), "weak"),
+        (against(NONE, share(0.2)), "weak"),  # what was not measured is not passed
+        (against(share(0.3), NONE), "weak"),
+        (against(share(0.0, half=0.0), share(0.0, half=0.0)), "weak"),  # the same units
+        (against(None, None), "supported"),  # a record from before
+        (against(share(0.3), share(0.2), other=share(0.95)), "supported"),  # the other's share is no sham's: it is said
+        (against(share(0.04), share(0.2)) + shares(k=15), "supported"),  # of another K nothing of the kind is known
+    ],
+)
+def test_units_must_do_more_than_those_of_any_ordinary_effect(mediated: list[Mediation], verdict: str) -> None:
+    said, why = judge(mediated)
+    assert said == verdict
+    assert judge(mediated[::-1])[0] == verdict
+    if verdict == "weak":
+        assert "not clearly more than as many heads of any ordinary effect (colour: 60%" in why
+
+
+def test_only_what_holds_so_far_is_set_beside_other_effects() -> None:
+    held, failed = shares(), shares(kind="neuron", attribution=share(0.3))
+    assert worth_comparing([*held, *failed]) == held[:1]
+    assert worth_comparing(shares(k=15, attribution=share(0.0))) == []
+
+
+def test_ordinary_effects_are_effects() -> None:
+    """Cells differ in one word, and each has a decision between what either word makes likely."""
+    every = ordinary()
+    assert len({one.name for one in every}) == len(every) >= 5
+    for one in every:
+        for surface in one.surfaces():
+            first, second = (case.messages[0].content.split() for case in surface.cases)
+            assert sum(a != b for a, b in zip(first, second, strict=True)) == 1
+            assert surface.decision.actions != surface.decision.alternatives
+
+
+def test_heads_that_carry_everything_are_not_called_an_effects_own(
+    tiny: LocalTarget, effect: Effect, pairs: list[Twin], store: Store
+) -> None:
+    """The tiny model's heads copy whatever a prompt holds: those of other effects are the same two."""
+    mean, _ = averaged(tiny, pairs, labels(pairs), store, None, name="attribution")
+    choices = choose("head", 2, mean.heads, mean.heads_change, draws=1, seed=0)
+    choices += choose("neuron", 20, mean.neurons, mean.neurons_change, draws=1, seed=0)
+    before = shares_of(patched_on(tiny, pairs, choices, store), choices)
+    assert judge(before)[0] == "supported"
+    found, sources = compared(tiny, pairs, choices, before, store)
+    assert sources
+    own = next(m for m in found if m.choice == "attribution" and m.kind == "head")
+    other = next(m for m in found if m.choice == "another effect")
+    assert own.beyond is not None
+    assert own.beyond_restored is not None
+    assert isinstance(own.beyond, Estimate)
+    assert own.beyond.value == pytest.approx(0, abs=1e-6)
+    assert other.share == own.share
+    assert judge(found)[0] == "weak"
+    # Neurons carry nothing here, so that none are compared; and all else is as it was.
+    assert [m.kind for m in found if m.choice == "another effect"] == ["head"]
+    assert [m for m in found if m not in (own, other)] == [
+        m for m in before if (m.kind, m.choice) != ("head", "attribution")
+    ]
+
+
+def test_units_of_a_sham_are_set_beside_other_effects_too(tiny: LocalTarget, pairs: list[Twin], store: Store) -> None:
+    """What is beyond another effect is a difference, twin by twin: of units that carry less it is below zero."""
+    none = heads((0, 0), (2, 3))
+    passing = [Mediation(kind="head", choice=rule, k=2, share=share(value))
+               for rule, value in (("attribution", 0.9), ("random", 0.0), ("shuffled", 0.0))]  # fmt: skip
+    found, _ = compared(tiny, pairs, [none], passing, store)
+    beyond = found[0].beyond
+    assert isinstance(beyond, Estimate)
+    assert beyond.value == pytest.approx(-1, abs=0.1)
+    assert judge(found)[0] == "weak"

@@ -295,11 +295,15 @@ def _lines(graph: Graph) -> list[str]:
         f"effect   {number(body['effect'])}",
         f"closure  {graph.closure_error:.1e}",
         *(
-            f"patched  {row['k']:5} {row['kind']}s by {row['choice']:14} {number(row['share'])}{_back(row)}"
+            f"patched  {row['k']:5} {row['kind']}s by {_chosen(row):14} {number(row['share'])}{_back(row)}"
             for row in body["mediated"]
         ),
         f"graph    {graph.id}",
     ]
+
+
+def _chosen(row: dict[str, Any]) -> str:
+    return f"{row['choice']} ({row['of']})" if row.get("of") else str(row["choice"])
 
 
 def _back(row: dict[str, Any]) -> str:

@@ -547,10 +547,10 @@ class Unit(Value):
 class Mediation(Sparse):
     """Share of the effect that patching K units removes, and the share that they bring back, on held-out twins."""
 
-    later = frozenset({"restored"})
+    later = frozenset({"restored", "of", "beyond", "beyond_restored"})
 
     kind: Literal["head", "neuron"]
-    choice: Literal["attribution", "random", "largest change", "shuffled"]
+    choice: Literal["attribution", "random", "largest change", "shuffled", "another effect"]
     k: int
     draws: int = 1
     """Choices that the share is averaged over."""
@@ -559,6 +559,12 @@ class Mediation(Sparse):
     restored: Quantity | None = None
     """In the second cell, with the units' values of the first: what comes. Of one draw; of the largest changes, and in
     older records, not measured."""
+    of: str = ""
+    """The other effect whose units these are: of the ordinary ones, that which the chosen units exceed least."""
+    beyond: Quantity | None = None
+    """By how much more goes than by units of that effect, twin by twin; of units by attribution that hold so far."""
+    beyond_restored: Quantity | None = None
+    """By how much more comes than by units of the ordinary effect that comes closest on the way back."""
 
 
 class Node(Value):

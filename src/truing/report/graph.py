@@ -17,6 +17,8 @@ from truing.stats import agrees
 
 TOP_UNITS = 12
 TOP_EDGES = 30
+LINES = (0.5, 1.0)
+"""Of shares: half of the effect, and all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +105,27 @@ def _key(unit: Unit) -> tuple[str, int, int]:
 
 
 def _mediation(graph: Graph) -> tuple[tuple[str, Chart], ...]:
-    """One chart for each kind and number of units, all four choices in it, and what was patched the other way."""
+    """One chart for each kind and number of units: all choices, what was patched the other way, and how far the chosen
+    ones exceed those of other effects.
+    """
     groups: dict[tuple[str, int], list[Row]] = {}
     back: dict[tuple[str, int], list[Row]] = {}
+    gaps: dict[tuple[str, int], list[Row]] = {}
     for one in graph.mediated:
         mark: Mark = "strong" if one.choice == "attribution" else "hollow"
         label = ("by " if one.choice == "attribution" else "") + one.choice
+        label += f" ({one.of})" if one.of else ""
         label += f", mean of {one.draws} draws" if one.draws > 1 else ""
         rows = groups.setdefault((one.kind, one.k), [])
         rows.append(Row(label, one.share, mark))
         if one.restored is not None:
             back.setdefault((one.kind, one.k), []).append(Row(f"restored, {label.split(',')[0]}", one.restored, mark))
+        for what, gap in (("beyond any other effect", one.beyond), ("restored beyond them", one.beyond_restored)):
+            if gap is not None:
+                gaps.setdefault((one.kind, one.k), []).append(Row(what, gap, "hollow"))
     source = f"Source: graph {short(graph.id)}"
     return tuple(
-        (f"{k} {kind}s", chart([*rows, *back.get((kind, k), [])], lines=(0.5, 1.0), source=source))
+        (f"{k} {kind}s", chart([*rows, *back.get((kind, k), ()), *gaps.get((kind, k), ())], lines=LINES, source=source))
         for (kind, k), rows in sorted(groups.items())
     )
 

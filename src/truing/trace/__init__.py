@@ -3,7 +3,8 @@
 from truing.trace.case import Beside, CaseSettings, trace_case
 from truing.trace.context import Context, between, written
 from truing.trace.differ import differ
-from truing.trace.run import TESTING, Effect, Settings, judge, retrace, trace
+from truing.trace.judge import judge
+from truing.trace.run import TESTING, Effect, Settings, retrace, trace
 
 __all__ = [
     "TESTING", "Beside", "CaseSettings", "Context", "Effect", "Settings", "between", "differ", "judge", "retrace",

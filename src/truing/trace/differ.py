@@ -13,8 +13,10 @@ from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
+from truing.trace.averaging import segments_of
 from truing.trace.difference import Difference, average, difference, quantities, strongest
-from truing.trace.run import CLOSURE, Effect, identity, segments_of
+from truing.trace.plotwise import identity
+from truing.trace.run import CLOSURE, Effect
 from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
 
 

@@ -20,7 +20,8 @@ from truing.trace.attribute import read_side
 from truing.trace.derive import decision_of
 from truing.trace.twins import Side, Twin
 
-Rule = Literal["attribution", "random", "largest change", "shuffled"]
+Rule = Literal["attribution", "random", "largest change", "shuffled", "another effect"]
+OTHER: Rule = "another effect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Choice:
     rule: Rule
     units: tuple[tuple[int, int], ...]
     draw: int = 0
-    """Random and shuffled units are drawn several times."""
+    """Random and shuffled units are drawn several times; of other effects, which it is."""
 
     @property
     def k(self) -> int:
@@ -69,27 +70,28 @@ def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, draws: in
     the chosen may be among them).
     """
     generator = torch.Generator().manual_seed(seed)
-    width = score_LU.shape[1]
-
-    def top(table_LU: Tensor) -> tuple[tuple[int, int], ...]:
-        return tuple((int(i) // width, int(i) % width) for i in table_LU.flatten().topk(k).indices)
-
-    chosen = top(score_LU)
+    chosen = top(score_LU, k)
     taken_LU = torch.zeros_like(score_LU, dtype=torch.bool)
     for unit in chosen:
         taken_LU[unit] = True
 
-    choices = [Choice(site, "attribution", chosen), Choice(site, "largest change", top(change_LU))]
+    choices = [Choice(site, "attribution", chosen), Choice(site, "largest change", top(change_LU, k))]
     for draw in range(draws):
-        shuffled = torch.stack([row[torch.randperm(width, generator=generator)] for row in score_LU])
+        shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in score_LU])
         random = torch.rand(score_LU.shape, generator=generator).masked_fill(taken_LU, -1)
-        choices += [Choice(site, "random", top(random), draw), Choice(site, "shuffled", top(shuffled), draw)]
+        choices += [Choice(site, "random", top(random, k), draw), Choice(site, "shuffled", top(shuffled, k), draw)]
     return choices
 
 
+def top(score_LU: Tensor, k: int) -> tuple[tuple[int, int], ...]:
+    """The (layer, index) of the K largest."""
+    width = score_LU.shape[1]
+    return tuple((int(i) // width, int(i) % width) for i in score_LU.flatten().topk(k).indices)
+
+
 def back(choices: Sequence[Choice]) -> list[Choice]:
-    """Those that are patched the other way too: by attribution, and one draw of each sham."""
-    return [choice for choice in choices if choice.rule != "largest change" and choice.draw == 0]
+    """Those that are patched the other way too: by attribution, one draw of each sham, and all of other effects."""
+    return [c for c in choices if c.rule == OTHER or (c.rule != "largest change" and c.draw == 0)]
 
 
 def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, float, list[float]]:

@@ -1,0 +1,97 @@
+"""The verdict on the units that carry an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from truing.records import Estimate, Mediation, Quantity
+
+Verdict = Literal["supported", "weak", "refuted", "inconclusive"]
+HALF = 0.5
+"""Share of the effect that an explanation must account for."""
+
+
+def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
+    """The verdict and its grounds.
+
+    supported: some K heads or neurons chosen by attribution mediate at least half of the effect, and more than random
+    and shuffled choices of as many (intervals apart), and put into the other twin they bring back more of it than those
+    do; and either way they do more than as many units of any ordinary effect (paired, all intervals above zero). weak:
+    they mediate more than random and shuffled ones, but less than half or more than all, or do not bring it back, or
+    units of another effect do as much. refuted: every choice mediates clearly less than half, or no more than random or
+    shuffled units; inconclusive: the intervals do not tell, or nothing was measured. A record without the way back, or
+    without other effects, is judged by what it has.
+    """
+    best: tuple[Verdict, str] | None = None
+    failed = measured = 0
+    for m in sorted(mediated, key=lambda m: m.k):
+        share = m.share
+        if m.choice != "attribution" or not isinstance(share, Estimate):
+            continue
+        rivals = {r.choice: r for r in mediated if (r.kind, r.k) == (m.kind, m.k) and r.choice != "attribution"}
+        shams = [r for name, r in rivals.items() if name in ("random", "shuffled")]
+        controls = [r.share for r in shams if isinstance(r.share, Estimate)]
+        if not controls:
+            continue
+        measured += 1
+        if share.low <= max(q.high for q in controls):
+            failed += share.high < HALF or share.value <= max(q.value for q in controls)
+            continue
+        trivial = rivals["largest change"].share if "largest change" in rivals else None
+        remark = "; patching them overshoots" if share.low > 1 else ""
+        if isinstance(trivial, Estimate) and trivial.high >= share.low:
+            remark += "; units chosen by the largest change alone do as well"
+        comes, other_way = _comes_back(m, shams)
+        own, beyond = _of_its_own(m, rivals.get("another effect"))
+        said = f"{m.k} {m.kind}s mediate {_percent(share)} of the effect{other_way}{beyond}{remark}"
+        if HALF <= share.low <= 1 and comes and own:
+            return "supported", said
+        best = ("weak", said)
+    if best:
+        return best
+    if measured and failed == measured:
+        return (
+            "refuted",
+            "no choice by attribution mediates half of the effect and more than random and shuffled units do",
+        )
+    if measured:
+        return "inconclusive", "the intervals do not tell units chosen by attribution from random and shuffled ones"
+    return "inconclusive", "no share was measured beside those of random and shuffled units"
+
+
+def _comes_back(chosen: Mediation, shams: Sequence[Mediation]) -> tuple[bool, str]:
+    """Whether units put into the other twin bring back more of the effect than sham ones do, and how that is said."""
+    back = chosen.restored
+    if back is None:
+        return True, ""
+    if not isinstance(back, Estimate):
+        return False, "; what they bring back in the other twin is not measured"
+    controls = [r.restored for r in shams if isinstance(r.restored, Estimate)]
+    if controls and back.low > max(q.high for q in controls):
+        return True, f", and bring back {_percent(back)} in the other twin"
+    return False, f"; in the other twin they bring back {_percent(back)}, not clearly more than sham units"
+
+
+def _percent(share: Estimate) -> str:
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def worth_comparing(mediated: Sequence[Mediation]) -> list[Mediation]:
+    """The units by attribution that are supported before other effects are looked at."""
+    groups = [(m, [r for r in mediated if (r.kind, r.k) == (m.kind, m.k)]) for m in mediated]
+    return [m for m, group in groups if m.choice == "attribution" and judge(group)[0] == "supported"]
+
+
+def _of_its_own(chosen: Mediation, other: Mediation | None) -> tuple[bool, str]:
+    """Whether the units do more than those of any ordinary effect, either way, and how that is said."""
+    gaps = (chosen.beyond, chosen.beyond_restored)
+    if other is None or None in gaps:
+        return True, ""
+    rest = f"more than as many {chosen.kind}s of any ordinary effect ({other.of}: {_said(other.share)})"
+    own = all(isinstance(gap, Estimate) and gap.low > 0 for gap in gaps)
+    return own, f", {rest}" if own else f", not clearly {rest}"
+
+
+def _said(share: Quantity) -> str:
+    return _percent(share) if isinstance(share, Estimate) else str(share)
