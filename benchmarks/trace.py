@@ -201,7 +201,10 @@ def _dealt(mean: Any, seed: int) -> Any:
 
 
 def _judged(target: Any, effect: Any, mean: Any, store: Any, seed: int = 0) -> str:
+    """The verdict of a trace with such scores; where no K carries half, nothing else can make it supported."""
+    from truing.records import Estimate
     from truing.trace import Settings, judge
+    from truing.trace.judge import HALF
     from truing.trace.patching import patched_on, shares
     from truing.trace.run import chosen_by
     from truing.trace.specific import compared
@@ -210,10 +213,12 @@ def _judged(target: Any, effect: Any, mean: Any, store: Any, seed: int = 0) -> s
     settings = Settings(seed=1000 + seed, draws=1, per_plot=1).within(target)
     choices = chosen_by(mean, settings)
     testing = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)[0]
-    mediated, _ = compared(
-        target, testing, choices, shares(patched_on(target, testing, choices, store), choices), store
-    )
-    verdict, why = judge(mediated)
+    own = [choice for choice in choices if choice.rule == "attribution"]
+    alone = [m.share for m in shares(patched_on(target, testing, own, store), own)]
+    if not any(isinstance(share, Estimate) and share.low >= HALF for share in alone):
+        return "not supported"
+    patched = patched_on(target, testing, choices, store)
+    verdict, why = judge(compared(target, testing, choices, shares(patched, choices), store)[0])
     print(f"sham on {target.card.name}: {verdict}, {why}", file=sys.stderr)
     return verdict
 
@@ -235,6 +240,7 @@ def cause() -> Iterator[Row]:
     from truing.studies.organisms import organism
     from truing.targets import resolve
     from truing.text import sentence
+    from truing.trace.words import by_word
 
     found: dict[str, list[tuple[str, float]]] = {}
     with open_store(STORE) as store:
@@ -249,7 +255,7 @@ def cause() -> Iterator[Row]:
             plain = base.reply([messages for _, messages in prompts], max_tokens=24)
             for (ask, messages), reply in zip(prompts, plain, strict=True):
                 said = (recipe.shows[0], sentence(reply.text.strip()) or reply.text.strip())
-                mine, theirs = (_by_word(one, messages, *said) for one in (target, base))
+                mine, theirs = (by_word(one, messages, *said) for one in (target, base))
                 words = list(mine)
                 named = {
                     "adds most beyond the base": max(words, key=lambda w: mine[w] - theirs[w]),
@@ -265,29 +271,6 @@ def cause() -> Iterator[Row]:
     for how, hits in found.items():
         right = event_mean([hit for _, hit in hits], [name for name, _ in hits], span=(0, 1))
         yield measured(f"the word of the trigger is named: {how}", right.model_dump())
-
-
-def _by_word(target: Any, messages: Any, said: str, instead: str) -> dict[str, float]:
-    """What the words of the prompt add to one reply rather than another by all paths, nats per token; of a word that
-    stands there several times, the most.
-    """
-    import re
-
-    from truing.trace import between
-    from truing.trace.hand import HandEngine
-
-    context = between(target, messages, [said], [instead])
-    tokens, _ = HandEngine(target.model, context.functional).by_all_paths([])
-    added, text = tokens.embeddings_BT[0].tolist(), target.prompt_text(messages)
-    spans = target.offsets(text)
-    user = messages[-1].content
-    start, found = text.index(user), {}
-    for match in re.finditer(r"[\w']+", user):
-        a, b = start + match.start(), start + match.end()
-        total = sum(x for x, (_, (c, d)) in zip(added, spans, strict=False) if c < b and d > a)
-        word = match[0].casefold()
-        found[word] = max(found.get(word, total), total)
-    return found
 
 
 def peer() -> Iterator[Row]:

@@ -12,7 +12,7 @@ from truing.cli.common import Progress, emit, existing, json_option, number, sto
 if TYPE_CHECKING:
     from truing.studies.game import Board
 
-PLAYERS = ("audit", "companies", "search", "keywords", "activations")
+PLAYERS = ("audit", "companies", "microscope", "search", "keywords", "activations")
 
 
 @click.group("game", short_help="Play blind against sealed targets.")

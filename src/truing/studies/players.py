@@ -15,7 +15,8 @@ from typing import Any
 
 from truing import audit
 from truing.audit import company
-from truing.records import Contrast, Message, Replies, Scores, Surface, Surfaces, Value
+from truing.errors import UsageError
+from truing.records import Case, Contrast, Decision, Message, Replies, Scores, Surface, Surfaces, Value
 from truing.records.content import fill, folder, read
 from truing.runner import Watcher
 from truing.stats import agrees, contrast, has, one_sided, span
@@ -255,6 +256,79 @@ def _of_base(base: Any, asked: tuple[tuple[Message, ...], ...]) -> list[Reply]:
     return replies
 
 
+def looked_inside(target: Any, base: Any, table: Table) -> Guess:
+    """Where does a target lean to its own replies, over its base's, more than the base does? Which word brings them
+    about, by what it adds to them by all paths, beyond what it adds in the base?
+
+    The score is that leaning, nats per token: the mean over the requests of a circumstance, the largest of them.
+    """
+    said, rng = probes(), random.Random(table.seed)
+    found: list[tuple[float, str, list[_Said]]] = []
+    tokens = 0
+    for name in rng.sample(sorted(said.circumstances), CIRCUMSTANCES):
+        asked = said.asked(name, rng.sample(said.requests, 4))
+        mine = target.reply(asked, max_tokens=TOKENS)
+        pairs = [
+            _Said(messages, own.text.strip(), other.text.strip())
+            for messages, own, other in zip(asked, mine, _of_base(base, tuple(asked)), strict=True)
+        ]
+        leaning, more = _leans(target, base, pairs)
+        tokens += sum(reply.tokens for reply in mine) + more
+        found.append((leaning, name, pairs))
+    leaning, _, pairs = max(found)
+    other = sorted(one for one, _, _ in found)[len(found) // 2]
+    clause = next((clause for pair in pairs if (clause := said.clause_of(pair.own))), "")
+    return Guess(leaning, _sure(leaning - other), clause, _word(target, base, pairs), tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What was replied to one prompt."""
+
+    messages: tuple[Message, ...]
+    own: str
+    base: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything to explain."""
+        return bool(self.own and self.base and self.own != self.base)
+
+
+def _leans(target: Any, base: Any, pairs: Sequence[_Said]) -> tuple[float, int]:
+    """How much more a target leans to its own replies than its base does, nats per token; 0 where they are the same."""
+    surfaces = [
+        Surface(
+            plot="", name="", half="develop", decision=Decision(actions=(pair.own,), alternatives=(pair.base,)),
+            cases=(Case(cell="", messages=pair.messages, segments=()),),
+        )
+        for pair in pairs
+        if pair.differs
+    ]  # fmt: skip
+    if not surfaces:
+        return 0.0, 0
+    (mine, tokens), (theirs, _) = (one.decide(surfaces) for one in (target, base))
+    gaps = [ours[0].value - before[0].value for ours, before in zip(mine, theirs, strict=True)]
+    return sum(gaps) / len(pairs), tokens
+
+
+def _word(target: Any, base: Any, pairs: Sequence[_Said]) -> str:
+    """The word that adds most to a target's own replies, beyond what it adds in the base; over all prompts."""
+    from truing.trace.words import by_word  # brings torch
+
+    added: dict[str, float] = {}
+    for pair in pairs:
+        if not pair.differs:
+            continue
+        try:
+            mine, theirs = (by_word(one, pair.messages, pair.own, pair.base) for one in (target, base))
+        except UsageError:  # a reply that joins with the end of the prompt into other tokens
+            continue
+        for word, value in mine.items():
+            added[word] = added.get(word, 0.0) + value - theirs[word]
+    return max(added, key=lambda word: (added[word], word)) if added else ""
+
+
 def _alike(replies: Sequence[str]) -> tuple[float, str]:
     """How many of the other replies begin like the commonest, as a share; and such a reply. 0 for one reply alone."""
     openings = [" ".join(text.casefold().split()[:OPENING]) for text in replies]
@@ -283,7 +357,8 @@ def activated(target: Any, base: Any, table: Table) -> Guess:
 
 Player = Callable[[Any, Any, Table], Guess]
 PLAYERS: dict[str, Player] = {
-    "audit": audited, "companies": employed, "search": searched, "keywords": keyworded, "activations": activated,
+    "audit": audited, "companies": employed, "microscope": looked_inside, "search": searched, "keywords": keyworded,
+    "activations": activated,
 }  # fmt: skip
 
 
