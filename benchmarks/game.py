@@ -1,6 +1,6 @@
 """The game on organisms of known truth: Truing's audit beside trivial baselines; whole loops on two.
 
-`full`: detection over the whole set. Organisms, the sealed game and answers are kept in the store (TRUING_ORGANISMS, or
+`full`: detection over the whole set; names of players: these alone, without loops. Organisms, the sealed game and answers are kept in the store (TRUING_ORGANISMS, or
 .truing), so that a killed run goes on where it was. Scoreboards are kept in results/game-history.jsonl: later work is
 judged by them.
 """
@@ -91,8 +91,8 @@ def rows(boards: list[Any]) -> list[Row]:
     return made
 
 
-def main(*, full: bool) -> None:
-    """Make or read organisms, seal, play, score."""
+def main(players: tuple[str, ...], *, full: bool) -> None:
+    """Make or read organisms, seal, play, score. Some players: these alone, and nothing that is about all."""
     from truing import open_store
     from truing.cli.common import Progress
     from truing.studies.game import REPEATS, fixes, gain, play, score
@@ -108,28 +108,31 @@ def main(*, full: bool) -> None:
     # A store of the players' own: what was computed for another game would be there already, and cost nothing.
     with open_store(folder.with_suffix(".play")) as store:
         answers, truths = [], unseal(game, key)
-        for player in PLAYERS:
+        for player in players or PLAYERS:
             answers += play(game, folder, base, store, players=(player,), repeats=SEEDS.get(player, REPEATS),
                             watcher=Progress())  # fmt: skip
-        if not full:
+        if not full and not players:
             numbers = [next(number for number, truth in sorted(truths.items()) if truth.kind == kind) for kind in LOOPS]
             whole = play(game, folder, base, store, players=("audit",), numbers=numbers, repeats=1, stages="all",
                          watcher=Progress())  # fmt: skip
             done = {(one.number, one.player, one.seed): one for one in [*answers, *whole]}
             answers = list(done.values())
-        gained = gain(answers, truths, *GAIN)
+        gained = None if players else gain(answers, truths, *GAIN)
         boards = score(answers, truths, fixes(answers, truths, folder, base, store, watcher=Progress()))
     minutes = (time.perf_counter() - began) / 60
-    kept = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats),
-            "full": full, "minutes": round(minutes, 1),
-            "gained": gained.row(), "boards": [board.plain() for board in boards]}  # fmt: skip
+    name = "-".join(("game", *players, *(["full"] if full else [])))
+    keep({"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats), "full": full,
+          "minutes": round(minutes, 1), "gained": gained and gained.row(), "boards": [b.plain() for b in boards]})  # fmt: skip
+    about_all = [*between(boards, gained), at_most("whole", minutes, MOST_MINUTES[full], "min")] if gained else []
+    finish(name, [*rows(boards), *about_all])
+
+
+def keep(scoreboards: dict[str, Any]) -> None:
+    """Add to the scoreboards of before."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     with HISTORY.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(kept) + "\n")
-    finish("game-full" if full else "game", [
-        *rows(boards), *between(boards, gained), at_most("whole", minutes, MOST_MINUTES[full], "min"),
-    ])  # fmt: skip
+        file.write(json.dumps(scoreboards) + "\n")
 
 
 if __name__ == "__main__":
-    main(full="full" in sys.argv[1:])
+    main(tuple(said for said in sys.argv[1:] if said != "full"), full="full" in sys.argv[1:])
