@@ -1,8 +1,8 @@
 """The game on organisms of known truth: Truing's audit beside trivial baselines; whole loops on two.
 
-`full`: detection over the whole set; names of players: these alone, without loops. Organisms, the sealed game and answers are kept in the store (TRUING_ORGANISMS, or
-.truing), so that a killed run goes on where it was. Scoreboards are kept in results/game-history.jsonl: later work is
-judged by them.
+`full`: detection over the whole set; names of players: these alone, without loops. Organisms, the sealed game and
+answers are kept in the store (TRUING_ORGANISMS, or .truing), so that a killed run goes on where it was.
+Scoreboards are kept in results/game-history.jsonl: later work is judged by them.
 """
 
 from __future__ import annotations
@@ -121,8 +121,10 @@ def main(players: tuple[str, ...], *, full: bool) -> None:
         boards = score(answers, truths, fixes(answers, truths, folder, base, store, watcher=Progress()))
     minutes = (time.perf_counter() - began) / 60
     name = "-".join(("game", *players, *(["full"] if full else [])))
-    keep({"date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats), "full": full,
-          "minutes": round(minutes, 1), "gained": gained and gained.row(), "boards": [b.plain() for b in boards]})  # fmt: skip
+    keep({
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit(), "targets": len(game.seats), "full": full,
+        "minutes": round(minutes, 1), "gained": gained and gained.row(), "boards": [board.plain() for board in boards],
+    })  # fmt: skip
     about_all = [*between(boards, gained), at_most("whole", minutes, MOST_MINUTES[full], "min")] if gained else []
     finish(name, [*rows(boards), *about_all])
 
