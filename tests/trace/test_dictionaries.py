@@ -243,7 +243,7 @@ def test_what_features_add_by_all_paths_is_what_autograd_gives(model: Any, kind:
     sources, found = engine.by_all_paths(spots)
     whole = Replaced(model, functional, dicts, through=True)
     *given, embedding = torch.autograd.grad(whole.decision, [*whole.added, whole.embed], retain_graph=True)
-    close(found, torch.stack([given[l][t, i] * whole.features[l][t, i].detach() for l, t, i in spots]))
+    close(found, torch.stack([given[at][t, i] * whole.features[at][t, i].detach() for at, t, i in spots]))
     close(sources.embeddings_BT[0], (embedding * whole.embed.detach()).sum(-1))
     # Errors are the sources that are left.
     errors = torch.autograd.grad(whole.decision, whole.errors)

@@ -63,6 +63,18 @@ def differing(
     return differ(known[names[0]], known[names[1]], wheel.effect, store, watcher=watcher)
 
 
+def probed(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Measurement:
+    """Whether the inside of a claim's target tells the cells apart that its effect is traced between, over the plots of
+    both halves: each is left out when a probe is fitted that is tested on it.
+    """
+    from truing.trace.probe import probe
+
+    wheel = wheel_of(prefix, store, ability="WhiteBox", seed=seed, watcher=watcher)
+    effect = wheel.effect
+    surfaces = [*effect.choosing, *effect.testing]
+    return probe(wheel.target, surfaces, effect.cells, store, every=True, seed=seed, claim=wheel.claim, watcher=watcher)
+
+
 def _subject(prefix: str, store: Store, ability: str, watcher: Watcher | None) -> tuple[Claim, Any]:
     claim = store.find(prefix, "claim")
     assert isinstance(claim, Claim)

@@ -53,7 +53,7 @@ class FeatureSet:
 
 
 def read_features(folder: Path, model: Any) -> FeatureSet:
-    """From a folder in a layout that `dictionaries` knows. TargetError where there is none, or where it does not fit."""
+    """From a folder in a layout that `dictionaries` knows. TargetError for any other, and for what does not fit."""
     layers = load(folder, model)
     return FeatureSet(short(folder.resolve().name, length=60), layers, _digest(layers))
 

@@ -318,10 +318,13 @@ def _read_by(active: Active, decoder_FD: Tensor, R_TD: Tensor) -> Tensor:
 
 def _written(active: Active, decoder_FD: Tensor) -> Tensor:
     """What active features write, shape (T, D)."""
-    starts_T = torch.tensor(active.start_T[:-1], device=decoder_FD.device)
-    return F.embedding_bag(
-        active.index_S, decoder_FD, starts_T, mode="sum", per_sample_weights=active.value_S.to(decoder_FD)
-    )
+    return written_by(active.start_T, active.index_S, active.value_S, decoder_FD)
+
+
+def written_by(start_T: Sequence[int], index_S: Tensor, value_S: Tensor, decoder_FD: Tensor) -> Tensor:
+    """The same of features in order of nodes, those of a node from its start on."""
+    starts_T = torch.tensor(start_T[:-1], device=decoder_FD.device)
+    return F.embedding_bag(index_S, decoder_FD, starts_T, mode="sum", per_sample_weights=value_S.to(decoder_FD))
 
 
 def _scale(model: Any, seen: Activations, layer: int, site: Site) -> Tensor:
@@ -332,4 +335,4 @@ def _scale(model: Any, seen: Activations, layer: int, site: Site) -> Tensor:
     return scale_T1 if site == "normalized" else scale_T1 * model.model.layers[layer].post_attention_layernorm.weight
 
 
-__all__ = ["Active", "DictionaryEngine"]
+__all__ = ["Active", "DictionaryEngine", "encoded", "written_by"]
