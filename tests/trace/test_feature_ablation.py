@@ -184,8 +184,9 @@ def test_a_graph_is_checked_by_its_features(model: Any, tiny: LocalTarget) -> No
     """Scores of features tell what each does; as many scores dealt out anew do not."""
     features = FeatureSet("coordinates", coordinates(), "7" * 64)
     picked = picked_of(model, features, 60)
-    found = check_features(target_of(model, tiny), case(), picked, features, settings=FEW)
+    found = check_features(target_of(model, tiny), case(), picked, features, twin=case(), settings=FEW)
     said = {one.name: one.quantity for one in found.checks}
+    assert "decision with all features ablated (counterfactual)" in said
     assert not [name for name in said if "neuron" in name]
     assert "neuron" not in found.why
     told = said["attribution and exact effect, Spearman (zero)"]

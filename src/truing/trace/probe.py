@@ -27,7 +27,7 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import Units, layers
 from truing.trace.fits import L2, Direction, Floats, Spanned, bags, difference, lengths
-from truing.trace.twins import by_plot, case_of
+from truing.trace.twins import by_plot, cases_of
 
 At = Literal["last", "mean"]
 """Where streams are read: at the last token of the prompt, or their mean over all tokens but the first."""
@@ -87,9 +87,10 @@ def probe(
     claim: Claim | None = None,
     watcher: Watcher | None = None,
 ) -> Measurement:
-    """How well a probe tells the first cell from the second in plots that are left out when it is fitted: areas under
-    the ROC curve with intervals over plots, beside shuffled labels and what the text alone tells; the verdict stands
-    in the note. `which`: layers, declared beforehand (without: at a quarter, half and three quarters of the depth).
+    """How well a probe tells the first cell from the second, settings of all factors or of some, in plots that are left
+    out when it is fitted: areas under the ROC curve with intervals over plots, beside shuffled labels and what the text
+    alone tells; the verdict stands in the note. `which`: layers, declared beforehand (without: at a quarter, half and
+    three quarters of the depth).
     `every`: all layers are given by themselves too; the verdict is on those of `which`. `claim`: whose cells they are.
 
     DesignError for under three plots.
@@ -141,14 +142,14 @@ def read_sides(
         raise DesignError(
             f"cases of {len(plots)} plots; a probe is tested on plots that it has not seen, so give at least {LEAST}"
         )
-    cases = {plot: [case_of(s, cell) for s in members for cell in cells] for plot, members in plots.items()}
+    cases = {plot: _labelled(plot, members, cells) for plot, members in plots.items()}
     store.add(target.card)
 
-    def work(item: tuple[str, list[Case]]) -> list[Arrays]:
+    def work(item: tuple[str, list[Labelled]]) -> list[Arrays]:
         plot, members = item
-        seen = [stream(target, case.messages, which, at) for case in members]
+        seen = [stream(target, one.case.messages, which, at) for one in members]
         data = {str(layer): np.stack([x[layer] for x in seen]).astype(np.float32) for layer in which}
-        names = tuple(f"{case.cell}: {s.name}" for s, case in zip(_twice(plots[plot]), members, strict=True))
+        names = tuple(f"{one.case.cell}: {one.surface}" for one in members)
         blob = store.put_blob(save(data), "safetensors")
         return [Arrays(name="residuals", target=target.card.id, plot=plot, cases=names, blob=blob,
                        parents=(target.card.id,))]  # fmt: skip
@@ -164,17 +165,30 @@ def read_sides(
     return _sides(records, cases, which, store), records
 
 
-def _twice(members: Sequence[Surface]) -> list[Surface]:
-    return [surface for surface in members for _ in range(2)]
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A case of one of two cells."""
+
+    surface: str
+    case: Case
+    first: bool
 
 
-def _sides(records: Sequence[Arrays], cases: Mapping[str, list[Case]], which: Sequence[int], store: Store) -> Sides:
+def _labelled(plot: str, members: Sequence[Surface], cells: tuple[str, str]) -> list[Labelled]:
+    """The cases of a plot at either setting. DesignError where there are none of one."""
+    found = [Labelled(s.name, case, cell == cells[0]) for s in members for cell in cells for case in cases_of(s, cell)]
+    if len({one.first for one in found}) < 2:
+        raise DesignError(f"plot {plot} has no cases of {cells[0]!r}, or none of {cells[1]!r}; a probe needs both")
+    return found
+
+
+def _sides(records: Sequence[Arrays], cases: Mapping[str, list[Labelled]], which: Sequence[int], store: Store) -> Sides:
     files = [load_file(store.blob_path(record.blob)) for record in records if record.blob is not None]
     streams = {layer: np.concatenate([file[str(layer)] for file in files]).astype(np.float64) for layer in which}
-    members = [(record.plot, case) for record in records for case in cases[record.plot]]
+    members = [(record.plot, one) for record in records for one in cases[record.plot]]
     return Sides(
-        streams, np.arange(len(members)) % 2 == 0, tuple(plot for plot, _ in members),
-        tuple("\n".join(message.content for message in case.messages) for _, case in members),
+        streams, np.array([one.first for _, one in members]), tuple(plot for plot, _ in members),
+        tuple("\n".join(message.content for message in one.case.messages) for _, one in members),
     )  # fmt: skip
 
 
