@@ -102,7 +102,7 @@ def trace_case(
     inputs = {
         "target": target.card.id, "case": _identity(context), "settings": asdict(settings),
         "twin": beside.twin and _identity(beside.twin), "paraphrases": list(map(_identity, beside.paraphrases)),
-        "claim": claim and claim.id, **({"features": features.basis} if features else {}),
+        "claim": claim and claim.id, **({"features": features.identity} if features else {}),
     }  # fmt: skip
     ((graph,),) = run([Work(item=None, stage="case", inputs=inputs)], work, ledger=store, label="trace: case")
     assert isinstance(graph, CaseGraph)
@@ -167,9 +167,7 @@ def _engine(
     if features is None:
         watcher.say(f"{target.card.name}: {planned}")
         return (HandEngine if by_hand else AutoEngine)(model, context.functional, settings.rule), planned.batch
-    engine = DictionaryEngine(
-        model, context.functional, features.layers, settings.rule, beginning=features.beginning
-    )  # fmt: skip
+    engine = DictionaryEngine(model, context.functional, features.layers, settings.rule, beginning=features.beginning)
     # Each target has a number for every active feature, and another while they are looked through.
     more = 2 * 4 * sum(len(active.value_S) for active in engine.active)
     planned = plan(model, nodes, settings.neurons, budget=target.budget, by_hand=True, more=more)

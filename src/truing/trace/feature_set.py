@@ -47,6 +47,11 @@ class FeatureSet:
         return f"features of {self.kind} ({self.name}, {self.digest[:12]})"
 
     @property
+    def identity(self) -> list[str | int]:
+        """All that a graph in them depends on, and what its record calls them."""
+        return [self.basis, self.digest, self.beginning]
+
+    @property
     def count(self) -> int:
         """Features of all layers."""
         return sum(len(one.bias_F) for one in self.layers if one is not None)
