@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("torch")
 
 from truing.cli.trace import command
-from truing.cli.trace_lines import lens_lines
+from truing.cli.trace_lines import lens_lines, probe_lines
 from truing.errors import TargetError, TruingError, UsageError
 from truing.records import CaseGraph, Estimate, Measurement, Named
 from truing.share.graphs import from_neuronpedia, read_case
@@ -141,6 +141,20 @@ def test_a_bar_is_as_long_as_the_decision_is_large() -> None:
     assert [line.count("-") - line.count("-4.0") for line in lines[1:2]] == [16]
     assert lines[2].endswith(f"|{'+' * 8}")
     assert lines[3].endswith("|")
+
+
+def test_the_headline_of_a_probe_is_that_of_its_verdict() -> None:
+    areas = {"layers together": 0.75, "labels shuffled within plots": 0.5, "layer 0": 0.9}
+    rows = [
+        Named(name=name, quantity=Estimate(value=v, low=v, high=v, level=0.95, n=8, clusters=4, unit="probability",
+                                           estimator="area"))
+        for name, v in areas.items()
+    ]  # fmt: skip
+    lines = probe_lines(Measurement(name="probe", targets=(), quantities=tuple(rows), note="a against b: found"))
+    assert lines[0] == "a against b: found"
+    assert lines[1].startswith("AUROC in plots left out: +0.750 ")
+    assert [line.split()[0] for line in lines[2:4]] == ["beside", "alone"]
+    assert "+0.900" in lines[3]
 
 
 @pytest.mark.parametrize(

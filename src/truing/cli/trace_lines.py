@@ -40,8 +40,8 @@ def probe_lines(measured: Measurement) -> list[str]:
     return [
         body["note"],
         f"AUROC in plots left out: {number(areas[HEADLINE])}",
-        *(f"beside  {name:40} {number(found)}" for name, found in beside.items()),
-        *(f"alone   {name:40} {number(found)}" for name, found in layers.items()),
+        *(f"beside  {name:42} {number(found)}" for name, found in beside.items()),
+        *(f"alone   {name:42} {number(found)}" for name, found in layers.items()),
         f"measurement {measured.id}",
     ]
 

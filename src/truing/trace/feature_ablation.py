@@ -2,8 +2,8 @@
 
 A feature is moved from the activation a that it has in the changed pass to another, b, by adding (b - a) times its
 decoder rows to the outputs that it writes to. All else of an MLP stays as it computes it: its error, offset and skip,
-and other features of its layer. MLPs and attention above follow. So circuit-tracer intervenes too where nothing is
-frozen (Ameisen et al. 2025, "Circuit Tracing", on interventions).
+and other features of its layer. MLPs and attention above follow. After interventions on features in Ameisen et al.
+2025 ("Circuit Tracing"), with nothing frozen.
 """
 
 # B rows  T nodes from `start` on  F features of a layer  P places  D width  W layers that are written to
