@@ -14,9 +14,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 
 from truing.audit import audit
+from truing.cli import cli
 from truing.errors import TargetError, UsageError
 from truing.records import (
     Case,
@@ -25,6 +27,7 @@ from truing.records import (
     Decision,
     Design,
     Estimate,
+    Measurement,
     Message,
     Surface,
     Surfaces,
@@ -143,9 +146,14 @@ def test_a_fix_that_raises_its_control_or_costs_right_answers_has_failed() -> No
 
 def test_a_claims_cells_are_probed_in_plots_left_out(claimed: tuple[Path, str]) -> None:
     folder, claim = claimed
-    with open_store(folder) as store:
-        found = one.probed(claim[:12], store)
-        assert claim in found.parents
+    args = ["trace", claim[:12], "--probe", "--store", str(folder), "--json"]
+    done = CliRunner().invoke(cli, args, catch_exceptions=False)
+    body = json.loads(done.stdout)
+    with open_store(folder, mode="read") as store:
+        found = store.get(body["id"])
+    assert isinstance(found, Measurement)
+    assert body["quantities"] == found.plain()["body"]["quantities"]
+    assert claim in found.parents
     areas = {row.name: row.quantity for row in found.quantities}
     assert areas.keys() >= {"layers together", "layer 0", "layer 1", "layer 2", "words of the text alone"}
     whole = areas["layers together"]
