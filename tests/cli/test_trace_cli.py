@@ -11,10 +11,13 @@ from click.testing import CliRunner, Result
 pytest.importorskip("torch")
 
 from truing.cli.trace import command
+from truing.cli.trace_lines import lens_lines, probe_lines
 from truing.errors import TargetError, TruingError, UsageError
-from truing.records import CaseGraph
+from truing.records import CaseGraph, Estimate, Measurement, Named
 from truing.share.graphs import from_neuronpedia, read_case
 from truing.store import open_store
+
+from ..trace.test_feature_case import write  # noqa: TID252 - tests are no package
 
 ASKED = ["--prompt", "The sky is green. Is the sky green?", "--target", "local/tiny", "--neurons", "8"]
 
@@ -101,6 +104,59 @@ def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -
     assert not (tmp_path / "store").exists()
 
 
+def test_a_case_is_traced_in_features_and_read_by_layer(tmp_path: Path) -> None:
+    asked = [*ASKED, "--action", "True.", "--instead", "False.", "--store", str(tmp_path / "store")]
+    more = ["--dictionary", str(write(tmp_path / "made")), "--lens", "--no-check"]
+    said = run(*asked, *more).stdout
+    assert "of the influence: feature" in said
+    assert "what no feature stands for" in said
+    (last,) = [line for line in said.splitlines() if line.startswith("layer   2")]
+    assert "nats/token" in last
+    body = json.loads(run(*asked, *more, "--json").stdout)
+    assert body["basis"].startswith("features of cross-layer transcoders (made, ")
+    assert body["lens"]["layers"][-1] == pytest.approx(body["value"], abs=1e-5)
+    with open_store(tmp_path / "store", mode="read") as opened:
+        assert opened.get(body["lens"]["id"]).name == "decision by layer"
+
+
+def test_a_folder_without_dictionaries_is_refused_before_anything(tmp_path: Path) -> None:
+    asked = [*ASKED, "--action", "True.", "--instead", "False.", "--store", str(tmp_path / "store")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TargetError, match="holds no dictionaries"):
+        run(*asked, "--dictionary", str(tmp_path / "empty"), "--target", "local/no-such-model")
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(TargetError, match="would fit the model"):
+        run(*asked, "--dictionary", str(write(tmp_path / "wide", width=32)))
+    missing = CliRunner().invoke(command, [*asked, "--dictionary", str(tmp_path / "nowhere")])
+    assert missing.exit_code == 2
+
+
+def test_a_bar_is_as_long_as_the_decision_is_large() -> None:
+    rows = [
+        Named(name=f"layer {n}", quantity=Estimate(value=v, low=v, high=v, level=1.0, n=1, clusters=1,
+                                                   unit="nats/token", estimator="exact"))
+        for n, v in enumerate((-4.0, 2.0, 0.0))
+    ]  # fmt: skip
+    lines = lens_lines(Measurement(name="decision by layer", targets=(), quantities=tuple(rows), note="said"))
+    assert [line.count("-") - line.count("-4.0") for line in lines[1:2]] == [16]
+    assert lines[2].endswith(f"|{'+' * 8}")
+    assert lines[3].endswith("|")
+
+
+def test_the_headline_of_a_probe_is_that_of_its_verdict() -> None:
+    areas = {"layers together": 0.75, "labels shuffled within plots": 0.5, "layer 0": 0.9}
+    rows = [
+        Named(name=name, quantity=Estimate(value=v, low=v, high=v, level=0.95, n=8, clusters=4, unit="probability",
+                                           estimator="area"))
+        for name, v in areas.items()
+    ]  # fmt: skip
+    lines = probe_lines(Measurement(name="probe", targets=(), quantities=tuple(rows), note="a against b: found"))
+    assert lines[0] == "a against b: found"
+    assert lines[1].startswith("AUROC in plots left out: +0.750 ")
+    assert [line.split()[0] for line in lines[2:4]] == ["beside", "alone"]
+    assert "+0.900" in lines[3]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -110,6 +166,10 @@ def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -
         (["--prompt", "x", "--action", "y", "--instead", "z", "--target", "scripted/honest"], "no inside"),
         (["3fa9", "--against", "x", "--full"], "--against, --full: of the graph of one case"),
         (["--prompt", "x", "--action", "y", "--instead", "z", "--rule", "gradient"], "contributions add up under"),
+        (["3fa9", "--lens"], "--lens: of the graph of one case"),
+        (["3fa9", "--dictionary", "."], "--dictionary: of the graph of one case"),
+        (["--prompt", "x", "--probe"], "--probe tells the two cells of a claim apart"),
+        (["3fa9", "--probe", "--diff", "local/tiny", "local/tiny"], "and no --diff"),
         (["--planted", "threat-letter", "--target", "local/tiny"], "is no organism"),
         (["--prompt", "x", "--diff", "local/tiny", "local/tiny"], "over the cases of a claim"),
     ],

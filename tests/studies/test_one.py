@@ -14,10 +14,25 @@ import pytest
 
 pytest.importorskip("torch")
 
+from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 
 from truing.audit import audit
-from truing.errors import TargetError
+from truing.cli import cli
+from truing.errors import TargetError, UsageError
+from truing.records import (
+    Case,
+    Claim,
+    Contrast,
+    Decision,
+    Design,
+    Estimate,
+    Measurement,
+    Message,
+    Surface,
+    Surfaces,
+    Unmeasured,
+)
 from truing.store import open_store
 from truing.studies import one
 from truing.targets.local.adapter import peft_quiet
@@ -127,3 +142,63 @@ def test_a_fix_that_raises_its_control_or_costs_right_answers_has_failed() -> No
     assert "while its control rose (in a cell)" in control
     (alone,) = failures((), (named(ALONE, -0.2, -0.1),))
     assert "fewer right answers where nothing is stated" in alone
+
+
+def test_a_claims_cells_are_probed_in_plots_left_out(claimed: tuple[Path, str]) -> None:
+    folder, claim = claimed
+    args = ["trace", claim[:12], "--probe", "--store", str(folder), "--json"]
+    done = CliRunner().invoke(cli, args, catch_exceptions=False)
+    body = json.loads(done.stdout)
+    with open_store(folder, mode="read") as store:
+        found = store.get(body["id"])
+    assert isinstance(found, Measurement)
+    assert body["quantities"] == found.plain()["body"]["quantities"]
+    assert claim in found.parents
+    areas = {row.name: row.quantity for row in found.quantities}
+    assert areas.keys() >= {"layers together", "layer 0", "layer 1", "layer 2", "words of the text alone"}
+    whole = areas["layers together"]
+    assert isinstance(whole, Estimate)
+    assert whole.clusters == 14  # plots of both halves
+    assert "statement=told-false against statement=told-true: " in found.note
+
+
+def test_a_level_of_company_plots_is_probed_against_its_baseline(claimed: tuple[Path, str], tiny: Any) -> None:
+    folder, _ = claimed
+    cells = [f"watch={level} means={means}" for level in ("test", "real", "open") for means in ("present", "absent")]
+
+    def surface(plot: int) -> Surface:
+        cases = tuple(
+            Case(cell=f"{cell} surface=1", messages=(Message(role="user", content=f"{cell} {plot}"),), segments=())
+            for cell in cells
+        )
+        decision = Decision(actions=(" yes",), alternatives=(" no",))
+        return Surface(plot=f"p{plot}", name=f"p{plot}/1", half="develop", decision=decision, cases=cases)
+
+    asked = Surfaces(family="made-up", half="develop", wordings="develop", surfaces=tuple(map(surface, range(6))))
+    plus, minus = "watch=test means=present", "watch=real means=present"
+    naive = Contrast(name="test - real", plus=(plus,), minus=(minus,))
+    both = Contrast(name="test x means", plus=(plus, minus), minus=(cells[1], cells[3]))
+    none = Unmeasured(reason="made up")
+    with open_store(folder) as store:
+        store.add(asked)
+        ids = []
+        for first, effect in ((naive, "watch=test"), (both, "watch=test x means")):
+            design = Design(
+                family="made-up", clause="C1", question="?", half="develop", wordings="develop", naive=first,
+                specific=both, controls=(), bound_preference=0.1, bound_behaviour=0.1, level=0.95, surfaces=(),
+                parents=(asked.id,),
+            )  # fmt: skip
+            claim = Claim(
+                family="made-up", clause="C1", outcome="preference", statement=".", design=design.id,
+                target=tiny.card.id, naive=none, specific=none, controls=(), bound=0.1, p=None, p_holm=None,
+                minimum_detectable=None, classes=(), verdict="inconclusive", why=".", effect=effect,
+                parents=(tiny.card.id, design.id),
+            )  # fmt: skip
+            store.add(design)
+            store.add(claim)
+            ids.append(claim.id)
+        found = one.probed(ids[0], store)
+        assert found.note.startswith(f"{plus} against {minus}: ")
+        assert found.quantities[0].quantity.n == 12  # one case of either in each of six plots, and no other
+        with pytest.raises(UsageError, match="no difference of two cells"):
+            one.probed(ids[1], store)

@@ -188,9 +188,15 @@ def close(found: Any, expected: Any) -> None:
 
 
 class Replaced:
-    """A forward pass by autograd with features for MLPs, everything nonlinear held at its value."""
+    """A forward pass by autograd with features for MLPs, everything nonlinear held at its value.
 
-    def __init__(self, model: Any, functional: Functional, dicts: tuple[Dictionary, ...]) -> None:
+    `through`: features are what they read, and what is added to them is a leaf; else they are leaves themselves.
+    """
+
+    def __init__(
+        self, model: Any, functional: Functional, dicts: tuple[Dictionary, ...], *, through: bool = False
+    ) -> None:
+        leaves: list[Any] = []
         kept = functional.before_M.unique()
         seen = read(model, functional.tree, kept)
         self.features: list[Any] = []
@@ -213,7 +219,8 @@ class Replaced:
             if one.most:
                 on &= before.detach() >= before.detach().topk(one.most, 1).values[:, -1:]
             self.before.append(before)
-            self.features.append((before.detach() * on).requires_grad_())
+            leaves.append((torch.zeros_like(before) if through else before.detach() * on).requires_grad_())
+            self.features.append(before * on + leaves[-1] if through else leaves[-1])
             by = sum(self.features[low] @ dicts[low].decoders_WFD[layer - low] for low in range(layer + 1)
                      if layer - low < len(dicts[low].decoders_WFD)) + one.offset_D  # fmt: skip
             if one.skip_DD is not None:
@@ -225,6 +232,24 @@ class Replaced:
         p = torch.softmax(logits, -1).detach()
         chosen = logits[torch.arange(len(tokens)), tokens]
         self.decision = (functional.weight_M * (chosen - (p * logits).sum(-1))).sum()
+        self.added = leaves
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_features_add_by_all_paths_is_what_autograd_gives(model: Any, kind: str) -> None:
+    functional, dicts = case(), made(kind)
+    engine = DictionaryEngine(model, functional, dicts, beginning=0)
+    spots = [goal for goal in some_features(engine, 20) if goal is not None]
+    sources, found = engine.by_all_paths(spots)
+    whole = Replaced(model, functional, dicts, through=True)
+    *given, embedding = torch.autograd.grad(whole.decision, [*whole.added, whole.embed], retain_graph=True)
+    close(found, torch.stack([given[at][t, i] * whole.features[at][t, i].detach() for at, t, i in spots]))
+    close(sources.embeddings_BT[0], (embedding * whole.embed.detach()).sum(-1))
+    # Errors are the sources that are left.
+    errors = torch.autograd.grad(whole.decision, whole.errors)
+    rest = sum((grad * error.detach()).sum() for grad, error in zip(errors, whole.errors, strict=True))
+    total = sources.embeddings_BT.double().sum() + sources.biases_B.sum() + rest
+    assert float(total) == pytest.approx(engine.value(None), abs=2e-5 * float(sources.embeddings_BT.abs().sum()))
 
 
 def test_features_that_are_coordinates_leave_no_error(model: Any) -> None:

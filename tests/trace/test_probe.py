@@ -270,3 +270,36 @@ def test_anchoring_is_told_by_its_words(tiny: Any, tmp_path: Path) -> None:
     (score,) = fitted(tiny, [case.messages])
     parts = [fitted.directions[k](x[:1])[0] / fitted.spread[k] for k, x in sides_.streams.items()]
     assert score == pytest.approx(float(np.mean(parts)), abs=1e-4)
+
+
+def test_every_layer_is_given_and_the_verdict_is_on_those_declared(tiny: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    some = [surface(p, i, tuple(" ".join(rng.choice(SAID, 6)) for _ in "ab")) for p in range(4) for i in range(2)]
+    with open_store(tmp_path) as store:
+        every = areas(probe(tiny, some, CELLS, store, which=(1,), every=True).quantities)
+        alone = areas(probe(tiny, some, CELLS, store, which=(1,)).quantities)
+    assert set(every) - set(alone) == {"layer 0", "layer 2"}
+    for name in (TOGETHER, SHUFFLED, MEANS, "layer 1"):
+        assert every[name] == alone[name]
+
+
+def test_a_cell_may_name_some_factors_alone(tiny: Any, tmp_path: Path) -> None:
+    """As in company plots, where a level is in many cells, each surface has some of them."""
+    levels = ("pressure=there weather=dry", "pressure=none weather=wet", "pressure=there weather=wet")
+    texts = ("one", "two", "three")
+
+    def crossed_surface(plot: int) -> Surface:
+        base = surface(plot, 0, ("a", "b"))
+        cases = tuple(
+            Case(cell=level, messages=(Message(role="user", content=f"{text} {plot}"),), segments=(("ask", text),))
+            for level, text in zip(levels, texts, strict=True)
+        )
+        return base.model_copy(update={"cases": cases})
+
+    some = [crossed_surface(p) for p in range(3)]
+    with open_store(tmp_path) as store:
+        found, _ = read_sides(tiny, some, CELLS, store)
+        assert found.texts == tuple(f"{text} {p}" for p in range(3) for text in ("one", "three", "two"))
+        assert found.first_N.tolist() == [True, True, False] * 3
+        with pytest.raises(DesignError, match="has no cases of 'pressure=there', or none of 'pressure=high'"):
+            read_sides(tiny, some, (CELLS[0], "pressure=high"), store)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
+from truing.cli.trace_lines import lens_body, lens_lines, probe_lines
 from truing.errors import UsageError
 from truing.files import check_folder
 
@@ -58,6 +59,12 @@ MOST_TURNS = 10_000_000
 @click.option("--no-check", is_flag=True, help="Only the accounts of a case: no ablation, and no verdict.")
 @click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
 @click.option(
+    "--dictionary", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    help="A case's graph in features: transcoders or SAEs in circuit-tracer's or SAELens' layout.",
+)  # fmt: skip
+@click.option("--lens", is_flag=True, help="Read a case's decision after each layer too: where does it form?")
+@click.option("--probe", is_flag=True, help="Does the inside tell the two cells of CLAIM apart, in plots left out?")
+@click.option(
     "--rule", type=click.Choice(RULES), default="relp", show_default=True,
     help="What units are scored by; a case takes the first two, under which accounts close.",
 )  # fmt: skip
@@ -93,6 +100,9 @@ def command(
     no_check: bool,
     name: str,
     neurons: int,
+    dictionary: Path | None,
+    lens: bool,
+    probe: bool,
     rule: str,
     diff: tuple[str, str] | None,
     planted: str | None,
@@ -108,17 +118,15 @@ def command(
     they are patched from the twin, beside random units, largest changes and a shuffled explanation.
 
     Of a planted behaviour (--planted): what carries the effect of its trigger. With --diff: what is different inside
-    two models over the cases of CLAIM.
+    two models over the cases of CLAIM. With --probe: whether linear probes tell its cells apart.
 
     Of one decision (--prompt, --action, --instead) or of what was written (--transcript, --span): a graph of what adds
     to what, whose accounts close. It is an illustration: one case has no interval.
     """
     _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
-    if diff and not claim:
-        raise UsageError("--diff compares over the cases of a claim; give one")
-    if export and (claim or planted):
-        raise UsageError("--export is for the graph of one case; give --prompt or --transcript")
+    _check_together(claim, planted, diff=bool(diff), probe=probe, export=bool(export))
     of_a_case = {
+        "--dictionary": dictionary is not None, "--lens": lens,
         "--action": actions, "--instead": instead, "--span": spans, "--against": against is not None,
         "--paraphrase": paraphrases, "--full": full, "--no-check": no_check,
     }  # fmt: skip
@@ -126,8 +134,8 @@ def command(
         raise UsageError(f"{', '.join(unused)}: of the graph of one case; give --prompt or --transcript for one")
     if export:
         check_folder(out.absolute().parent)
-    if claim and diff:
-        return _difference(claim, diff, store_path, seed, as_json=as_json)
+    if claim and (diff or probe):
+        return _measured(claim, diff, store_path, seed, as_json=as_json)
     if claim:
         return _claim(claim, store_path, {"seed": seed, "tracing": {"rule": rule}}, as_json=as_json)
     if planted:
@@ -147,7 +155,8 @@ def command(
         None if against is None else _asked(system, against), tuple(_asked(system, one) for one in paraphrases),
     )  # fmt: skip
     settings = {"neurons": neurons, "rule": rule, "seed": seed, "full": full, "check": not no_check}
-    return _case(name, told, store_path, settings, (export, out) if export else None, as_json=as_json)
+    inside = Inside(dictionary, lens)
+    return _case(name, told, store_path, settings, (export, out) if export else None, inside, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,14 @@ class Asked:
     paraphrases: tuple[tuple[Message, ...], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What else of a case's inside was asked for: features in the place of neurons, and the decision by layer."""
+
+    dictionary: Path | None
+    lens: bool
+
+
 def _claim(claim: str, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
     from truing.studies.one import wheel_of
 
@@ -171,14 +188,19 @@ def _claim(claim: str, store_path: Path, settings: dict[str, Any], *, as_json: b
     return 0
 
 
-def _difference(claim: str, names: tuple[str, str], store_path: Path, seed: int, *, as_json: bool) -> int:
-    from truing.studies.one import differing
+def _measured(claim: str, diff: tuple[str, str] | None, store_path: Path, seed: int, *, as_json: bool) -> int:
+    """What two models differ in over a claim's cases; without them, whether probes tell its cells apart."""
+    from truing.studies.one import differing, probed
 
     progress = Progress()
     with existing(store_path) as store, progress.running():
-        measured = differing(claim, names, store, seed=seed, watcher=progress)
+        if diff:
+            measured = differing(claim, diff, store, seed=seed, watcher=progress)
+        else:
+            measured = probed(claim, store, seed=seed, watcher=progress)
     body = measured.plain()["body"]
-    emit(body | {"id": measured.id}, as_json=as_json, lines=_difference_lines(body, measured.id))
+    lines = _difference_lines(body, measured.id) if diff else probe_lines(measured)
+    emit(body | {"id": measured.id}, as_json=as_json, lines=lines)
     return 0
 
 
@@ -200,6 +222,7 @@ def _case(
     store_path: Path,
     settings: dict[str, Any],
     export: tuple[str, Path] | None,
+    inside: Inside,
     *,
     as_json: bool,
 ) -> int:
@@ -207,21 +230,26 @@ def _case(
     from truing.store import open_store
     from truing.targets import need, resolve
     from truing.targets.local import LocalTarget
-    from truing.trace import CaseSettings, trace_case
+    from truing.trace import CaseSettings, forming, read_features, trace_case
+    from truing.trace.dictionaries import check_layout
 
     progress, chosen = Progress(), CaseSettings(**settings)
+    if inside.dictionary:
+        check_layout(inside.dictionary)
     with open_store(store_path) as store, progress.running():
         target = resolve(name, progress)
         need(target, "Scored")
         if not isinstance(target, LocalTarget):
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
+        features = read_features(inside.dictionary, target.model) if inside.dictionary else None
         context, beside = _laid_out(target, asked)
-        case = trace_case(target, context, store, beside=beside, settings=chosen, watcher=progress)
+        case = trace_case(target, context, store, beside=beside, settings=chosen, features=features, watcher=progress)
+        read = forming(target, context, case, store) if inside.lens else None
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)
     files = _exported(case, target.card, data, *export) if export else ()
-    said = {"files": [str(file) for file in files]} if export else {}
-    lines = [*_case_lines(case, circuit), *(f"wrote     {file}" for file in files)]
+    said = ({"files": [str(file) for file in files]} if export else {}) | ({"lens": lens_body(read)} if read else {})
+    lines = [*_case_lines(case, circuit), *(lens_lines(read) if read else ()), *(f"wrote     {file}" for file in files)]
     emit(case.plain()["body"] | {"id": case.id} | said, as_json=as_json, lines=lines)
     return 0
 
@@ -258,6 +286,15 @@ def _check_one(said: dict[str, object]) -> None:
             f"give one of {', '.join(said)}; given: {', '.join(given) or 'none'}."
             " `truing store ls --kind claim` lists claims."
         )
+
+
+def _check_together(claim: str | None, planted: str | None, *, diff: bool, probe: bool, export: bool) -> None:
+    if diff and not claim:
+        raise UsageError("--diff compares over the cases of a claim; give one")
+    if probe and (diff or not claim):
+        raise UsageError("--probe tells the two cells of a claim apart; give a claim, and no --diff")
+    if export and (claim or planted):
+        raise UsageError("--export is for the graph of one case; give --prompt or --transcript")
 
 
 def _asked(system: str, prompt: str) -> tuple[Message, ...]:
@@ -336,7 +373,7 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
             for row in case.checks
             if row.name.startswith(HEADLINES)
         ),
-        f"listed    {case.selected:,} of {case.candidates:,} neurons; replacement {case.replacement:.2f},"
+        f"listed    {case.selected:,} of {case.candidates:,} {case.unit}s; replacement {case.replacement:.2f},"
         f" completeness {case.completeness:.2f}",
     ]  # fmt: skip
     lines += [f"adds      {total:+.4f} nats/token: {segment}" for segment, total in _by_segment(case)]
@@ -356,6 +393,8 @@ def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:
     found: dict[str, float] = {}
     for segment, total in zip(case.segments, case.inputs, strict=True):
         found[segment] = found.get(segment, 0.0) + total
+    if case.unit == "feature":  # sources that pass nothing on
+        found["biases, and what no feature stands for"] = case.accounted - sum(case.inputs)
     return list(found.items())
 
 
@@ -365,7 +404,8 @@ def _strongest(case: CaseGraph, circuit: Circuit) -> Sequence[str]:
     for n in some[:SHOWN]:
         at = int(circuit.position_N[n])
         lines.append(
-            f"{float(circuit.influence_N[n]):6.2%} of the influence: neuron {circuit.layer_N[n]}.{circuit.index_N[n]}"
+            f"{float(circuit.influence_N[n]):6.2%} of the influence:"
+            f" {case.unit} {circuit.layer_N[n]}.{circuit.index_N[n]}"
             f" at token {at} {case.tokens[at]!r} ({case.segments[at]}){_written(case, circuit, n)}"
         )
     return lines

@@ -10,6 +10,7 @@ from truing.records.base import Id, Record, Value, canonical, digest, digest_of
 from truing.records.cases import check_fit, check_size, circuit_of
 from truing.records.circuit import EVERYWHERE, NODE_KINDS, Circuit, NodeKind
 from truing.records.kinds import (
+    BY_LAYER,
     KINDS,
     Answer,
     Arrays,
@@ -63,13 +64,13 @@ from truing.records.kinds import (
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "EVERYWHERE", "KINDS", "NODE_KINDS", "Answer", "Arrays", "Blob", "Case", "CaseGraph", "Circuit", "Claim",
-    "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge", "Episodes", "Estimate", "Gate",
-    "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labels", "Loop", "Measurement", "Mediation", "Message",
-    "Named", "Node", "NodeKind", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies", "Row",
-    "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces", "Target", "Tool",
-    "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical", "check_fit",
-    "check_size", "circuit_of", "digest", "digest_of", "parse",
+    "BY_LAYER", "EVERYWHERE", "KINDS", "NODE_KINDS", "Answer", "Arrays", "Blob", "Case", "CaseGraph", "Circuit",
+    "Claim", "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge", "Episodes", "Estimate",
+    "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labels", "Loop", "Measurement", "Mediation",
+    "Message", "Named", "Node", "NodeKind", "Outcome", "Pair", "Pairs", "Played", "Quantity", "Record", "Replies",
+    "Row", "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum", "Surface", "Surfaces", "Target",
+    "Tool", "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value", "Verdict", "blobs_in", "canonical",
+    "check_fit", "check_size", "circuit_of", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

@@ -661,15 +661,16 @@ class CaseGraph(Record):
     accounted: float
     """What contributions add up to: the decision and the entropies of the frozen distributions, nats per token."""
     inputs: tuple[float, ...] = ()
-    """What each token adds to that by all paths, through neurons too; with biases they sum to it. Nats per token."""
+    """What each token adds to that by all paths, through neurons too; with biases, and errors of dictionaries, they sum
+    to it. Nats per token."""
     rule: Literal["relp", "gate-frozen"]
     basis: str
-    """What nodes are: "neurons", or a dictionary by name."""
+    """What nodes are: "neurons", or "features of transcoders (name, digest)"; nodes are of kind neuron either way."""
     layers: int
     selected: int
-    """Neurons in the graph before pruning."""
+    """Neurons, or features, in the graph before pruning."""
     candidates: int
-    """Neurons that there are, at all places."""
+    """Neurons, or features, that there are, at all places."""
     closure_error: float
     """Largest |sum of inputs - value| over the sum of absolute inputs, of all nodes. Accounting, not faithfulness."""
     replacement: float
@@ -686,6 +687,15 @@ class CaseGraph(Record):
     checks: tuple[Named, ...] = ()
     verdict: Literal["supported", "weak", "refuted", "inconclusive"]
     why: str
+
+    @property
+    def unit(self) -> Literal["neuron", "feature"]:
+        """What its nodes of kind neuron are."""
+        return "neuron" if self.basis == "neurons" else "feature"
+
+
+BY_LAYER = "decision by layer"
+"""Name of a measurement beside a case: quantity "layer 3" is the decision as a lens reads it after layer 3."""
 
 
 class Measurement(Record):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from truing.errors import DataError
 from truing.records import Blob, CaseGraph, Circuit, Claim, Target, check_size, circuit_of
 from truing.report.case_curves import Kept, kept
+from truing.report.case_lens import Forming, forming
 from truing.report.case_nodes import Drawn, drawn, percent, shown, strongest
 from truing.report.case_picture import CasePicture, picture
 from truing.report.case_text import Line, lines
@@ -68,6 +69,8 @@ class CaseView:
     """Why nothing is drawn; empty where it is."""
     checks: tuple[Chart, ...]
     curves: tuple[Kept, ...]
+    lens: Forming | None
+    """The decision read after each layer, where it was."""
 
 
 def views(pool: Pool, blobs: Blobs | None) -> tuple[list[CaseView], int]:
@@ -89,6 +92,7 @@ def view(case: CaseGraph, pool: Pool, blobs: Blobs | None) -> CaseView:
         graph=None if isinstance(circuit, str) else _graph(case, circuit, title),
         missing=circuit if isinstance(circuit, str) else "",
         checks=tuple(by_unit(named(case.checks), source=f"Source: case {short(case.id)}")), curves=kept(case.curves),
+        lens=forming(case, pool),
     )  # fmt: skip
 
 
@@ -113,7 +117,7 @@ def _facts(case: CaseGraph) -> tuple[tuple[str, str, str], ...]:
         ("Replacement", number(case.replacement),
          "share of the influence that ends in tokens and biases, not in errors; before pruning"),
         ("Completeness", number(case.completeness), "share of nodes’ inputs that are no errors; before pruning"),
-        ("Neurons", f"{case.selected:,} of {case.candidates:,}",
+        (f"{case.unit.capitalize()}s", f"{case.selected:,} of {case.candidates:,}",
          f"listed one by one; then pruned to {percent(nodes)} of the influence of nodes and {percent(edges)} of that of"
          " edges"),
         ("Rules", case.rule, f"linear; nodes are {case.basis}; {case.layers} layers, {len(case.tokens):,} tokens"),

@@ -89,10 +89,15 @@ class Drawn:
         position, index = int(self.circuit.position_N[node]), int(self.circuit.index_N[node])
         at = f" at {self.token(position)}" if position >= 0 else ""
         if kind == "neuron":
-            return f"neuron {layer}.{index}{at}"
+            return f"{self.case.unit} {layer}.{index}{at}"
         if kind == "remainder":
-            return f"error: other neurons of layer {layer}{at}" if layer >= 0 else f"error: all that is not listed{at}"
+            return f"error: {self.others} of layer {layer}{at}" if layer >= 0 else f"error: all that is not listed{at}"
         return {"embedding": self.token(position), "bias": f"biases{at}", "decision": "decision"}[kind]
+
+    @property
+    def others(self) -> str:
+        """What is in the remainder of a layer."""
+        return "other neurons" if self.case.unit == "neuron" else "other features, and what no feature stands for,"
 
     def token(self, position: int) -> str:
         """A token, quoted and with its place."""

@@ -24,11 +24,13 @@ class Curve:
     style: str = "first"
 
 
-def curves(shown: Sequence[Curve], steps: Sequence[int], *, zero: bool = False) -> Markup:
-    """A chart of one or more curves over the same steps; `zero` keeps 0 in the range and draws it."""
+def curves(shown: Sequence[Curve], steps: Sequence[int], *, zero: bool = False, step: str = "step") -> Markup:
+    """A chart of one or more curves over the same steps, which are called `step`; `zero` keeps 0 in the range and draws
+    it.
+    """
     values = [value for curve in shown for value in curve.values]
     up, along = Axis.over([*values, *([0.0] if zero else [])]), Axis.over(steps, pad=0.02)
-    parts = [*_frame(up, along, steps)]
+    parts = [*_frame(up, along, steps, step)]
     if zero:
         y = up.at(0, BOTTOM, TOP)
         parts.append(line(LEFT, y, RIGHT, y, "zero"))
@@ -38,14 +40,14 @@ def curves(shown: Sequence[Curve], steps: Sequence[int], *, zero: bool = False) 
             tag("polyline", points=" ".join(f"{plain(x)},{plain(y)}" for x, y in points), class_=f"curve {curve.style}")
         )
         parts += [
-            tag("circle", tag("title", f"step {step}, {curve.name}: {number(value)}"), cx=x, cy=y, r=6, class_="touch")
-            for (x, y), step, value in zip(points, steps, curve.values, strict=True)
+            tag("circle", tag("title", f"{step} {at}, {curve.name}: {number(value)}"), cx=x, cy=y, r=6, class_="touch")
+            for (x, y), at, value in zip(points, steps, curve.values, strict=True)
         ]
     said = "; ".join(f"{c.name} from {number(c.values[0])} to {number(c.values[-1])}" for c in shown)
     return tag("svg", *parts, class_="curves", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=said)
 
 
-def _frame(up: Axis, along: Axis, steps: Sequence[int]) -> list[Markup]:
+def _frame(up: Axis, along: Axis, steps: Sequence[int], step: str) -> list[Markup]:
     parts = []
     for value, said in up.ticks(4):
         y = up.at(value, BOTTOM, TOP)
@@ -53,4 +55,4 @@ def _frame(up: Axis, along: Axis, steps: Sequence[int]) -> list[Markup]:
     for value, said in along.ticks(5):
         if float(value).is_integer() and min(steps) <= value <= max(steps):
             parts.append(text(said, along.at(value, LEFT, RIGHT), BOTTOM + 16))
-    return [*parts, text("step", (LEFT + RIGHT) / 2, HEIGHT - 4)]
+    return [*parts, text(step, (LEFT + RIGHT) / 2, HEIGHT - 4)]

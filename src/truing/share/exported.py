@@ -38,11 +38,12 @@ def neuronpedia(case: CaseGraph, circuit: Circuit, *, scan: str = "", native: bo
     """The graph as plain data; the same case gives the same.
 
     `scan`: the model's name on Neuronpedia; else the id of the target. `native`: neurons have a type of their own,
-    rather than the one that both programs take for features. RecordError where the graph does not fit the case.
+    rather than the one that both programs take for features; features have theirs either way. RecordError where the
+    graph does not fit the case.
     """
     check_fit(case, circuit)
     ids = node_ids(case, circuit)
-    nodes = _nodes(case, circuit, ids, NATIVE if native else COMPATIBLE)
+    nodes = _nodes(case, circuit, ids, NATIVE if native and case.unit == "neuron" else COMPATIBLE)
     links = [
         {"source": ids[source], "target": ids[target], "weight": weight}
         for source, target, weight in zip(
@@ -102,7 +103,8 @@ def _nodes(case: CaseGraph, circuit: Circuit, ids: list[str], types: dict[str, s
     nodes = []
     for number, (kind, layer, position, index) in enumerate(_rows(circuit)):
         node = _place(case, kind, layer, position, index) | {
-            "node_id": ids[number], "feature_type": types[kind], "unit": UNITS[kind], "run_idx": 0,
+            "node_id": ids[number], "feature_type": types[kind], "run_idx": 0,
+            "unit": "feature" if kind == "neuron" and case.unit == "feature" else UNITS[kind],
             "reverse_ctx_idx": 0, "token_prob": 0.0, "is_target_logit": False,
             "influence": None if kind == "decision" else ranks[number],
             "share": float(circuit.influence_N[number]), "activation": values[number] if kind == "neuron" else None,
@@ -121,7 +123,7 @@ def _place(case: CaseGraph, kind: NodeKind, layer: int, position: int, index: in
     match kind:
         case "neuron":
             return {"feature": cantor(high, index) if index >= 0 else -1, "layer": str(high), "ctx_idx": at,
-                    "jsNodeId": f"{high}_{index}-0", "clerp": f"neuron {high}.{index}"}  # fmt: skip
+                    "jsNodeId": f"{high}_{index}-0", "clerp": f"{case.unit} {high}.{index}"}  # fmt: skip
         case "embedding":
             return {"feature": at, "layer": "E", "ctx_idx": at, "jsNodeId": f"E_{index}-{at}", "clerp": "",
                     "token_id": index}  # fmt: skip
@@ -129,7 +131,9 @@ def _place(case: CaseGraph, kind: NodeKind, layer: int, position: int, index: in
             last = max(0, len(case.tokens) - 1)
             return {"feature": 0, "layer": str(case.layers + 1), "ctx_idx": last, "jsNodeId": f"L_0-{last}",
                     "clerp": f'Output "{_said(case)}" (p={probability(case):.3f})'}  # fmt: skip
-    named = "biases" if kind == "bias" else "other neurons of the layer" if layer >= 0 else "all that is not listed"
+    named = (
+        "biases" if kind == "bias" else f"other {case.unit}s of the layer" if layer >= 0 else "all that is not listed"
+    )
     return {"feature": -1, "layer": str(high), "ctx_idx": at, "jsNodeId": f"{UNITS[kind]}_{layer}_{position}-0",
             "clerp": named, "everywhere": layer < 0 or position < 0}  # fmt: skip
 
@@ -165,12 +169,21 @@ def _said(case: CaseGraph) -> str:
     return said if len(said) <= 120 else said[:119] + "…"
 
 
+def _nodes_are(case: CaseGraph) -> str:
+    return "MLP neurons" if case.unit == "neuron" else case.basis
+
+
+def _missing(case: CaseGraph) -> str:
+    return "" if case.unit == "neuron" else " and what no feature stands for"
+
+
 def _metadata(case: CaseGraph, scan: str) -> dict[str, Any]:
     nodes, edges = case.kept
     about = (
-        f"Truing, case {case.id}. Verdict of the causal checks: {case.verdict}: {case.why}. Nodes are MLP neurons under"
-        f" linear rules ({case.rule}), errors are neurons that are not listed, and the one logit is a decision between"
-        " texts. One case illustrates; it is no evidence for a claim."
+        f"Truing, case {case.id}. Verdict of the causal checks: {case.verdict}: {case.why}. Nodes are"
+        f" {_nodes_are(case)} under linear rules ({case.rule}), errors are {case.unit}s that are not"
+        f" listed{_missing(case)}, and the one logit is a decision between texts. One case illustrates; it is no"
+        " evidence for a claim."
     )
     return {
         "slug": f"truing-{case.id[:12]}", "scan": scan or case.target, "transcoder_list": [],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truing.errors import TargetError, UsageError
-from truing.records import Claim, Measurement, Target
+from truing.records import Claim, Design, Measurement, Surface, Surfaces, Target
 from truing.runner import Watcher
 from truing.store import Store
 from truing.studies.options import Options
@@ -61,6 +61,36 @@ def differing(
             need(known[name], "WhiteBox")
             keep(known[name], store)
     return differ(known[names[0]], known[names[1]], wheel.effect, store, watcher=watcher)
+
+
+def probed(prefix: str, store: Store, *, seed: int = 0, watcher: Watcher | None = None) -> Measurement:
+    """Whether the inside of a claim's target tells the claim's two cells apart, such as a test from the real thing.
+
+    They are those that its effect is traced between; of company plots, a level of a factor and its baseline. Every plot
+    is left out once, when the probe is fitted that is tested on it.
+    """
+    from truing.trace.probe import probe
+
+    claim, target = _subject(prefix, store, "WhiteBox", watcher)
+    if claim.effect:
+        surfaces, cells = _levels(claim, store)
+    else:
+        effect = _wheel(claim, target, store, seed, watcher).effect
+        surfaces, cells = [*effect.choosing, *effect.testing], effect.cells
+    return probe(target, surfaces, cells, store, every=True, seed=seed, claim=claim, watcher=watcher)
+
+
+def _levels(claim: Claim, store: Store) -> tuple[list[Surface], tuple[str, str]]:
+    """The surfaces of a claim about company plots, and the settings whose difference it is about, with the means."""
+    design = store.get(claim.design)
+    assert isinstance(design, Design)
+    if len(design.naive.plus) != 1 or len(design.naive.minus) != 1:
+        raise UsageError(
+            f"claim {claim.id[:12]} is about {claim.effect}, which is no difference of two cells; give a claim about"
+            " one level of a factor (`truing store ls --kind claim`)."
+        )
+    asked = [record for parent in design.parents if isinstance(record := store.get(parent), Surfaces)]
+    return [surface for one in asked for surface in one.surfaces], (design.naive.plus[0], design.naive.minus[0])
 
 
 def _subject(prefix: str, store: Store, ability: str, watcher: Watcher | None) -> tuple[Claim, Any]:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from truing.targets.local.inside import forward
 from truing.targets.local.memory import Costs
 from truing.targets.local.tree import takes_trees
 from truing.trace.derive import decision_of
+from truing.trace.picked import matched
 
 Ablation = Literal["zero", "mean", "counterfactual"]
 ROWS = 16
@@ -65,16 +67,62 @@ class Edit:
         return int(self.places[:, 0].min()), int(self.places[:, 1].min())
 
 
+class Basis(Protocol):
+    """What stands at the places of a bench, and is called neurons there: how passes read and change it."""
+
+    bytes_a_node: int
+    """What changing it takes beyond what a pass takes, for each node of a row."""
+
+    def read(self, stack: ExitStack) -> Callable[[], tuple[Tensor, ...]]:
+        """Around a pass over a whole tree. Afterwards: values by layer, shape (T, F)."""
+
+    def change(self, stack: ExitStack, edits: Sequence[Edit], low: int, start: int) -> None:
+        """Around a pass of one row for each edit, over the nodes from `start` on; no edit begins below layer `low`."""
+
+    def matched(self, values: Sequence[Tensor], places: Tensor, rng: np.random.Generator) -> Tensor:
+        """As many others of the same layers at the same nodes, drawn at random, in the same order."""
+
+
+class Neurons:
+    """MLP neurons of any decoder. TargetError where they cannot be found."""
+
+    bytes_a_node = 0
+
+    def __init__(self, model: Any) -> None:
+        self._sites = [place(model, Units("neuron", layer))[0] for layer in range(len(layers(model)))]
+
+    def read(self, stack: ExitStack) -> Callable[[], tuple[Tensor, ...]]:
+        """As they enter the output projection."""
+        seen = dict[int, Tensor]()
+
+        def given(layer: int, _: Any, args: tuple[Tensor, ...]) -> None:
+            seen[layer] = args[0].flatten(0, -2)
+
+        for layer, site in enumerate(self._sites):
+            stack.callback(site.register_forward_pre_hook(partial(given, layer)).remove)
+        return lambda: tuple(seen[layer] for layer in range(len(self._sites)))
+
+    def change(self, stack: ExitStack, edits: Sequence[Edit], low: int, start: int) -> None:
+        """The same way."""
+        for layer in range(low, len(self._sites)):
+            if (work := _change(edits, layer, start)) is not None:
+                stack.callback(self._sites[layer].register_forward_pre_hook(work).remove)
+
+    def matched(self, values: Sequence[Tensor], places: Tensor, rng: np.random.Generator) -> Tensor:
+        """Any others."""
+        return matched(places, values[0].shape[-1], rng)
+
+
 class Bench:
     """A case on which neurons can be ablated. TargetError for a model without trees of texts, or without neurons."""
 
-    def __init__(self, model: Any, functional: Functional, *, memory: int) -> None:
-        """`memory`: bytes that a batch may take beyond the weights."""
+    def __init__(self, model: Any, functional: Functional, *, memory: int, basis: Basis | None = None) -> None:
+        """`memory`: bytes that a batch may take beyond the weights. `basis`: what is ablated; without one, neurons."""
         if not takes_trees(model):
             raise TargetError(f"{type(model).__name__} takes no trees of texts, which neurons are ablated along")
         self.model, self.functional = model, functional
+        self.basis: Basis = basis or Neurons(model)
         self._blocks = layers(model)
-        self._sites = [place(model, Units("neuron", layer))[0] for layer in range(len(self._blocks))]
         self._kept = functional.before_M.unique()
         self._last = min(functional.prompt - 1, int(self._kept.min()))
         self.neurons: tuple[Tensor, ...] = ()
@@ -83,7 +131,8 @@ class Bench:
         self._keys: list[tuple[Tensor, Tensor]] = []
         self.value = self._read()
         """The decision, nats per token."""
-        self.rows = _rows(model, len(functional.tree), len(self._kept), memory)
+        more = len(functional.tree) * self.basis.bytes_a_node
+        self.rows = _rows(model, len(functional.tree), len(self._kept), memory, more)
         self._short = self._agrees()
 
     @property
@@ -107,21 +156,16 @@ class Bench:
         """One pass over the tree, and one over the prompt for its keys and values."""
         from transformers import DynamicCache
 
-        tree, seen, cache = self.functional.tree, dict[int, Tensor](), DynamicCache()
-
-        def given(layer: int, _: Any, args: tuple[Tensor, ...]) -> None:
-            seen[layer] = args[0].reshape(len(tree), -1)
-
+        tree, cache = self.functional.tree, DynamicCache()
         with alone(self.model), ExitStack() as stack:
-            for layer, site in enumerate(self._sites):
-                stack.callback(site.register_forward_pre_hook(partial(given, layer)).remove)
-                hook = self._blocks[layer].register_forward_hook(lambda _, __, out: self._out.append(out))
-                stack.callback(hook.remove)
+            values = self.basis.read(stack)
+            for block in self._blocks:
+                stack.callback(block.register_forward_hook(lambda _, __, out: self._out.append(out)).remove)
             logits = forward(self.model, tree, self._kept).logits
         if self._last:
             forward(self.model, tree, torch.tensor([self._last - 1]), stop=self._last, cache=cache)
             self._keys = [(layer.keys, layer.values) for layer in cache.layers]
-        self.neurons = tuple(seen[layer] for layer in range(len(self._sites)))
+        self.neurons = values()
         return self._decisions(logits)[0]
 
     def _decisions(self, logits_BMV: Tensor) -> list[float]:
@@ -143,9 +187,7 @@ class Bench:
         with alone(self.model), ExitStack() as stack:
             for layer in range(low):
                 stack.enter_context(_replaying(self._blocks[layer], self._out[layer], start, rows))
-            for layer in range(low, len(self._sites)):
-                if (work := _change(edits, layer, start)) is not None:
-                    stack.callback(self._sites[layer].register_forward_pre_hook(work).remove)
+            self.basis.change(stack, edits, low, start)
             cache = self._cache(start, rows) if start else None
             logits = forward(
                 self.model, self.functional.tree, self._kept, rows=rows, start=start, cache=cache
@@ -186,15 +228,16 @@ def counterfactual(bench: Bench, twin: Functional, *, memory: int) -> Reference:
             f"a twin of {len(twin.tree)} nodes does not align with a case of {len(bench.functional.tree)}:"
             " give one whose prompt and continuations have as many tokens"
         )
-    return Reference("counterfactual", Bench(bench.model, twin, memory=memory).neurons)
+    return Reference("counterfactual", Bench(bench.model, twin, memory=memory, basis=bench.basis).neurons)
 
 
 # -- in a pass ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(model: Any, nodes: int, kept: int, memory: int) -> int:
+def _rows(model: Any, nodes: int, kept: int, memory: int, more: int) -> int:
+    """`more`: bytes that a row takes beyond a pass."""
     costs = Costs.of(model)
-    one = nodes * (costs.passing + 3 * costs.kept + min(nodes, costs.together) * costs.pair) + kept * costs.out
+    one = more + nodes * (costs.passing + 3 * costs.kept + min(nodes, costs.together) * costs.pair) + kept * costs.out
     return max(1, min(ROWS, (memory - costs.block(nodes, nodes)) // one))
 
 
@@ -255,4 +298,4 @@ def _changed(x_TF: Tensor, edit: Edit, here_P3: Tensor, layer: int, start: int) 
         x_TF[nodes, neurons] = to + edit.factor * (picked - to)
 
 
-__all__ = ["Ablation", "Bench", "Edit", "Reference", "counterfactual", "mean", "zero"]
+__all__ = ["Ablation", "Basis", "Bench", "Edit", "Neurons", "Reference", "counterfactual", "mean", "zero"]

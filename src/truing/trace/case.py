@@ -21,6 +21,9 @@ from truing.trace.causal import Causal, Checks, check
 from truing.trace.context import Context
 from truing.trace.derive import decision_of
 from truing.trace.engine import Engine
+from truing.trace.feature_check import check_features
+from truing.trace.feature_set import FeatureSet, features_written
+from truing.trace.features import DictionaryEngine
 from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
 from truing.trace.labels import tokens_written
@@ -81,10 +84,11 @@ def trace_case(
     beside: Beside | None = None,
     settings: CaseSettings | None = None,
     claim: Claim | None = None,
+    features: FeatureSet | None = None,
     watcher: Watcher | None = None,
 ) -> CaseGraph:
-    """The graph of a decision, checked by ablation. TargetError where memory is short, where contributions do not add
-    up, or where a twin does not align.
+    """The graph of a decision, checked by ablation; in `features` where they are given, rather than in neurons.
+    TargetError where memory is short, where contributions do not add up, or where a twin does not align.
 
     One case is an illustration: for evidence, trace a claim.
     """
@@ -93,16 +97,23 @@ def trace_case(
     store.add(target.card)
 
     def work(_: None) -> list[CaseGraph]:
-        return [_traced(target, context, store, (settings, beside), claim, watcher)]
+        return [_traced(target, context, store, _How(settings, beside, features), claim, watcher)]
 
     inputs = {
         "target": target.card.id, "case": _identity(context), "settings": asdict(settings),
         "twin": beside.twin and _identity(beside.twin), "paraphrases": list(map(_identity, beside.paraphrases)),
-        "claim": claim and claim.id,
+        "claim": claim and claim.id, **({"features": features.identity} if features else {}),
     }  # fmt: skip
     ((graph,),) = run([Work(item=None, stage="case", inputs=inputs)], work, ledger=store, label="trace: case")
     assert isinstance(graph, CaseGraph)
     return graph
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    settings: CaseSettings
+    beside: Beside
+    features: FeatureSet | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +132,19 @@ class Accounted:
     candidates: int
 
 
-def account(target: LocalTarget, context: Context, settings: CaseSettings, watcher: Watcher | None = None) -> Accounted:
+def account(
+    target: LocalTarget,
+    context: Context,
+    settings: CaseSettings,
+    watcher: Watcher | None = None,
+    features: FeatureSet | None = None,
+) -> Accounted:
     """The whole graph of a decision. TargetError where memory is short, or where contributions do not add up."""
     watcher = watcher or Silent()
-    model, tree = target.model, context.functional.tree
-    by_hand = llama_shaped(model)
-    planned = plan(model, len(tree), settings.neurons, budget=target.budget, by_hand=by_hand)
-    watcher.say(f"{target.card.name}: {planned}")
-    engine: Engine = (HandEngine if by_hand else AutoEngine)(model, context.functional, settings.rule)
-    watcher.start("trace: neurons", settings.neurons)
-    rows = select(engine, settings.neurons, batch=planned.batch, told=_steps(watcher))
+    tree = context.functional.tree
+    engine, batch = _engine(target, context, settings, features, watcher)
+    watcher.start(f"trace: {'features' if features else 'neurons'}", settings.neurons)
+    rows = select(engine, settings.neurons, batch=batch, told=_steps(watcher))
     error = _closed(target, context, rows, settings.rule)
     circuit = assembled(rows, engine, tree.ids_N.tolist())
     nodes = circuit.of("neuron").nonzero()[0]
@@ -138,22 +152,41 @@ def account(target: LocalTarget, context: Context, settings: CaseSettings, watch
     tokens, carried = engine.by_all_paths(spots)
     return Accounted(
         circuit, Picked.of(spots, carried.tolist(), circuit.influence_N[nodes].tolist()),
-        tuple(tokens.embeddings_BT[0].tolist()), engine.value(None), error, engine.layers * engine.nodes * engine.width,
+        tuple(tokens.embeddings_BT[0].tolist()), engine.value(None), error,
+        engine.nodes * (features.count if features else engine.layers * engine.width),
     )  # fmt: skip
+
+
+def _engine(
+    target: LocalTarget, context: Context, settings: CaseSettings, features: FeatureSet | None, watcher: Watcher
+) -> tuple[Engine, int]:
+    """What the graph is computed with, and how many targets at once."""
+    model, nodes = target.model, len(context.functional.tree)
+    by_hand = llama_shaped(model)
+    planned = plan(model, nodes, settings.neurons, budget=target.budget, by_hand=by_hand)
+    if features is None:
+        watcher.say(f"{target.card.name}: {planned}")
+        return (HandEngine if by_hand else AutoEngine)(model, context.functional, settings.rule), planned.batch
+    engine = DictionaryEngine(model, context.functional, features.layers, settings.rule, beginning=features.beginning)
+    # Each target has a number for every active feature, and another while they are looked through.
+    more = 2 * 4 * sum(len(active.value_S) for active in engine.active)
+    planned = plan(model, nodes, settings.neurons, budget=target.budget, by_hand=True, more=more)
+    watcher.say(f"{target.card.name}: {planned}".replace("neurons", "features"))
+    return engine, planned.batch
 
 
 def _traced(
     target: LocalTarget,
     context: Context,
     store: Store,
-    how: tuple[CaseSettings, Beside],
+    how: _How,
     claim: Claim | None,
     watcher: Watcher,
 ) -> CaseGraph:
-    settings, beside = how
+    settings, features = how.settings, how.features
     # The engine, which holds what the pass computed, is gone by the time that neurons are ablated.
-    whole = account(target, context, settings, watcher)
-    others = [account(target, other, settings, watcher).picked for other in beside.paraphrases]
+    whole = account(target, context, settings, watcher, features)
+    others = [account(target, other, settings, watcher, features).picked for other in how.beside.paraphrases]
     causal = _checked(target, context, whole.picked, how, watcher)
     steady = stability([_listed(one) for one in (whole.picked, *others)]) if others else ()
     found: Scores = scores(whole.circuit)
@@ -163,32 +196,40 @@ def _traced(
         target=target.card.id, claim=claim and claim.id, tokens=_texts(target, functional.tree.ids_N.tolist()),
         before=tuple(functional.tree.parent_N.tolist()), segments=context.segment_T, prompt=functional.prompt,
         actions=context.actions, alternatives=context.alternatives, value=_value(target, context),
-        accounted=whole.value, inputs=whole.inputs, rule=settings.rule, basis="neurons",
+        accounted=whole.value, inputs=whole.inputs, rule=settings.rule,
+        basis=features.basis if features else "neurons",
         layers=target.model.config.get_text_config().num_hidden_layers, selected=len(whole.picked),
         candidates=whole.candidates, closure_error=whole.error, replacement=found.replacement,
         completeness=found.completeness, kept=(settings.keep_nodes, settings.keep_edges),
-        graph=store.put_blob(pruned.packed(), "safetensors"), writes=_writes(target, pruned), curves=causal.curves,
-        checks=(*causal.checks, *steady), verdict=causal.verdict, why=causal.why,
+        graph=store.put_blob(pruned.packed(), "safetensors"), writes=_writes(target, pruned, features),
+        curves=causal.curves, checks=(*causal.checks, *steady), verdict=causal.verdict, why=causal.why,
         parents=(target.card.id, *([claim.id] if claim else [])),
     )  # fmt: skip
 
 
-def _checked(
-    target: LocalTarget, context: Context, picked: Picked, how: tuple[CaseSettings, Beside], watcher: Watcher
-) -> Causal:
-    settings, beside = how
+def _checked(target: LocalTarget, context: Context, picked: Picked, how: _How, watcher: Watcher) -> Causal:
+    settings, beside = how.settings, how.beside
     if not settings.check:
         return Causal((), (), "inconclusive", "no causal check was made")
     twin = beside.twin.functional if beside.twin else None
     checks = Checks(singly=len(picked)) if settings.full else Checks()
+    if how.features:
+        return check_features(target, context.functional, picked, how.features, twin=twin, seed=settings.seed,
+                              settings=checks, told=_renamed(watcher))  # fmt: skip
     return check(target, context.functional, picked, twin=twin, seed=settings.seed, settings=checks, told=watcher.say)
 
 
-def _writes(target: LocalTarget, circuit: Circuit) -> tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]:
-    """What the neurons with the largest influence write."""
+def _renamed(watcher: Watcher) -> Callable[[str], None]:
+    return lambda line: watcher.say(line.replace("neuron", "feature"))
+
+
+def _writes(
+    target: LocalTarget, circuit: Circuit, features: FeatureSet | None
+) -> tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]:
+    """What the neurons, or features, with the largest influence write."""
     nodes = sorted(circuit.of("neuron").nonzero()[0].tolist(), key=lambda n: -float(circuit.influence_N[n]))
     units = list(dict.fromkeys((int(circuit.layer_N[n]), int(circuit.index_N[n])) for n in nodes))[:LABELLED]
-    found = tokens_written(target, units)
+    found = features_written(target, features, units) if features else tokens_written(target, units)
     return tuple((f"{layer}.{index}", *texts) for (layer, index), texts in zip(units, found, strict=True))
 
 

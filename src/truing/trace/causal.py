@@ -18,7 +18,7 @@ from truing.targets.local import Functional, LocalTarget
 from truing.trace.ablate import Bench, Reference, counterfactual, mean, zero
 from truing.trace.curves import Drawn, Orders, curves, emptied, enough, gap, sizes, slight
 from truing.trace.jointly import Doses, Jointly, doses, jointly
-from truing.trace.picked import Picked, matched, most_active
+from truing.trace.picked import Picked, most_active
 from truing.trace.singly import Singly, between, pearson, singly, spearman
 from truing.trace.verdict import Evidence, Verdict, verdict
 
@@ -109,13 +109,13 @@ def _curves(
     bench: Bench, references: Sequence[Reference], picked: Picked, settings: Checks, seed: int
 ) -> tuple[dict[str, list[Drawn]], dict[str, float]]:
     """By ablation; none where neurons carry hardly any of the decision."""
-    rng, width = np.random.default_rng(seed), bench.neurons[0].shape[-1]
+    rng = np.random.default_rng(seed)
     best = picked.by(np.abs(picked.score_K))
     orders: Orders = {
         "attribution": [best],
         "influence": [picked.by(picked.influence_K)],
         "activation": [most_active(bench.neurons, len(picked))],
-        "random": [matched(best, width, rng) for _ in range(settings.draws)],
+        "random": [bench.basis.matched(bench.neurons, best, rng) for _ in range(settings.draws)],
     }
     empty = {r.name: value for r, value in zip(references, emptied(bench, references), strict=True)}
     ks = sizes(len(picked), settings.sizes)

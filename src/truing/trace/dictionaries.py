@@ -83,9 +83,23 @@ Dictionaries = tuple[Dictionary | None, ...]
 """By layer. A layer without one is all error."""
 
 
+def check_layout(folder: Path) -> None:
+    """TargetError for a folder that holds no dictionaries by its looks: asked before a model is loaded."""
+    if not (folder / "config.yaml").is_file() and not _settings_of_saes(folder):
+        raise TargetError(
+            f"{folder} holds no dictionaries that are known: there is neither a config.yaml (circuit-tracer) nor a"
+            " cfg.json (SAELens). Tensors are read from safetensors files alone, never from pickles or .npz files."
+        )
+
+
+def _settings_of_saes(folder: Path) -> list[Path]:
+    return [*folder.glob("cfg.json"), *folder.glob("*/cfg.json")]
+
+
 def load(folder: str | Path, model: Any) -> Dictionaries:
     """The dictionaries of a folder for a model. TargetError for a layout that is not known, or that does not fit."""
     folder = Path(folder)
+    check_layout(folder)
     layers, width = len(blocks(model)), int(model.config.hidden_size)
     if (folder / "config.yaml").is_file():
         settings = _settings(folder / "config.yaml")
@@ -97,13 +111,8 @@ def load(folder: str | Path, model: Any) -> Dictionaries:
         else:
             raise TargetError(f"{folder} holds dictionaries of kind {short(repr(kind))};"
                               " known are transcoder_set and cross_layer_transcoder")  # fmt: skip
-    elif places := sorted(path.parent for path in (*folder.glob("cfg.json"), *folder.glob("*/cfg.json"))):
-        found = _saes(places, layers, width)
     else:
-        raise TargetError(
-            f"{folder} holds no dictionaries that are known: there is neither a config.yaml (circuit-tracer) nor a"
-            " cfg.json (SAELens). Tensors are read from safetensors files alone, never from pickles or .npz files."
-        )
+        found = _saes(sorted(path.parent for path in _settings_of_saes(folder)), layers, width)
     device = model.device
     return tuple(None if one is None else _moved(one, device) for one in found)
 
@@ -333,4 +342,4 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 assert set(SITES.values()) == set(get_args(Site))
 
-__all__ = ["Dictionaries", "Dictionary", "Site", "load"]
+__all__ = ["Dictionaries", "Dictionary", "Site", "check_layout", "load"]

@@ -11,7 +11,7 @@ where biases and what is not listed are left out of the accounts, and errors of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from truing.errors import UsageError
 from truing.targets.local import Functional
 from truing.targets.local.inside import Activations, blocks, read
 from truing.trace.dictionaries import Dictionaries, Dictionary, Site
-from truing.trace.engine import Goal, Layer, Sink, Sources
+from truing.trace.engine import Goal, Layer, Sink, Sources, Spot
 from truing.trace.linear import logit_cotangent, output_cotangents, recursion
 from truing.trace.rules import Rule
 
@@ -73,6 +73,33 @@ class DictionaryEngine:
     def value(self, goal: Goal) -> float:
         """What is explained. UsageError for a feature that is not active: its activation is no linear function."""
         return self._value if goal is None else float(self.active[goal[0]].value_S[self._place(goal)])
+
+    @torch.no_grad()
+    def by_all_paths(self, spots: Sequence[Spot]) -> tuple[Sources, Tensor]:
+        """What tokens, biases and these features add to the decision through all features above. What errors add is
+        neither's: errors are sources of their own, and pass nothing on.
+        """
+        bias = torch.zeros(1, dtype=torch.double)
+        given = [torch.zeros_like(active.value_S) for active in self.active]
+
+        def by_features(layer: int, R_BTD: Tensor) -> Tensor:
+            R_TD = R_BTD[0]
+            for low in range(layer + 1):
+                writer = self._dictionaries[low]
+                if writer is not None and layer - low < len(writer.decoders_WFD):
+                    given[low] += _read_by(self.active[low], writer.decoders_WFD[layer - low], R_TD)
+            own, active = self._dictionaries[layer], self.active[layer]
+            if own is None:
+                return R_BTD
+            bias.add_((R_TD.sum(0) @ own.offset_D + given[layer] @ own.bias_F[active.index_S]).double().cpu())
+            into_TD = _written(replace(active, value_S=given[layer]), own.encoder_FD)
+            return self._by_the_mlp(layer, R_BTD) + self._encoding(layer, into_TD)
+
+        R_BTD = recursion(self._model, self._seen, self._decision[None], sink=lambda *_: None, through_mlps=False,
+                          inject=by_features)  # fmt: skip
+        places = [(spot[0], self._place(spot)) for spot in spots]
+        found = [float(given[layer][place] * self.active[layer].value_S[place]) for layer, place in places]
+        return Sources((R_BTD * self._seen.embed_TD).sum(-1), bias), torch.tensor(found)
 
     @torch.no_grad()
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
@@ -131,6 +158,15 @@ class DictionaryEngine:
         if one.reads == "mlp out":
             return output_cotangents(self._model, self._seen, layer, nodes_P, found_PD, self._rule)
         return found_PD if one.reads == "before norm" else found_PD * self._scale(layer, one.reads)[nodes_P]
+
+    def _encoding(self, layer: int, into_TD: Tensor) -> Tensor:
+        """From what encoders read to the residual stream before the MLP, at all nodes."""
+        one = self._dictionaries[layer]
+        assert one is not None  # the caller asked
+        if one.reads == "mlp out":
+            every = torch.arange(self.nodes, device=self.device)
+            return output_cotangents(self._model, self._seen, layer, every, into_TD, self._rule)
+        return into_TD * self._scale(layer, one.reads)
 
     def _by_the_mlp(self, layer: int, R_BTD: Tensor) -> Tensor:
         """From after an MLP to before it: by the residual stream, and by a skip where there is one."""
@@ -256,22 +292,39 @@ def _encoded(model: Any, seen: Activations, dictionaries: Dictionaries, beginnin
 
 def _active(one: Dictionary, x_TD: Tensor, output_TD: Tensor, beginning: int) -> Active:
     """With the error before features are taken from it."""
-    node_S, index_S, value_S = one.active(x_TD)
-    kept = node_S >= beginning
-    node_S, index_S, value_S = node_S[kept], index_S[kept], value_S[kept]
     error_TD = output_TD - one.offset_D
     if one.skip_DD is not None:
         error_TD -= x_TD @ one.skip_DD.T
+    return Active(*encoded(one, x_TD, beginning), error_TD)
+
+
+def encoded(one: Dictionary, x_TD: Tensor, beginning: int) -> tuple[list[int], Tensor, Tensor, Tensor]:
+    """The first fields of `Active`, from what a dictionary reads; nothing is active at the first nodes."""
+    node_S, index_S, value_S = one.active(x_TD)
+    kept = node_S >= beginning
+    node_S, index_S, value_S = node_S[kept], index_S[kept], value_S[kept]
     ends_T = torch.bincount(node_S, minlength=len(x_TD)).cumsum(0).tolist()
-    return Active([0, *ends_T], node_S, index_S, value_S, error_TD)
+    return [0, *ends_T], node_S, index_S, value_S
+
+
+def _read_by(active: Active, decoder_FD: Tensor, R_TD: Tensor) -> Tensor:
+    """What cotangents behind an MLP come to at active features that write there, shape (S,)."""
+    found = torch.zeros_like(active.value_S)
+    for node in active.node_S.unique_consecutive().tolist():
+        start, stop = active.start_T[node : node + 2]
+        found[start:stop] = decoder_FD[active.index_S[start:stop]] @ R_TD[node]
+    return found
 
 
 def _written(active: Active, decoder_FD: Tensor) -> Tensor:
     """What active features write, shape (T, D)."""
-    starts_T = torch.tensor(active.start_T[:-1], device=decoder_FD.device)
-    return F.embedding_bag(
-        active.index_S, decoder_FD, starts_T, mode="sum", per_sample_weights=active.value_S.to(decoder_FD)
-    )
+    return written_by(active.start_T, active.index_S, active.value_S, decoder_FD)
+
+
+def written_by(start_T: Sequence[int], index_S: Tensor, value_S: Tensor, decoder_FD: Tensor) -> Tensor:
+    """The same of features in order of nodes, those of a node from its start on."""
+    starts_T = torch.tensor(start_T[:-1], device=decoder_FD.device)
+    return F.embedding_bag(index_S, decoder_FD, starts_T, mode="sum", per_sample_weights=value_S.to(decoder_FD))
 
 
 def _scale(model: Any, seen: Activations, layer: int, site: Site) -> Tensor:
@@ -282,4 +335,4 @@ def _scale(model: Any, seen: Activations, layer: int, site: Site) -> Tensor:
     return scale_T1 if site == "normalized" else scale_T1 * model.model.layers[layer].post_attention_layernorm.weight
 
 
-__all__ = ["Active", "DictionaryEngine"]
+__all__ = ["Active", "DictionaryEngine", "encoded", "written_by"]

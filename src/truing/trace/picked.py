@@ -75,6 +75,8 @@ def most_active(neurons: Sequence[Any], count: int) -> Tensor:
     """The places of the largest |activation| of all, the largest first. `neurons`: by layer, shape (T, F)."""
     values, places = [], []
     for layer, values_TF in enumerate(neurons):
+        if not values_TF.numel():
+            continue  # a layer without a dictionary has no features
         best = values_TF.abs().flatten().topk(min(count, values_TF.numel()))
         node, neuron = best.indices // values_TF.shape[1], best.indices % values_TF.shape[1]
         values.append(best.values)

@@ -28,8 +28,10 @@ class Plan:
         )
 
 
-def plan(model: Any, nodes: int, neurons: int, *, budget: int, by_hand: bool) -> Plan:
-    """The most targets at once that fit. TargetError, with the numbers, where not even one does."""
+def plan(model: Any, nodes: int, neurons: int, *, budget: int, by_hand: bool, more: int = 0) -> Plan:
+    """The most targets at once that fit. TargetError, with the numbers, where not even one does. `more`: bytes that a
+    target takes besides.
+    """
     config = model.config.get_text_config()
     layers, width, inner = config.num_hidden_layers, config.hidden_size, _inner(config)
     heads = getattr(config, "num_attention_heads", None) or 1
@@ -47,6 +49,7 @@ def plan(model: Any, nodes: int, neurons: int, *, budget: int, by_hand: bool) ->
         kept = nodes * layers * (24 * width + 12 * inner) * FP32
         square = nodes * nodes * FP32 * heads * layers * 4
         each = nodes * layers * 3 * inner * FP32
+    each += more
     fixed = kept + square + listed + looked_at
     batch = min(BATCH, neurons + 1, (budget - fixed) // each)
     if batch < 1:

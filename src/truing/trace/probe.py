@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from truing.errors import DesignError
-from truing.records import Arrays, Case, Estimate, Measurement, Message, Named, Quantity, Surface
-from truing.runner import Unit, Watcher, run
+from truing.records import Arrays, Case, Claim, Estimate, Measurement, Message, Named, Quantity, Surface
+from truing.runner import Silent, Unit, Watcher, run
 from truing.stats.detection import across, pairs
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import Units, layers
 from truing.trace.fits import L2, Direction, Floats, Spanned, bags, difference, lengths
-from truing.trace.twins import by_plot, case_of
+from truing.trace.twins import by_plot, cases_of
 
 At = Literal["last", "mean"]
 """Where streams are read: at the last token of the prompt, or their mean over all tokens but the first."""
@@ -79,27 +79,40 @@ def probe(
     store: Store,
     *,
     which: Sequence[int] = (),
+    every: bool = False,
     at: At = "last",
     l2: float = L2,
     draws: int = 5,
     seed: int = 0,
+    claim: Claim | None = None,
     watcher: Watcher | None = None,
 ) -> Measurement:
-    """How well a probe tells the first cell from the second in plots that are left out when it is fitted: areas under
-    the ROC curve with intervals over plots, beside shuffled labels and what the text alone tells; the verdict stands
-    in the note. `which`: layers, declared beforehand (without: at a quarter, half and three quarters of the depth).
+    """How well a probe tells the first cell from the second, settings of all factors or of some, in plots that are left
+    out when it is fitted: areas under the ROC curve with intervals over plots, beside shuffled labels and what the text
+    alone tells; the verdict stands in the note. `which`: layers, declared beforehand (without: at a quarter, half and
+    three quarters of the depth).
+    `every`: all layers are given by themselves too; the verdict is on those of `which`. `claim`: whose cells they are.
 
     DesignError for under three plots.
     """
-    sides, sources = read_sides(target, surfaces, cells, store, which=which, at=at, watcher=watcher)
-    quantities = crossed(sides, l2=l2, draws=draws, seed=seed)
+    depth = len(layers(target.model))
+    which = chosen(depth, which)
+    seen = tuple(range(depth)) if every else which
+    sides, sources = read_sides(target, surfaces, cells, store, which=seen, at=at, watcher=watcher)
+    quantities = crossed(sides, which=which, l2=l2, draws=draws, seed=seed, watcher=watcher)
     verdict, why = judge_probe({named.name: named.quantity for named in quantities})
     record = Measurement(
-        name="probe", targets=(target.card.id,), parents=(target.card.id, *sorted({r.id for r in sources})),
+        name="probe", targets=(target.card.id,),
+        parents=(target.card.id, *([claim.id] if claim else []), *sorted({r.id for r in sources})),
         quantities=quantities, note=f"{cells[0]} against {cells[1]}: {verdict}: {why}",
     )  # fmt: skip
     store.add(record)
     return record
+
+
+def chosen(depth: int, which: Sequence[int] = ()) -> tuple[int, ...]:
+    """The layers of a verdict: those declared, or at a quarter, half and three quarters of the depth."""
+    return tuple(dict.fromkeys(which or (depth // 4, depth // 2, 3 * depth // 4)))
 
 
 def fit_probe(sides: Sides, *, method: Literal["logistic", "difference"] = "logistic", at: At = "last",
@@ -123,21 +136,20 @@ def read_sides(
     watcher: Watcher | None = None,
 ) -> tuple[Sides, list[Arrays]]:
     """The residual streams of both cells of every surface. One unit of work is one plot."""
-    depth = len(layers(target.model))
-    which = tuple(dict.fromkeys(which or (depth // 4, depth // 2, 3 * depth // 4)))
+    which = chosen(len(layers(target.model)), which)
     plots = by_plot(surfaces)
     if len(plots) < LEAST:
         raise DesignError(
             f"cases of {len(plots)} plots; a probe is tested on plots that it has not seen, so give at least {LEAST}"
         )
-    cases = {plot: [case_of(s, cell) for s in members for cell in cells] for plot, members in plots.items()}
+    cases = {plot: _labelled(plot, members, cells) for plot, members in plots.items()}
     store.add(target.card)
 
-    def work(item: tuple[str, list[Case]]) -> list[Arrays]:
+    def work(item: tuple[str, list[Labelled]]) -> list[Arrays]:
         plot, members = item
-        seen = [stream(target, case.messages, which, at) for case in members]
+        seen = [stream(target, one.case.messages, which, at) for one in members]
         data = {str(layer): np.stack([x[layer] for x in seen]).astype(np.float32) for layer in which}
-        names = tuple(f"{case.cell}: {s.name}" for s, case in zip(_twice(plots[plot]), members, strict=True))
+        names = tuple(f"{one.case.cell}: {one.surface}" for one in members)
         blob = store.put_blob(save(data), "safetensors")
         return [Arrays(name="residuals", target=target.card.id, plot=plot, cases=names, blob=blob,
                        parents=(target.card.id,))]  # fmt: skip
@@ -153,17 +165,30 @@ def read_sides(
     return _sides(records, cases, which, store), records
 
 
-def _twice(members: Sequence[Surface]) -> list[Surface]:
-    return [surface for surface in members for _ in range(2)]
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A case of one of two cells."""
+
+    surface: str
+    case: Case
+    first: bool
 
 
-def _sides(records: Sequence[Arrays], cases: Mapping[str, list[Case]], which: Sequence[int], store: Store) -> Sides:
+def _labelled(plot: str, members: Sequence[Surface], cells: tuple[str, str]) -> list[Labelled]:
+    """The cases of a plot at either setting. DesignError where there are none of one."""
+    found = [Labelled(s.name, case, cell == cells[0]) for s in members for cell in cells for case in cases_of(s, cell)]
+    if len({one.first for one in found}) < 2:
+        raise DesignError(f"plot {plot} has no cases of {cells[0]!r}, or none of {cells[1]!r}; a probe needs both")
+    return found
+
+
+def _sides(records: Sequence[Arrays], cases: Mapping[str, list[Labelled]], which: Sequence[int], store: Store) -> Sides:
     files = [load_file(store.blob_path(record.blob)) for record in records if record.blob is not None]
     streams = {layer: np.concatenate([file[str(layer)] for file in files]).astype(np.float64) for layer in which}
-    members = [(record.plot, case) for record in records for case in cases[record.plot]]
+    members = [(record.plot, one) for record in records for one in cases[record.plot]]
     return Sides(
-        streams, np.arange(len(members)) % 2 == 0, tuple(plot for plot, _ in members),
-        tuple("\n".join(message.content for message in case.messages) for _, case in members),
+        streams, np.array([one.first for _, one in members]), tuple(plot for plot, _ in members),
+        tuple("\n".join(message.content for message in one.case.messages) for _, one in members),
     )  # fmt: skip
 
 
@@ -180,19 +205,32 @@ def stream(target: LocalTarget, messages: Sequence[Message], which: Sequence[int
 # -- from streams to areas ---------------------------------------------------------------------------------------------
 
 
-def crossed(sides: Sides, *, l2: float = L2, draws: int = 5, seed: int = 0) -> tuple[Named, ...]:
-    """Areas under the ROC curve in plots that were left out; in the order in which they are read."""
+def crossed(
+    sides: Sides,
+    *,
+    which: Sequence[int] = (),
+    l2: float = L2,
+    draws: int = 5,
+    seed: int = 0,
+    watcher: Watcher | None = None,
+) -> tuple[Named, ...]:
+    """Areas under the ROC curve in plots that were left out; in the order in which they are read. `which`: the layers
+    that are taken together, all where none are named.
+    """
+    which, watcher = tuple(which) or tuple(sides.streams), watcher or Silent()
     plots = np.array(sides.plots)
     if len(set(sides.plots)) < LEAST:
         raise DesignError(f"cases of {len(set(sides.plots))} plots; give at least {LEAST}")
     labels = [sides.first_N, *shuffles(sides.first_N, plots, max(1, draws), seed)]
     scores: dict[str, list[Floats]] = {}
+    watcher.start("probe: plots left out", len(set(sides.plots)))
     for plot in dict.fromkeys(sides.plots):
         held = plots == plot
-        for name, found in _fold(sides, held, labels, l2).items():
+        for name, found in _fold(sides, which, held, labels, l2).items():
             every = scores.setdefault(name, [np.zeros(len(plots)) for _ in found])
             for one, part in zip(every, found, strict=True):
                 one[held] = part
+        watcher.step()
     matrices = {
         name: [_pairs(one, first, sides.plots) for one, first in zip(found, labels[1:] if name == SHUFFLED else labels,
                                                                      strict=False)]
@@ -207,24 +245,27 @@ def crossed(sides: Sides, *, l2: float = L2, draws: int = 5, seed: int = 0) -> t
     return (*areas, *gaps)
 
 
-def _fold(sides: Sides, held: Bools, labels: Sequence[Bools], l2: float) -> dict[str, list[Floats]]:
+def _fold(
+    sides: Sides, which: Sequence[int], held: Bools, labels: Sequence[Bools], l2: float
+) -> dict[str, list[Floats]]:
     """Scores of the cases of one plot by what was fitted on the others; of shuffled labels as many as there are."""
     true, *shuffled = labels
     spans = {layer: (Spanned(x[~held]), x[held]) for layer, x in sides.streams.items()}
 
-    def by_layer(first_N: Bools) -> dict[int, Floats]:
-        return {layer: _scaled(s.logistic(first_N[~held], l2), s.x_ND, x) for layer, (s, x) in spans.items()}
+    def by_layer(first_N: Bools, some: Sequence[int]) -> dict[int, Floats]:
+        held_out = {layer: spans[layer] for layer in some}
+        return {layer: _scaled(s.logistic(first_N[~held], l2), s.x_ND, x) for layer, (s, x) in held_out.items()}
 
     def together(parts: Mapping[int, Floats]) -> Floats:
-        return np.asarray(np.mean(list(parts.values()), axis=0))
+        return np.asarray(np.mean([parts[layer] for layer in which], axis=0))
 
-    single = by_layer(true)
+    single = by_layer(true, tuple(spans))
     means = {layer: _scaled(difference(s.x_ND, true[~held]), s.x_ND, x) for layer, (s, x) in spans.items()}
     known = [text for text, out in zip(sides.texts, held, strict=True) if not out]
     texts = {WORDS: bags(sides.texts, known), LENGTH: lengths(sides.texts)}
     return {
         TOGETHER: [together(single)],
-        SHUFFLED: [together(by_layer(first)) for first in shuffled],
+        SHUFFLED: [together(by_layer(first, which)) for first in shuffled],
         **{name: [Spanned(x[~held]).logistic(true[~held], l2)(x[held])] for name, x in texts.items()},
         MEANS: [together(means)],
         **{f"layer {layer}": [found] for layer, found in single.items()},

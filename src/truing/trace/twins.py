@@ -124,6 +124,12 @@ def case_of(surface: Surface, cell: str) -> Case:
     raise DesignError(f"{surface.name} has no cell {cell!r}; it has {', '.join(repr(c.cell) for c in surface.cases)}")
 
 
+def cases_of(surface: Surface, cell: str) -> list[Case]:
+    """The cases at these settings, whatever else they are set to: one where all factors are named, perhaps none."""
+    wanted = set(cell.split())
+    return [case for case in surface.cases if wanted <= set(case.cell.split())]
+
+
 def _align(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
     """Positions of two prompts that correspond: all, where they are equally long; else common beginning and end."""
     if len(a) == len(b):

@@ -1,0 +1,53 @@
+"""The causal check of a case's graph in features: that of `causal`, with features ablated in the place of neurons."""
+
+from __future__ import annotations
+
+from truing.records import Named
+from truing.targets.local import Functional, LocalTarget
+from truing.trace.ablate import Bench, counterfactual, mean, zero
+from truing.trace.causal import Causal, Checks, Told, examine
+from truing.trace.feature_ablation import FP32, Features
+from truing.trace.feature_set import FeatureSet
+from truing.trace.picked import Picked
+
+
+def check_features(
+    target: LocalTarget,
+    case: Functional,
+    picked: Picked,
+    features: FeatureSet,
+    *,
+    twin: Functional | None = None,
+    seed: int = 0,
+    settings: Checks | None = None,
+    told: Told = lambda _: None,
+) -> Causal:
+    """Check the features of a graph by ablating them, alone and together; see `causal.check`.
+
+    Random ones are other features that are active at the same places. Where their activations at all tokens do not fit
+    the memory, nothing is checked, and the verdict says so. TargetError for a twin that does not align.
+    """
+    if not len(picked):
+        return Causal((), (), "inconclusive", "the graph has no features")
+    memory, tables = target.budget, len(case.tree) * features.count * FP32 * (1 if twin is None else 2)
+    if tables > memory // 2:
+        return Causal((), (), "inconclusive", f"the features were not checked: their activations at all tokens take"
+                      f" {tables / 1e6:,.0f} MB, more than half of the {memory / 1e6:,.0f} MB allowed"
+                      " (TRUING_MAX_MEMORY)")  # fmt: skip
+    basis = Features(target.model, features.layers, beginning=features.beginning)
+    bench = Bench(target.model, case, memory=memory - tables, basis=basis)
+    references = [zero(bench), mean(bench)]
+    if twin is not None:
+        references.append(counterfactual(bench, twin, memory=memory - tables))
+    return of_features(examine(bench, references, picked, seed=seed, settings=settings or Checks(), told=told))
+
+
+def of_features(found: Causal) -> Causal:
+    """The same in other words: on a bench, whatever is ablated is called a neuron."""
+    checks = tuple(
+        Named.model_validate_json(one.model_dump_json().replace("neuron", "feature")) for one in found.checks
+    )
+    return Causal(found.curves, checks, found.verdict, found.why.replace("neuron", "feature"))
+
+
+__all__ = ["check_features", "of_features"]
