@@ -565,9 +565,10 @@ class Node(Value):
     """A node of the effect graph."""
 
     id: str
-    kind: Literal["input", "neuron", "rest", "output"]
+    kind: Literal["input", "neuron", "rest", "bias", "output"]
+    """bias: all biases and added numbers together, which stand in no segment of the text."""
     layer: int
-    """-1 for inputs; the number of layers for the output."""
+    """-1 for inputs and biases; the number of layers for the output."""
     segment: str
     index: int = -1
     value: float

@@ -31,13 +31,15 @@ from truing.runner import Unit as Work
 from truing.runner import Watcher, run
 from truing.stats import cluster_mean, cluster_ratio
 from truing.store import Store
-from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.inside import Site, blocks
-from truing.targets.local.lift import short_format
+from truing.targets.local.change import counts, layers
+from truing.targets.local.inside import Site, llama_shaped
+from truing.trace.accounts import TOGETHER, Spot
 from truing.trace.attribute import SCORINGS, Attribution, Scoring, attribute
-from truing.trace.draw import Spot, draw
+from truing.trace.draw import draw
 from truing.trace.mediate import Choice, Rule, back, both_ways, choose
+from truing.trace.plan import plan
+from truing.trace.readable import check_readable
 from truing.trace.twins import FRAME, REPLY, Twin, by_plot, twins
 
 CLOSURE = 1e-4
@@ -77,15 +79,9 @@ class Settings:
 
     def within(self, target: LocalTarget) -> Settings:
         """The same for a small model: K is at most a quarter of what there is."""
-        blocks(target.model)  # other shapes do not name the numbers below
-        if short_format(target.model):
-            raise TargetError(
-                f"tracing accounts for every part of an effect, which {target.card.dtype} rounds too much for;"
-                f" load {target.card.name} in fp32 (TRUING_DTYPE=fp32)"
-            )
-        config = target.model.config
-        heads = config.num_hidden_layers * config.num_attention_heads // 4
-        neurons = config.num_hidden_layers * config.intermediate_size // 4
+        check_readable(target)
+        blocks, of_each = len(layers(target.model)), counts(target.model)
+        heads, neurons = (blocks * of_each[site] // 4 for site in ("head", "neuron"))
         return replace(
             self,
             heads=tuple(sorted({min(k, heads) for k in self.heads})),
@@ -113,10 +109,10 @@ def trace(
     watcher: Watcher | None = None,
 ) -> Graph:
     """The graph of a claim's effect with its causal verdict."""
-    need(target, "WhiteBox")
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
+    _at_once(target, choosing, settings.drawn)  # whether there is room is known before anything is computed
     store.add(target.card)
     segments = segments_of([*choosing, *testing])
     mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING, rule=settings.rule)
@@ -186,7 +182,6 @@ def retrace(
     The units' scores are those on the twins that they were tested on: where they were chosen, the first model's scores
     are the largest of many, and those of any other would look smaller.
     """
-    need(target, "WhiteBox")
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
@@ -229,14 +224,25 @@ def _kept(work: Callable[[None], list[Graph]], inputs: dict[str, object], store:
 def _drawn(
     target: LocalTarget, pairs: Sequence[Twin], spots: Sequence[Spot], segments: tuple[str, ...], settings: Settings
 ) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
-    """The picture over a few twins; TargetError where the accounts do not close."""
-    nodes, edges, error = draw(target.model, pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], spots, segments)
+    """The picture over a few twins; TargetError where memory is short, or the accounts do not close."""
+    few, at_once = pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], _at_once(target, pairs, len(spots))
+    nodes, edges, error = draw(target.model, few, spots, segments, at_once=at_once)
     if error > CLOSURE:
         raise TargetError(
             f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."
             " Its blocks are not what the linear rules assume, so no graph is given."
         )
     return nodes, edges, error
+
+
+def _at_once(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> int:
+    """Targets of the picture that go back together. TargetError where memory does not hold the graph of a pass, which
+    is kept where blocks are not gone through by hand.
+    """
+    if llama_shaped(target.model):
+        return TOGETHER
+    most = max(len(side.functional.tree) for twin in pairs for side in (twin.first, twin.second))
+    return min(TOGETHER, plan(target.model, most, spots, budget=target.budget, by_hand=False).batch)
 
 
 def averaged(
