@@ -17,6 +17,7 @@ from torch import Tensor
 from truing import open_store
 from truing.errors import TargetError
 from truing.records import Message
+from truing.report import overview
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
@@ -40,9 +41,13 @@ PARTS = {
     "gpt_neox": ("gpt_neox.layers.{}.attention.dense", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
     "opt": ("model.decoder.layers.{}.self_attn.out_proj", "model.decoder.layers.{}.fc2"),
     "gemma2": LLAMAS, "gemma3_text": LLAMAS, "qwen2": LLAMAS, "qwen3": LLAMAS, "phi3": LLAMAS, "olmo": LLAMAS,
-    "olmo2": LLAMAS, "stablelm": LLAMAS, "cohere": LLAMAS,
+    "olmo2": LLAMAS, "stablelm": LLAMAS, "cohere": LLAMAS, "gemma4_text": LLAMAS,
 }  # fmt: skip
 """Where heads and neurons stand, by the architectures' own names."""
+KNOWN = ARCHITECTURES | {
+    # Heads are wider in some layers.
+    "gemma4_text": SMALL | {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8, "global_head_dim": 32},
+}
 SITES: tuple[Site, ...] = get_args(Site)
 FIRST, SECOND = [5, 40, 41, 42, 7, 90, 13, 8], [5, 40, 61, 42, 7, 91, 13, 8]
 ANSWERS = [7, 8], [9, 8, 11]
@@ -99,7 +104,7 @@ def patched(model: Any, kind: str, choice: Choice, kept: dict[str, Tensor], cont
 def test_units_are_patched_as_plain_passes_patch_them(kind: str) -> None:
     """In texts that begin alike, for longer than the windows of some layers."""
     texts = [*range(100, 140), *FIRST], [*range(100, 140), *SECOND]
-    model, twin = shaken(kind), of_tokens(*texts, *ANSWERS)
+    model, twin = shaken(kind, KNOWN[kind]), of_tokens(*texts, *ANSWERS)
     every = tuple((layer, head) for layer in range(3) for head in range(HEADS))
     choices = [
         Choice("head", "attribution", ((0, 1), (2, 3))), Choice("neuron", "attribution", ((0, 3), (1, 50), (2, 7))),
@@ -115,7 +120,7 @@ def test_units_are_patched_as_plain_passes_patch_them(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_all_units_together_are_the_other_twin(kind: str) -> None:
-    model, twin = shaken(kind), of_tokens(FIRST, SECOND, *ANSWERS)
+    model, twin = shaken(kind, KNOWN[kind]), of_tokens(FIRST, SECOND, *ANSWERS)
     there, width = values(model, twin.second.functional), counts(model)
     all_of = {(site, layer): torch.ones(1, width[site], dtype=torch.bool) for site in SITES for layer in range(3)}
     case = twin.first.functional
@@ -154,7 +159,7 @@ def test_by_hand_and_in_any_shape_are_the_same(
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "cohere"])
 def test_accounts_hold_neurons_and_biases(kind: str) -> None:
-    model, twin = shaken(kind), of_tokens(FIRST, SECOND, *ANSWERS)
+    model, twin = shaken(kind, KNOWN[kind]), of_tokens(FIRST, SECOND, *ANSWERS)
     spots = [(0, 3, "text"), (2, 40, "reply"), (2, 41, "text"), (1, 9, "text")]
     found = by_autograd(model, twin.first, spots, ("text", "reply"), at_once=2)
     inside = values(model, twin.first.functional)
@@ -176,11 +181,12 @@ def test_accounts_hold_neurons_and_biases(kind: str) -> None:
     [
         ("llama", {}, True), ("mistral", {}, True), ("qwen3", {}, True), ("granite", {}, True),
         ("granite", {"residual_multiplier": 0.5}, False), ("granite", {"logits_scaling": 4.0}, False),
-        ("olmo", {}, False), ("llama", {"attention_bias": True}, False), ("llama", {"hidden_act": "gelu"}, False),
+        ("olmo", {}, False), ("gemma4_text", {}, False),
+        ("llama", {"attention_bias": True}, False), ("llama", {"hidden_act": "gelu"}, False),
     ],
 )  # fmt: skip
 def test_only_what_is_llama_shaped_is_read_by_hand(kind: str, changed: dict[str, Any], by_hand: bool) -> None:
-    model = random_model(kind, ARCHITECTURES[kind] | changed)
+    model = random_model(kind, KNOWN[kind] | changed)
     assert llama_shaped(model) == by_hand
     twin = of_tokens(FIRST, SECOND, *ANSWERS)
     assert max(one.error for one in books(model, twin)) < 1e-5
@@ -252,7 +258,7 @@ def small(effect: Effect) -> Effect:
     return replace(effect, choosing=choosing, testing=testing)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt", "gemma2", "gemma3_text", "qwen2", "phi3"])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt", "gemma2", "qwen2", "phi3"])
 def test_what_was_planted_in_any_shape_is_found_and_carries_the_effect(
     kind: str, tiny: LocalTarget, small: Effect, store: Store
 ) -> None:
@@ -286,6 +292,21 @@ def test_units_of_another_shape_are_read_again_in_a_fix(tiny: LocalTarget, small
     ]
     assert all(unit.held == 0 for unit in again.units if unit.kind == "head")
     assert all(abs(unit.held) > 0.01 for unit in graph.units if unit.kind == "head")
+
+
+def test_where_accounts_do_not_close_the_check_stands_without_a_picture(
+    tiny: LocalTarget, small: Effect, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truing.trace.run.CLOSURE", 0.0)
+    graph = trace(planted("gpt2", tiny), small, store, settings=FEW)
+    assert (graph.nodes, graph.edges) == ((), ())
+    assert graph.closure_error > 0
+    assert "no picture: the linear rules do not hold for a GPT2LMHeadModel" in graph.why
+    (share,) = [m.share.value for m in graph.mediated if (m.kind, m.choice) == ("head", "attribution")]
+    assert share == pytest.approx(1, abs=0.05)
+    assert "No picture is drawn" in overview([graph])
+    with pytest.raises(TargetError, match="do not close"):  # by hand, something is wrong with the hand
+        trace(tiny, small, store, settings=FEW)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -341,7 +362,7 @@ def test_short_formats_and_quantised_models_are_refused_alike(
 def test_layers_of_different_width_are_refused(tiny: LocalTarget) -> None:
     model = random_model("gpt2", ARCHITECTURES["gpt2"])
     model.transformer.h[1].mlp = type(model.transformer.h[1].mlp)(100, model.config)
-    with pytest.raises(TargetError, match=r"other heads or neurons than each other \(widths \[64\] and \[100, 256\]"):
+    with pytest.raises(TargetError, match=r"differ in their heads or neurons \(4 heads, widths \[64\]; \[100, 256\]"):
         counts(model)
     assert "WhiteBox" not in LocalTarget("local/uneven", model, tiny.tokenizer, weights="7" * 64).card.abilities
 

@@ -605,7 +605,8 @@ class Graph(Record, Sparse):
     effect: Quantity
     """Decision in the first cell minus the second, held-out twins."""
     closure_error: float
-    """Largest |sum of contributions - value| over the sum of absolute contributions. Accounting, not faithfulness."""
+    """Largest |sum of contributions - value| over the sum of absolute contributions. Accounting, not faithfulness.
+    Above 1e-4 there are no nodes and edges, and `why` says so."""
     segments: tuple[str, ...]
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]

@@ -43,7 +43,7 @@ from truing.trace.readable import check_readable
 from truing.trace.twins import FRAME, REPLY, Twin, by_plot, twins
 
 CLOSURE = 1e-4
-"""Above this the accounts do not close and no graph is given (fp32)."""
+"""Above this the accounts do not close and no picture is given (fp32)."""
 Verdict = Literal["supported", "weak", "refuted", "inconclusive"]
 HALF = 0.5
 """Share of the effect that an explanation must account for."""
@@ -127,7 +127,7 @@ def trace(
 
     def work(_: None) -> list[Graph]:
         spots = strongest(mean, segments, settings.drawn)
-        nodes, edges, error = _drawn(target, choosing, spots, segments, settings)
+        nodes, edges, error, note = _drawn(target, choosing, spots, segments, settings)
         mediated = shares(patched, choices)
         verdict, why = judge(mediated)
         whole = [row for record in patched for row in _pairs(record)]
@@ -146,7 +146,7 @@ def trace(
             units=_units(mean, held, choices),
             mediated=mediated,
             verdict=verdict,
-            why=why,
+            why=why + note,
             rule="" if settings.rule == "relp" else settings.rule,
             parents=parents,
         )
@@ -190,7 +190,7 @@ def retrace(
 
     def work(_: None) -> list[Graph]:
         spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
-        nodes, edges, error = _drawn(target, choosing, spots, graph.segments, settings)
+        nodes, edges, error, note = _drawn(target, choosing, spots, graph.segments, settings)
         scores = {"head": held.heads, "neuron": held.neurons}
         read = {u: float(scores[u.kind][u.layer, u.index]) for u in graph.units}
         again = graph.model_copy(
@@ -203,7 +203,7 @@ def retrace(
                 "units": tuple(unit.model_copy(update={"score": score, "held": score}) for unit, score in read.items()),
                 "effect": Unmeasured(reason="the units of another model's graph, read in this one"),
                 "verdict": "inconclusive",
-                "why": "the units of another model's graph, read in this one; not patched",
+                "why": f"the units of another model's graph, read in this one; not patched{note}",
                 "aligned": len(choosing) + len(testing),
                 "skipped": skipped + skipped_too,
                 "parents": parents,
@@ -223,16 +223,26 @@ def _kept(work: Callable[[None], list[Graph]], inputs: dict[str, object], store:
 
 def _drawn(
     target: LocalTarget, pairs: Sequence[Twin], spots: Sequence[Spot], segments: tuple[str, ...], settings: Settings
-) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
-    """The picture over a few twins; TargetError where memory is short, or the accounts do not close."""
+) -> tuple[tuple[Node, ...], tuple[Edge, ...], float, str]:
+    """The picture over a few twins, its closure error, and what is to be said of it.
+
+    Where the accounts do not close, there is no picture, which is said; TargetError, where blocks were gone through by
+    hand or memory is short.
+    """
     few, at_once = pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], _at_once(target, pairs, len(spots))
     nodes, edges, error = draw(target.model, few, spots, segments, at_once=at_once)
+    if error > CLOSURE and not llama_shaped(target.model):
+        note = (
+            f"; no picture: the linear rules do not hold for a {type(target.model).__name__}, whose contributions do"
+            f" not add up (relative error {error:.1e}, allowed {CLOSURE:.0e}), nor are its scores by them to be trusted"
+        )
+        return (), (), error, note
     if error > CLOSURE:
         raise TargetError(
             f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."
             " Its blocks are not what the linear rules assume, so no graph is given."
         )
-    return nodes, edges, error
+    return nodes, edges, error, ""
 
 
 def _at_once(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> int:

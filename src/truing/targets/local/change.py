@@ -224,18 +224,20 @@ def entering(module: Any) -> int:
 
 
 def counts(model: Any) -> dict[Kind, int]:
-    """How many heads and neurons a layer has. TargetError where some layer has none or another number of them."""
+    """How many heads and neurons a layer has; heads may be wider in some.
+
+    TargetError where a layer has none, or another number of them than the others.
+    """
     heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
     widths = {
         kind: [entering(place(model, Units(kind, layer))[0]) for layer in range(len(layers(model)))]
         for kind in ("head", "neuron")
     }
-    uneven = any(len(set(found)) > 1 for found in widths.values())
-    if uneven or not isinstance(heads, int) or widths["head"][0] % heads:
+    if not isinstance(heads, int) or len(set(widths["neuron"])) > 1 or any(width % heads for width in widths["head"]):
         raise TargetError(
-            f"layers of a {type(model).__name__} have other heads or neurons than each other (widths"
-            f" {sorted(set(widths['head']))} and {sorted(set(widths['neuron']))}, {heads} heads),"
-            " so that no units can be counted by layer and number"
+            f"layers of a {type(model).__name__} differ in their heads or neurons ({heads} heads, widths"
+            f" {sorted(set(widths['head']))}; {sorted(set(widths['neuron']))} neurons), so that no units can be counted"
+            " by layer and number"
         )
     return {"head": heads, "neuron": widths["neuron"][0]}
 
