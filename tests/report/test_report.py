@@ -13,6 +13,7 @@ import pytest
 from truing.records import (
     Answer,
     Claim,
+    Edge,
     Estimate,
     Gate,
     Graph,
@@ -143,6 +144,21 @@ def test_hostile_graph_names_are_escaped(closure) -> None:
     hostile = graph.model_copy(update={"nodes": (*nodes, extra), "segments": (bad,), "why": bad})
     seen = Page(overview([Graph.model_validate(hostile.model_dump())]))
     assert [tag for tag, _ in seen.elements].count("script") == 1
+
+
+def test_biases_stand_in_a_column_of_their_own_among_the_inputs(closure) -> None:
+    graph = closure.one(Graph)
+    extra = Node(id="biases", kind="bias", layer=-1, segment="biases", value=0.5, contribution=0.5)
+    edge = Edge(source="biases", target="decision", weight=9.5)
+    more = graph.model_copy(update={"nodes": (*graph.nodes, extra), "edges": (*graph.edges, edge)})
+    before, after = (layout(one, largest=1.0) for one in (graph, more))
+    place = next(place for place in after.places if place.node == extra)
+    assert place.y == after.input_y
+    assert len(after.columns) == len(before.columns) + 1
+    left, right = next((left, right) for segment, left, right in after.columns if segment == "biases")
+    assert left < place.x < right
+    seen = Page(overview([Graph.model_validate(more.model_dump())]))
+    assert "biases and added numbers adds +9.50" in seen.text
 
 
 def test_the_same_records_give_the_same_bytes(closure, html: str) -> None:

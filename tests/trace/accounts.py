@@ -23,9 +23,9 @@ BY_NEURON = [kind for kind in ARCHITECTURES if kind not in ROUTED]
 NEURONS = 20
 
 
-def shaken(kind: str) -> Any:
+def shaken(kind: str, settings: dict[str, Any] | None = None) -> Any:
     """A random model whose biases and norms are random too: those of a new one are 0 and 1."""
-    model, generator = random_model(kind, ARCHITECTURES[kind]), torch.Generator().manual_seed(3)
+    model, generator = random_model(kind, settings or ARCHITECTURES[kind]), torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if "bias" in name or parameter.dim() == 1:
             parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))

@@ -571,9 +571,10 @@ class Node(Value):
     """A node of the effect graph."""
 
     id: str
-    kind: Literal["input", "neuron", "rest", "output"]
+    kind: Literal["input", "neuron", "rest", "bias", "output"]
+    """bias: all biases and added numbers together, which stand in no segment of the text."""
     layer: int
-    """-1 for inputs; the number of layers for the output."""
+    """-1 for inputs and biases; the number of layers for the output."""
     segment: str
     index: int = -1
     value: float
@@ -610,7 +611,8 @@ class Graph(Record, Sparse):
     effect: Quantity
     """Decision in the first cell minus the second, held-out twins."""
     closure_error: float
-    """Largest |sum of contributions - value| over the sum of absolute contributions. Accounting, not faithfulness."""
+    """Largest |sum of contributions - value| over the sum of absolute contributions. Accounting, not faithfulness.
+    Above 1e-4 there are no nodes and edges, and `why` says so."""
     segments: tuple[str, ...]
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]

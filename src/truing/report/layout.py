@@ -66,7 +66,7 @@ def layout(graph: Graph, *, largest: float) -> Layout:
     centre = {segment: (start + end) / 2 for segment, start, end in columns}
     shift = {node: move for moved in offsets.values() for node, move in moved.items()}
     width, rest_y = left + 8, TOP + LAYERS + LANE / 2
-    up = {"rest": rest_y, "input": rest_y + LANE}
+    up = {"rest": rest_y, "input": rest_y + LANE, "bias": rest_y + LANE}
 
     def place(number: int, node: Node) -> Place:
         if node.kind == "output":
@@ -86,6 +86,8 @@ def name(node: Node) -> str:
         return f"neuron {node.layer}.{node.index} at {node.segment}"
     if node.kind == "output":
         return "decision"
+    if node.kind == "bias":
+        return "biases and added numbers"
     return f"{'input' if node.kind == 'input' else 'other neurons'}: {node.segment}"
 
 

@@ -66,7 +66,7 @@ def need(target: object, ability: str) -> None:
             f"target {name} has no ability {ability}"
             f" (it has {', '.join(card.abilities) if isinstance(card, Target) else 'none'});"
             " Scored: local/..., scripted/...; Chat: local/..., scripted/..., inspect/...;"
-            " WhiteBox: local/... with Llama-shaped blocks;"
+            " WhiteBox: local/... that takes trees of texts and has heads and MLP neurons (no mixture of experts);"
             " Trainable: local/... with layers named q_proj, v_proj, up_proj and down_proj"
         )
 

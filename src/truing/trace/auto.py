@@ -81,7 +81,7 @@ class AutoEngine:
         top = self.layers if goals[0] is None else goals[0][0]
         for number in range(min(top, len(self._leaves.neurons)) - 1, -1, -1):
             above = [back.neurons[number] for back in backs if back.layer > number]
-            parts = torch.cat(above) * self._leaves.neurons[number].detach().reshape(-1, self.width)
+            parts = torch.cat(above) * self.neurons(number)
             sink(Layer(number, parts.sum(-1), parts.abs().amax(-1), partial(_cells, parts)))
         return Sources(torch.cat([back.embeddings_BT for back in backs]), torch.cat([back.biases_B for back in backs]))
 
@@ -89,32 +89,51 @@ class AutoEngine:
         if goal is None:
             return self._decision
         layer, node, index = goal
-        return self._leaves.before[layer].reshape(-1, self.width)[node, index]
+        return self.given(layer)[node, index]
 
-    def _back(self, goals: list[Goal]) -> _Back:
+    @property
+    def decision(self) -> Tensor:
+        """The decision with its probabilities held, with its graph."""
+        return self._decision
+
+    def given(self, layer: int) -> Tensor:
+        """A layer's neurons as the layers below give them, (T, F), with their graph."""
+        return self._leaves.before[layer].reshape(-1, self.width)
+
+    def neurons(self, layer: int) -> Tensor:
+        """The same as sources."""
+        return self._leaves.neurons[layer].detach().reshape(-1, self.width)
+
+    def _back(self, goals: list[Goal]) -> Back:
         """Of targets in one layer, or of the decision."""
-        leaves, rows = self._leaves, len(goals)
+        layer = self.layers if goals[0] is None else goals[0][0]
+        return self.back(layer, torch.stack([self._output(goal) for goal in goals]))
+
+    def back(self, layer: int, output_B: Tensor) -> Back:
+        """From sums of neurons of one layer, or from the decision, to every source."""
+        leaves, rows = self._leaves, len(output_B)
         sources = [*leaves.neurons, *leaves.embeddings, *self._biases, *self._constants]
-        output = torch.stack([self._output(goal) for goal in goals])
         found = torch.autograd.grad(
-            output, sources, torch.eye(rows, device=output.device), retain_graph=True, allow_unused=True,
+            output_B, sources, torch.eye(rows, device=output_B.device), retain_graph=True, allow_unused=True,
             is_grads_batched=True,
         )  # fmt: skip
         # Sources above the targets have no part in them.
         grads = [x.new_zeros(rows, *x.shape) if g is None else g for g, x in zip(found, sources, strict=True)]
-        given = [(grad * source.detach()).double() for grad, source in zip(grads, sources, strict=True)]
-        first, second = len(leaves.neurons), len(leaves.neurons) + len(leaves.embeddings)
-        embeddings = [x.reshape(rows, self.nodes, -1).sum(-1) for x in given[first:second]]
+        first, second = len(leaves.neurons), len(leaves.embeddings)
+        others = zip(grads[first:], sources[first:], strict=True)
+        given = [(grad * source.detach()).double() for grad, source in others]
+        embeddings = [x.reshape(rows, self.nodes, -1).sum(-1) for x in given[:second]]
         biases = [x.reshape(rows, -1).sum(-1) for x in given[second:]]
-        return _Back(
-            self.layers if goals[0] is None else goals[0][0],
-            [grad.reshape(rows, -1, self.width) for grad in grads[:first]],
-            torch.stack(embeddings).sum(0), torch.stack([torch.zeros(rows).double(), *biases]).sum(0),
+        return Back(
+            layer, [grad.reshape(rows, -1, self.width) for grad in grads[:first]],
+            torch.stack(embeddings).sum(0), torch.stack([torch.zeros_like(output_B).double(), *biases]).sum(0),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Back:
+class Back:
+    """What sources give to some targets of one layer."""
+
     layer: int
     neurons: list[Tensor]
     """Derivatives with respect to neurons by layer, (B, T, F)."""
@@ -182,4 +201,4 @@ def _hook(stack: ExitStack, model: Any, leaves: _Leaves, neurons: Neurons) -> No
             stack.callback(place(model, Units("neuron", layer))[0].register_forward_pre_hook(given).remove)
 
 
-__all__ = ["AutoEngine", "biases_as_sources", "decided", "tree_logits"]
+__all__ = ["AutoEngine", "Back", "biases_as_sources", "decided", "tree_logits"]

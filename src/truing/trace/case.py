@@ -11,11 +11,8 @@ from truing.records import CaseGraph, Circuit, Claim, digest_of
 from truing.runner import Silent, Watcher, run
 from truing.runner import Unit as Work
 from truing.store import Store
-from truing.targets import need
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
-from truing.targets.local.lift import short_format
-from truing.targets.local.tree import takes_trees
 from truing.trace.auto import AutoEngine
 from truing.trace.causal import Causal, Checks, check
 from truing.trace.context import Context
@@ -30,6 +27,7 @@ from truing.trace.labels import tokens_written
 from truing.trace.leak import leaking
 from truing.trace.picked import Picked
 from truing.trace.plan import plan
+from truing.trace.readable import check_readable
 from truing.trace.rows import Row
 from truing.trace.rules import RULES, Rule
 from truing.trace.select import assembled, select
@@ -93,7 +91,7 @@ def trace_case(
     One case is an illustration: for evidence, trace a claim.
     """
     settings, watcher, beside = settings or CaseSettings(), watcher or Silent(), beside or Beside()
-    _check(target)
+    check_readable(target)
     store.add(target.card)
 
     def work(_: None) -> list[CaseGraph]:
@@ -237,23 +235,6 @@ def _listed(picked: Picked) -> list[tuple[int, int, float]]:
     """Layer, neuron and influence."""
     units = picked.places[:, [0, 2]].tolist()
     return [(layer, neuron, float(one)) for (layer, neuron), one in zip(units, picked.influence_K, strict=True)]
-
-
-def _check(target: LocalTarget) -> None:
-    need(target, "Scored")
-    name = target.card.name
-    if short_format(target.model):
-        raise TargetError(
-            f"tracing accounts for every part of a decision, which {target.card.dtype} rounds too much for;"
-            f" load {name} in fp32 (TRUING_DTYPE=fp32)"
-        )
-    if getattr(target.model, "is_quantized", False):
-        raise TargetError(f"{name} is quantised, and its derivatives are not those of its products; load it in fp32")
-    if not takes_trees(target.model):
-        raise TargetError(
-            f"{name} ({type(target.model).__name__}) takes no trees of texts, which a decision is laid out along;"
-            " trace a transformer"
-        )
 
 
 def _closed(target: LocalTarget, context: Context, rows: Sequence[Row], rule: Rule) -> float:

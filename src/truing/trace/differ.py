@@ -13,6 +13,7 @@ from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
+from truing.targets.local.inside import blocks
 from truing.trace.averaging import segments_of
 from truing.trace.difference import Difference, average, difference, quantities, strongest
 from truing.trace.plotwise import identity
@@ -36,6 +37,7 @@ def differ(
     """
     for target in (first, second):
         need(target, "WhiteBox")
+        blocks(target.model)
     if first.card.template != second.card.template:
         raise TargetError(
             f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"

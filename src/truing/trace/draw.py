@@ -9,37 +9,25 @@ that the inputs of every node add up to its value: exact accounting, checked on 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from truing.records import Edge, Node
-from truing.targets.local.inside import Activations, blocks
+from truing.targets.local.change import layers
+from truing.targets.local.inside import Activations, llama_shaped
+from truing.trace.accounts import TOGETHER, Account, Spot, by_autograd
 from truing.trace.attribute import decision_cotangent, read_side
 from truing.trace.linear import neuron_cotangent, recursion
 from truing.trace.twins import Side, Twin
 
-Spot = tuple[int, int, str]
-"""Layer, neuron, segment."""
-OUTPUT = "decision"
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Contributions of one run: rows are the spots and, last, the decision; columns spots, remainders, inputs."""
-
-    flow: Tensor
-    values: Tensor
-    error: float
-    """Largest |sum of a row - its value| over the sum of the absolute contributions of single nodes: within a segment
-    they may cancel."""
+OUTPUT, BIASES = "decision", "biases"
 
 
 @torch.no_grad()
 def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[str]) -> Account:
-    """All contributions into every spot and into the decision, in one batched recursion."""
+    """All contributions into every spot and into the decision, in one batched recursion: of Llama-shaped blocks."""
     seen, kept = read_side(model, side)
     where = {label: torch.tensor([s == label for s in side.segment_T], dtype=seen.embed_TD.dtype) for label in segments}
     rows, nodes = len(spots) + 1, len(seen.embed_TD)
@@ -82,23 +70,36 @@ def _values(seen: Activations, spots: Sequence[Spot], where: dict[str, Tensor]) 
 
 
 def draw(
-    model: Any, pairs: Sequence[Twin], spots: Sequence[Spot], segments: Sequence[str], *, keep: float = 0.98
+    model: Any,
+    pairs: Sequence[Twin],
+    spots: Sequence[Spot],
+    segments: Sequence[str],
+    *,
+    keep: float = 0.98,
+    at_once: int = TOGETHER,
 ) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
     """Nodes, edges (smallest dropped until a share `keep` of the absolute flow is left) and the closure error.
 
-    The mean over twins of the first cell's account minus the second's.
+    The mean over twins of the first cell's account minus the second's. By hand where blocks are Llama-shaped, else by
+    autograd, so many targets `at_once`.
     """
+    by_hand = llama_shaped(model)
     flow: Tensor | None = None
     values: Tensor | None = None
     worst = 0.0
     for twin in pairs:
-        first, second = (account(model, side, spots, segments) for side in (twin.first, twin.second))
+        first, second = (
+            account(model, side, spots, segments)
+            if by_hand
+            else by_autograd(model, side, spots, segments, at_once=at_once)
+            for side in (twin.first, twin.second)
+        )
         worst = max(worst, first.error, second.error)
         flow = first.flow - second.flow if flow is None else flow + first.flow - second.flow
         values = first.values - second.values if values is None else values + first.values - second.values
     assert flow is not None and values is not None  # noqa: PT018 - there are twins
     flow, values = flow / len(pairs), values / len(pairs)
-    layers = len(blocks(model))
+    top = len(layers(model))
     names = [f"n{layer}.{i}.{segment}" for layer, i, segment in spots]
     nodes = [
         Node(id=name, kind="neuron", layer=layer, segment=segment, index=i, value=float(v), contribution=float(c))
@@ -109,10 +110,15 @@ def draw(
             direct = float(flow[-1, len(spots) + offset + number])
             name = f"{kind}.{segment}"
             names.append(name)
-            level = -1 if kind == "input" else layers // 2
+            level = -1 if kind == "input" else top // 2
             nodes.append(Node(id=name, kind=kind, layer=level, segment=segment, value=direct, contribution=direct))
+    if len(names) < flow.shape[1]:
+        given = float(flow[-1, -1])
+        names.append(BIASES)
+        if bool(flow[:, -1].any()):
+            nodes.append(Node(id=BIASES, kind="bias", layer=-1, segment=BIASES, value=given, contribution=given))
     total = float(values[-1])
-    nodes.append(Node(id=OUTPUT, kind="output", layer=layers, segment="reply", value=total, contribution=total))
+    nodes.append(Node(id=OUTPUT, kind="output", layer=top, segment="reply", value=total, contribution=total))
     return tuple(nodes), _edges(flow, names, [*names[: len(spots)], OUTPUT], keep), worst
 
 

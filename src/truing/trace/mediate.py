@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from truing.targets.local.inside import Activations, Patch, Site, run, units
+from truing.targets.local.change import counts
+from truing.targets.local.inside import Held, Patch, Site, llama_shaped, run
 from truing.trace.attribute import read_side
-from truing.trace.derive import decision_of
+from truing.trace.derive import decision_of, values
 from truing.trace.twins import Side, Twin
 
 Rule = Literal["attribution", "random", "largest change", "shuffled", "another effect"]
@@ -102,38 +103,42 @@ def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, f
 
 @torch.no_grad()
 def both_ways(model: Any, twin: Twin, choices: Sequence[Choice], back: Sequence[Choice]) -> Ways:
-    """`choices` patched in the first cell, `back` in the second."""
-    first, kept = read_side(model, twin.first)
-    second, kept_too = read_side(model, twin.second)
-    assert first.logits is not None and second.logits is not None  # noqa: PT018 - read() sets both
+    """`choices` patched in the first cell, `back` in the second. TargetError where units cannot be reached."""
+    first, decision = _held(model, twin.first)
+    second, other = _held(model, twin.second)
     start = _alike(twin)
     return Ways(
-        float(decision_of(twin.first.functional, first.logits[None])[0]),
-        float(decision_of(twin.second.functional, second.logits[None])[0]),
-        _patched(model, twin.first, kept, choices, (second, twin.onto_T, twin.from_T), start),
-        _patched(model, twin.second, kept_too, back, (first, twin.from_T, twin.onto_T), start),
+        decision,
+        other,
+        _patched(model, twin.first, choices, (second, twin.onto_T, twin.from_T), start),
+        _patched(model, twin.second, back, (first, twin.from_T, twin.onto_T), start),
     )
 
 
+def _held(model: Any, side: Side) -> tuple[Held, float]:
+    """What units are at one side, and its decision: by hand where blocks are Llama-shaped."""
+    if not llama_shaped(model):
+        inside = values(model, side.functional)
+        return inside, inside.decision
+    seen, _ = read_side(model, side)
+    assert seen.logits is not None  # read() sets them
+    return seen, float(decision_of(side.functional, seen.logits[None])[0])
+
+
 def _patched(
-    model: Any,
-    side: Side,
-    kept: Tensor,
-    choices: Sequence[Choice],
-    source: tuple[Activations, Tensor, Tensor],
-    start: int,
+    model: Any, side: Side, choices: Sequence[Choice], source: tuple[Held, Tensor, Tensor], start: int
 ) -> list[float]:
     """Decisions at one side with each choice patched, one row of a batch each."""
     if not choices:
         return []
+    count = counts(model)
     take: dict[tuple[Site, int], Tensor] = {}
     for row, choice in enumerate(choices):
-        count, _ = units(model, choice.site)
         for layer, index in choice.units:
-            mask = take.setdefault((choice.site, layer), torch.zeros(len(choices), count, dtype=torch.bool))
-            mask[row, index] = True
-    patch = Patch(take, *source)
-    logits = run(model, side.functional.tree, kept, rows=len(choices), patch=patch, start=start)
+            none = torch.zeros(len(choices), count[choice.site], dtype=torch.bool)
+            take.setdefault((choice.site, layer), none)[row, index] = True
+    kept = side.functional.before_M.unique()
+    logits = run(model, side.functional.tree, kept, rows=len(choices), patch=Patch(take, *source), start=start)
     return decision_of(side.functional, logits).tolist()
 
 

@@ -31,6 +31,8 @@ HELD = {
     Tensor.sigmoid, F.sigmoid, torch.topk, Tensor.topk, torch.exp, Tensor.exp,
 }  # fmt: skip
 """What gives scales, patterns and gates: constants."""
+POWERS = {torch.pow, Tensor.pow, Tensor.__pow__}
+"""Negative ones give scales too (Gemma 4)."""
 ACTIVATIONS = {
     F.silu, F.gelu, F.relu, F.tanh, torch.tanh, Tensor.tanh, torch.relu, Tensor.relu, torch.clamp, Tensor.clamp,
     torch.clip, Tensor.clip,
@@ -65,7 +67,7 @@ class Linear(TorchFunctionMode):
 
     def _moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function of what the derivative is taken of."""
-        if func in HELD:
+        if func in HELD or (func in POWERS and _negative(*args[1:])):
             return _held(func(*args, **kwargs))
         if func in ACTIVATIONS and _moves(args[0]):
             return self.activation(args[0], func(args[0].detach(), *args[1:], **kwargs))
@@ -120,6 +122,10 @@ def _activates(module: nn.Module) -> bool:
     if kind.__module__ in {"transformers.activations", "torch.nn.modules.activation"}:
         return not isinstance(module, nn.MultiheadAttention)
     return kind.__name__.lower().endswith(("gelu", "silu", "relu")) and not list(module.parameters())
+
+
+def _negative(exponent: Any = None) -> bool:
+    return isinstance(exponent, int | float) and exponent < 0
 
 
 def _moves(x: Any) -> bool:

@@ -11,21 +11,23 @@ from truing.runner import Unit as Work
 from truing.runner import Watcher, run
 from truing.stats import cluster_mean
 from truing.store import Store
-from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.inside import blocks
-from truing.targets.local.lift import short_format
+from truing.targets.local.change import counts, layers
+from truing.targets.local.inside import llama_shaped
+from truing.trace.accounts import TOGETHER, Spot
 from truing.trace.attribute import SCORINGS, Attribution, Scoring
 from truing.trace.averaging import averaged, segments_of
-from truing.trace.draw import Spot, draw
+from truing.trace.draw import draw
 from truing.trace.judge import judge
 from truing.trace.mediate import Choice, choose
 from truing.trace.patching import decisions, patched_on, shares
+from truing.trace.plan import plan
+from truing.trace.readable import check_readable
 from truing.trace.specific import compared
 from truing.trace.twins import Twin, twins
 
 CLOSURE = 1e-4
-"""Above this the accounts do not close and no graph is given (fp32)."""
+"""Above this the accounts do not close and no picture is given (fp32)."""
 CHOOSING, TESTING = "attribution", "attribution, held out"
 """Names of the arrays on either half."""
 
@@ -58,15 +60,9 @@ class Settings:
 
     def within(self, target: LocalTarget) -> Settings:
         """The same for a small model: K is at most a quarter of what there is."""
-        blocks(target.model)  # other shapes do not name the numbers below
-        if short_format(target.model):
-            raise TargetError(
-                f"tracing accounts for every part of an effect, which {target.card.dtype} rounds too much for;"
-                f" load {target.card.name} in fp32 (TRUING_DTYPE=fp32)"
-            )
-        config = target.model.config
-        heads = config.num_hidden_layers * config.num_attention_heads // 4
-        neurons = config.num_hidden_layers * config.intermediate_size // 4
+        check_readable(target)
+        blocks, of_each = len(layers(target.model)), counts(target.model)
+        heads, neurons = (blocks * of_each[site] // 4 for site in ("head", "neuron"))
         return replace(
             self,
             heads=tuple(sorted({min(k, heads) for k in self.heads})),
@@ -94,10 +90,10 @@ def trace(
     watcher: Watcher | None = None,
 ) -> Graph:
     """The graph of a claim's effect with its causal verdict."""
-    need(target, "WhiteBox")
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
+    _at_once(target, choosing, settings.drawn)  # whether there is room is known before anything is computed
     store.add(target.card)
     segments = segments_of([*choosing, *testing])
     mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING, rule=settings.rule)
@@ -114,7 +110,7 @@ def trace(
 
     def work(_: None) -> list[Graph]:
         spots = strongest(mean, segments, settings.drawn)
-        nodes, edges, error = _drawn(target, choosing, spots, segments, settings)
+        nodes, edges, error, note = _drawn(target, choosing, spots, segments, settings)
         verdict, why = judge(mediated)
         whole = [row for record in patched for row in decisions(record)]
         graph = Graph(
@@ -132,7 +128,7 @@ def trace(
             units=_units(mean, held, choices),
             mediated=mediated,
             verdict=verdict,
-            why=why,
+            why=why + note,
             rule="" if settings.rule == "relp" else settings.rule,
             parents=parents,
         )
@@ -168,7 +164,6 @@ def retrace(
     The units' scores are those on the twins that they were tested on: where they were chosen, the first model's scores
     are the largest of many, and those of any other would look smaller.
     """
-    need(target, "WhiteBox")
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
@@ -177,7 +172,7 @@ def retrace(
 
     def work(_: None) -> list[Graph]:
         spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
-        nodes, edges, error = _drawn(target, choosing, spots, graph.segments, settings)
+        nodes, edges, error, note = _drawn(target, choosing, spots, graph.segments, settings)
         scores = {"head": held.heads, "neuron": held.neurons}
         read = {u: float(scores[u.kind][u.layer, u.index]) for u in graph.units}
         again = graph.model_copy(
@@ -190,7 +185,7 @@ def retrace(
                 "units": tuple(unit.model_copy(update={"score": score, "held": score}) for unit, score in read.items()),
                 "effect": Unmeasured(reason="the units of another model's graph, read in this one"),
                 "verdict": "inconclusive",
-                "why": "the units of another model's graph, read in this one; not patched",
+                "why": f"the units of another model's graph, read in this one; not patched{note}",
                 "aligned": len(choosing) + len(testing),
                 "skipped": skipped + skipped_too,
                 "parents": parents,
@@ -210,15 +205,36 @@ def _kept(work: Callable[[None], list[Graph]], inputs: dict[str, object], store:
 
 def _drawn(
     target: LocalTarget, pairs: Sequence[Twin], spots: Sequence[Spot], segments: tuple[str, ...], settings: Settings
-) -> tuple[tuple[Node, ...], tuple[Edge, ...], float]:
-    """The picture over a few twins; TargetError where the accounts do not close."""
-    nodes, edges, error = draw(target.model, pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], spots, segments)
+) -> tuple[tuple[Node, ...], tuple[Edge, ...], float, str]:
+    """The picture over a few twins, its closure error, and what is to be said of it.
+
+    Where the accounts do not close, there is no picture, which is said; TargetError, where blocks were gone through by
+    hand or memory is short.
+    """
+    few, at_once = pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], _at_once(target, pairs, len(spots))
+    nodes, edges, error = draw(target.model, few, spots, segments, at_once=at_once)
+    if error > CLOSURE and not llama_shaped(target.model):
+        note = (
+            f"; no picture: the linear rules do not hold for a {type(target.model).__name__}, whose contributions do"
+            f" not add up (relative error {error:.1e}, allowed {CLOSURE:.0e}), nor are its scores by them to be trusted"
+        )
+        return (), (), error, note
     if error > CLOSURE:
         raise TargetError(
             f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."
             " Its blocks are not what the linear rules assume, so no graph is given."
         )
-    return nodes, edges, error
+    return nodes, edges, error, ""
+
+
+def _at_once(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> int:
+    """Targets of the picture that go back together. TargetError where memory does not hold the graph of a pass, which
+    is kept where blocks are not gone through by hand.
+    """
+    if llama_shaped(target.model):
+        return TOGETHER
+    most = max(len(side.functional.tree) for twin in pairs for side in (twin.first, twin.second))
+    return min(TOGETHER, plan(target.model, most, spots, budget=target.budget, by_hand=False).batch)
 
 
 def strongest(mean: Attribution, segments: Sequence[str], count: int) -> list[Spot]:

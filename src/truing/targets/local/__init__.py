@@ -27,7 +27,7 @@ from truing.targets.local import bundled, cache, change, tiny
 from truing.targets.local.adapter import MODULES, Adapter, mark
 from truing.targets.local.attention import alone
 from truing.targets.local.generate import Batch, write
-from truing.targets.local.inside import blocks, forward, hidden
+from truing.targets.local.inside import forward, hidden
 from truing.targets.local.lift import in_one_format, lifted, weights_dtype
 from truing.targets.local.memory import BLOCK, ROWS, Costs, Plan, budget, parsed_bytes, plan_rows, plan_scores
 from truing.targets.local.onednn import speed_up
@@ -664,7 +664,7 @@ def _abilities(model: Any) -> tuple[str, ...]:
     abilities = ["Scored", "Chat"]
     if takes_trees(model):  # units are read, patched and traced along trees
         with suppress(TargetError):
-            blocks(model)
+            change.counts(model)
             abilities.append("WhiteBox")
     if {name.rpartition(".")[2] for name, _ in model.named_modules()}.issuperset(MODULES):
         abilities.append("Trainable")

@@ -205,7 +205,9 @@ def place(model: Any, at: Units) -> tuple[Any, bool]:
         projections = [getattr(part, name, None) for part in attention for name in HEADS_OUT]
     else:
         outside = [part for part in block.modules() if all(part is not other for other in inner)]
-        projections = [getattr(part, name, None) for part in outside for name in NEURONS_OUT]
+        # An expert that all tokens share has a projection too; it is a part of what the layer does.
+        routed = any("experts" in type(part).__name__.lower() for part in outside)
+        projections = [getattr(part, name, None) for part in outside for name in NEURONS_OUT if not routed]
     found = [part for part in projections if isinstance(part, nn.Module)]
     if not found:
         raise TargetError(
@@ -213,6 +215,31 @@ def place(model: Any, at: Units) -> tuple[Any, bool]:
             " a mixture of experts, for one, has no neurons of a layer. Its residual stream can be reached."
         )
     return found[0], True
+
+
+def entering(module: Any) -> int:
+    """How many numbers a projection takes."""
+    weight = module.weight
+    return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1])  # GPT-2's lie the other way
+
+
+def counts(model: Any) -> dict[Kind, int]:
+    """How many heads and neurons a layer has; heads may be wider in some.
+
+    TargetError where a layer has none, or another number of them than the others.
+    """
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
+    widths = {
+        kind: [entering(place(model, Units(kind, layer))[0]) for layer in range(len(layers(model)))]
+        for kind in ("head", "neuron")
+    }
+    if not isinstance(heads, int) or len(set(widths["neuron"])) > 1 or any(width % heads for width in widths["head"]):
+        raise TargetError(
+            f"layers of a {type(model).__name__} differ in their heads or neurons ({heads} heads, widths"
+            f" {sorted(set(widths['head']))}; {sorted(set(widths['neuron']))} neurons), so that no units can be counted"
+            " by layer and number"
+        )
+    return {"head": heads, "neuron": widths["neuron"][0]}
 
 
 def _columns(model: Any, at: Units, x: Tensor) -> Tensor:

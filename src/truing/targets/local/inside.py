@@ -1,4 +1,4 @@
-"""The inside of a Llama-shaped decoder: activations at every block, and patches of heads and neurons.
+"""Passes over trees in any decoder, patches of heads and neurons in them, and all of the inside of a Llama-shaped one.
 
 Llama-shaped: RMSNorm, grouped-query attention, a SiLU-gated MLP, no biases (Llama, SmolLM2, Mistral, ...).
 """
@@ -11,18 +11,26 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from truing.errors import TargetError
 from truing.targets.local.attention import Branches, Parts, additive, alone, capped, near, over, weights
+from truing.targets.local.change import Units, entering, place
 from truing.targets.local.lift import stream_dtype
 from truing.targets.local.paths import hidden_at, logits_at
 from truing.targets.local.tree import Tree, takes_trees
 
 Site = Literal["head", "neuron"]
+NORMS = {"input_layernorm", "post_attention_layernorm"}
+LLAMA = NORMS | {*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))}
+"""The parts of a Llama-shaped block."""
+BESIDE = {"", "self_attn", "mlp", "mlp.act_fn", "self_attn.q_norm", "self_attn.k_norm", "self_attn.rotary_emb"}
+"""Parts that such a block may have: what is done to queries and keys is in the patterns."""
+SCALES = ("residual_multiplier", "embedding_multiplier", "logits_scaling", "logit_scale", "final_logit_softcapping")
+"""Settings by which some architectures of the same parts compute something else."""
 
 
 @dataclass(slots=True)
@@ -77,6 +85,13 @@ class Noted:
         return weights(scores, rules)[0, 0]
 
 
+class Held(Protocol):
+    """What heads and neurons were in a run, layer by layer, each (T, units and their widths)."""
+
+    heads: list[Tensor]
+    neurons: list[Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Patch:
     """Replace units by their values in another run, at given positions of the batch's rows.
@@ -86,28 +101,31 @@ class Patch:
     """
 
     take: dict[tuple[Site, int], Tensor]
-    source: Activations
+    source: Held
     onto_T: Tensor
     from_T: Tensor
 
 
 def blocks(model: Any) -> Any:
     """The decoder layers; TargetError where the model is not Llama-shaped."""
-    body = getattr(model, "model", None)
-    layers = getattr(body, "layers", None)
-    norms = ("input_layernorm", "post_attention_layernorm")
-    wanted = (*norms, *(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
-
-    def shaped(layer: Any) -> bool:
-        names = {name for name, _ in layer.named_modules()}
-        return names.issuperset(wanted) and not any("bias" in name for name, _ in layer.named_parameters())
-
-    if not layers or getattr(model.config, "hidden_act", None) != "silu" or not all(shaped(layer) for layer in layers):
+    config, layers = model.config, getattr(getattr(model, "model", None), "layers", None)
+    scaled = any(getattr(config, name, None) not in (None, 1) for name in SCALES)
+    if not layers or scaled or getattr(config, "hidden_act", None) != "silu" or not all(map(_shaped, layers)):
         raise TargetError(
-            f"tracing reads Llama-shaped blocks without biases; {type(model).__name__} is built otherwise."
+            f"this reads Llama-shaped blocks without biases; {type(model).__name__} is built otherwise."
             " Use a Llama, SmolLM2 or Mistral checkpoint."
         )
     return layers
+
+
+def _shaped(layer: Any) -> bool:
+    parts = dict(layer.named_modules())
+    return (
+        parts.keys() >= LLAMA
+        and parts.keys() <= LLAMA | BESIDE
+        and all(hasattr(parts[norm], "variance_epsilon") for norm in NORMS)  # the root mean square of what it is given
+        and not any("bias" in name for name, _ in layer.named_parameters())
+    )
 
 
 def llama_shaped(model: Any) -> bool:
@@ -141,7 +159,7 @@ def run(model: Any, tree: Tree, keep_M: Tensor, *, patch: Patch, rows: int = 1, 
     cache = None
     with alone(model), ExitStack() as stack:
         if start:
-            cache = DynamicCache(config=model.config)
+            cache = DynamicCache()  # of all that came before: what lies in a window is a matter of the path
             begin = tree.ids_N[None, :start].to(model.device)
             model(input_ids=begin, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache.batch_repeat_interleave(rows)
@@ -281,32 +299,29 @@ def branches(model: Any, tree: Tree, sees_TK: Tensor, start: int) -> Iterator[Te
 
 def site_module(model: Any, site: Site, layer: int) -> Any:
     """The projection whose input holds the units of a site."""
-    block = model.model.layers[layer]
-    return block.self_attn.o_proj if site == "head" else block.mlp.down_proj
+    return place(model, Units(site, layer))[0]
 
 
 def units(model: Any, site: Site) -> tuple[int, int]:
     """How many units a layer has at this site, and how wide one is."""
-    config = model.config
-    if site == "neuron":
-        return int(config.intermediate_size), 1
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_attention_heads), int(width)
+    wide = entering(site_module(model, site, 0))
+    count = int(model.config.get_text_config().num_attention_heads) if site == "head" else wide
+    return count, wide // count
 
 
 def _hook_patch(model: Any, site: Site, layer: int, take_BU: Tensor, patch: Patch, start: int) -> Any:
     reached = patch.onto_T >= start
     onto_T = patch.onto_T[reached] - start
     values = (patch.source.heads if site == "head" else patch.source.neurons)[layer][patch.from_T[reached]]
-    _, width = units(model, site)
-    mask = take_BU.repeat_interleave(width, dim=1).to(values.device)
+    mask = take_BU.repeat_interleave(values.shape[-1] // take_BU.shape[1], dim=1).to(values.device)
     rows = mask.any(1).nonzero().flatten().tolist()  # most choices leave most layers alone
 
     def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0].clone()
+        x = args[0].clone(memory_format=torch.contiguous_format)
+        x_BTU = x.view(len(mask), -1, x.shape[-1])  # some architectures lay all rows end to end for their MLP
         for row in rows:
             taken = mask[row].nonzero().flatten()
-            x[row, onto_T[:, None], taken] = values[:, taken]
+            x_BTU[row, onto_T[:, None], taken] = values[:, taken].to(x.dtype)
         return (x, *args[1:])
 
     return site_module(model, site, layer).register_forward_pre_hook(hook)
