@@ -298,6 +298,13 @@ def tasks() -> Iterator[Row]:
     yield from trace_tasks.rows(resolve(MODEL))
 
 
+def trained() -> Iterator[Row]:
+    """Rules of scoring on circuits that were trained."""
+    import trace_trained
+
+    yield from trace_trained.rows()
+
+
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "closure": closure,
     "case": case,
@@ -305,6 +312,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "expand": expand,
     "peer": peer,
     "tasks": tasks,
+    "trained": trained,
     "effects": effects,
     "shams": shams,
     "cause": cause,
