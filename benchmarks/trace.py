@@ -299,6 +299,13 @@ def tasks() -> Iterator[Row]:
     yield from trace_tasks.rows(resolve(MODEL))
 
 
+def trained() -> Iterator[Row]:
+    """Rules of scoring on circuits that were trained."""
+    import trace_trained
+
+    yield from trace_trained.rows()
+
+
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "closure": closure,
     "case": case,
@@ -306,6 +313,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "expand": expand,
     "peer": peer,
     "tasks": tasks,
+    "trained": trained,
     "effects": effects,
     "shams": shams,
     "cause": cause,

@@ -147,13 +147,27 @@ def area(scores: Tensor, planted: Tensor) -> float:
 
 def areas(planted: Planted, twins: list[Twin], rule: Scoring) -> dict[str, float]:
     """The area of |mean score| for planted units among all: neurons, heads, and both together."""
-    found = [attribute(planted.model, twin, ("text", "reply"), rule) for twin in twins]
-    scores, marks = {}, {}
+    scores = mean_scores(planted.model, twins, rule)
+    return areas_of(scores, marked(planted, scores))
+
+
+def mean_scores(model: Any, twins: list[Twin], rule: Scoring) -> dict[str, Tensor]:
+    """|Mean score| of neurons (L, F) and heads (L, H)."""
+    found = [attribute(model, twin, ("text", "reply"), rule) for twin in twins]
+    return {kind: torch.stack([getattr(one, kind) for one in found]).mean(0).abs() for kind in ("neurons", "heads")}
+
+
+def marked(planted: Any, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which units are planted, in the shapes of scores."""
+    marks = {kind: torch.zeros_like(found, dtype=torch.bool) for kind, found in scores.items()}
     for kind, units in (("neurons", planted.neurons), ("heads", planted.heads)):
-        scores[kind] = torch.stack([getattr(one, kind) for one in found]).mean(0).abs()
-        marks[kind] = torch.zeros_like(scores[kind], dtype=torch.bool)
         for unit in units:
             marks[kind][unit] = True
+    return marks
+
+
+def areas_of(scores: dict[str, Tensor], marks: dict[str, Tensor]) -> dict[str, float]:
+    """The area of scores for marked units among all: neurons, heads, and both together."""
     together = {kind: area(scores[kind].flatten(), marks[kind].flatten()) for kind in scores}
     return together | {
         "units": area(

@@ -17,6 +17,7 @@ RULES = ("relp", "gradient", "integrated-gradients", "largest change", "random")
 CURVE = re.compile(r"(\w+), (.+), (relp|gradient|integrated-gradients|largest change|random): (CMD|n\(F >= 0\.8\))")
 PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
 MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled)")
+TRAINED = re.compile(r"trained( planted)? (units|neurons|heads), (.+): AUROC of \|score\|")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
 
 
@@ -69,10 +70,11 @@ def patching(found: dict[str, Any]) -> str:
 
 
 def peers(found: dict[str, Any]) -> str:
-    """Time and memory beside others, and of the bundled model: every row with a bar."""
+    """Time and memory beside others, and of the bundled model: every row with a bar that stands nowhere else."""
     lines = ["| What | Here | Beside | Wanted | |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        if row["bar"] and row["value"] is not None and not row["name"].endswith(": called supported"):
+        elsewhere = row["name"].endswith(": called supported") or row["name"].startswith("trained")
+        if row["bar"] and row["value"] is not None and not elsewhere:
             ratio = row["ratio"]
             times = "{median:.2f} [{min:.2f}, {max:.2f}] times".format(**ratio) if ratio else ""
             beside = f"{row['peer']}: {times}" if ratio else ""
@@ -102,10 +104,36 @@ def shams(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(found)])
 
 
+def trained(found: dict[str, Any]) -> str:
+    """What the circuits of trained models are, and the areas of every rule."""
+    areas: dict[str, dict[str, dict[str, Any]]] = {}
+    lines = ["| Of the model | Mean over seeds, least and most | Wanted | |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        if match := TRAINED.fullmatch(row["name"]):
+            areas.setdefault(match[3], {})[f"{match[1] or ''} {match[2]}".strip()] = row
+        elif row["name"].startswith("trained: ") and row["low"] is not None:
+            ends, holds = _ends(row), {True: "holds", False: "**missed**", None: ""}[row["holds"]]
+            said = row["name"].removeprefix("trained: ")
+            lines.append(f"| {said}, {row['unit']} | {ends} | {row['bar'] or ''} | {holds} |")
+    if not areas:
+        return "Not measured yet."
+    kinds = ("units", "neurons", "heads", "planted units")
+    lines += ["", "| AUROC by | units | neurons | heads | all units that were planted |", "|---|---|---|---|---|"]
+    lines += [f"| `{rule}` | {' | '.join(_ends(by[kind]) for kind in kinds)} |" for rule, by in areas.items()]
+    barred = next(row for by in areas.values() for row in by.values() if row["bar"])
+    held = "holds" if barred["holds"] else "**missed**"
+    wanted = f"Wanted of `relp` for units, with every seed: {barred['bar']}; {held}."
+    return "\n".join([*lines, "", wanted, "", source(found)])
+
+
 def source(found: dict[str, Any]) -> str:
     """On which machine, of which sources."""
     machine = found["machine"]
     return f"On {machine['cores']} cores ({machine['processor']}); {at(found['commit'])}."
+
+
+def _ends(row: dict[str, Any]) -> str:
+    return f"{row['value']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
 
 
 def _cell(row: dict[str, Any] | None, what: str) -> str:
@@ -116,7 +144,10 @@ def _cell(row: dict[str, Any] | None, what: str) -> str:
     return f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
 
 
-TABLES = {"effects": effects, "rules": rules, "patching": patching, "causes": causes, "shams": shams, "peers": peers}
+TABLES = {
+    "effects": effects, "rules": rules, "patching": patching, "trained": trained, "causes": causes, "shams": shams,
+    "peers": peers,
+}  # fmt: skip
 
 
 def main() -> None:

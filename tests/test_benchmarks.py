@@ -600,6 +600,117 @@ def test_every_rule_that_derives_finds_a_circuit_written_by_hand(modules: Any) -
     assert planted.area(torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([True, False, True, False])) == 0.875
 
 
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """A trained circuit of two bits, smaller than that of the benchmark."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        interchange = import_module("trace_interchange")
+    shape = interchange.Shape(
+        bits=2, layers=3, width=32, neurons=16, units=(1, 1, 2), fillers=6, length=3, batch=32, steps=200, rate=1e-2
+    )
+    return interchange.build(1, shape)
+
+
+def test_a_circuit_that_was_trained_is_what_the_model_does(modules: Any, small: Any) -> None:
+    """It follows the program on fresh texts, its units matter and no others, and a rule finds it."""
+    trained, torch = modules("trace_trained"), import_module("torch")
+    assert (len(small.neurons), len(small.heads)) == (6, 2)
+    done = trained.followed(small, 512)
+    assert min(done.task, done.strict) > 0.97
+    assert done.interchange > 0.9
+    known = trained.effects(small, trained.pairs(small, seed=0))
+    outside = known.of(planted=False)
+    assert len(outside) == 3 * (16 + 4) - 8
+    assert outside.max() < trained.MATTERS
+    assert known.together == pytest.approx(1, abs=0.1)
+    assert abs(known.others) < 0.1
+    assert sum(int(marks.sum()) for marks in known.circuit.values()) >= 7
+    rows = {row.name: row for row in trained.known_rows([done], [known])}
+    assert rows["trained: largest other unit patched"].holds
+    rows |= {row.name: row for row in trained.area_rows([(small, trained.pairs(small, seed=1))], [known])}
+    found, blind = (rows[f"trained units, {rule}: AUROC of |score|"].value for rule in ("relp", "random"))
+    assert found > 0.95
+    assert blind < 0.8
+    idle = trained.Effects({"neurons": torch.ones(3, 16), "heads": torch.zeros(3, 4)}, known.planted, 1.0, 0.0)
+    rows = {row.name: row for row in trained.known_rows([done], [idle])}
+    assert rows["trained: largest other unit patched"].holds is False  # a unit that was not planted matters
+    assert not idle.circuit["heads"].any()  # what does not matter is not of the circuit
+    assert idle.circuit["neurons"].equal(known.planted["neurons"])
+
+
+def test_what_a_trained_circuit_is_to_do_is_its_program(modules: Any, small: Any) -> None:
+    """Answers with bits from another item are those of the maps bit by bit; a seed gives the same model again; units
+    are patched in training as the microscope patches them.
+    """
+    interchange, trained, torch = (modules(name) for name in ("trace_interchange", "trace_trained", "torch"))
+    first, second = small.program.first.tolist(), small.program.second.tolist()
+
+    def bits(number: int) -> list[int]:
+        return [number >> k & 1 for k in range(2)]
+
+    def number(of: list[int]) -> int:
+        return sum(bit << k for k, bit in enumerate(of))
+
+    drawn = interchange.batch(small, 64, torch.Generator().manual_seed(3))
+    answers = small.program.answer(drawn.items, drawn.others, drawn.bits).tolist()
+    for item, other, taken, answer in zip(*(x.tolist() for x in (drawn.items, drawn.others, drawn.bits)), answers,
+                                          strict=True):  # fmt: skip
+        hop = bits(first[item])
+        for stage in taken[:2]:
+            hop = [theirs if take else mine for mine, theirs, take in zip(hop, bits(first[other]), stage, strict=True)]
+        last = zip(bits(second[number(hop)]), bits(second[first[other]]), taken[2], strict=True)
+        assert answer == number([theirs if take else mine for mine, theirs, take in last])
+    assert drawn.bits.any()
+    assert all(not (drawn.inside[at] & drawn.outside[at]).any() for at in small.shape.places)
+    assert all(any(layer < later for later, _ in small.heads) for layer, _ in small.neurons if layer == 0)
+
+    twins = trained.pairs(small)
+    texts = modules("trace_circuits").Texts(small.model, twins)
+    sides = [[getattr(twin, side).functional for twin in twins] for side in ("first", "second")]
+    ids, others = (torch.stack([one.tree.ids_N[: one.prompt] for one in side]) for side in sides)
+    _, theirs = interchange.reading(small, others)
+    taken = {(site, layer): torch.arange(units) % 3 == layer for (site, layer), units in
+             ((at, 16 if at[0] == "neuron" else 4) for at in small.shape.places)}  # fmt: skip
+    logits = interchange.patched(small, ids, theirs, {at: mask.expand(len(ids), -1) for at, mask in taken.items()})
+    marks = {"neurons": ("neuron", 16), "heads": ("head", 4)}
+    masks: dict[Any, Any] = {}
+    for level, (site, _) in marks.items():
+        masks |= texts.masks(level, torch.cat([taken[site, layer] for layer in range(3)]))
+    wanted = texts.run(masks)
+    said = [[int(one.tree.ids_N[node]) - small.shape.first_answer for node in one.nodes_M] for one in sides[0]]
+    apart = [float(row[a] - row[b]) for row, (a, b) in zip(logits, said, strict=True)]
+    assert apart == pytest.approx(wanted.tolist(), abs=1e-4)
+    assert wanted != pytest.approx(texts.full, abs=0.5)
+
+    from dataclasses import replace
+
+    short = replace(small.shape, steps=3)
+    one, again, other = (interchange.build(seed, short) for seed in (1, 1, 2))
+    assert all(x.equal(y) for x, y in zip(one.model.parameters(), again.model.parameters(), strict=True))
+    assert one.program.nodes == small.program.nodes != other.program.nodes
+
+
+def test_the_page_shows_what_a_trained_circuit_is_and_which_rule_finds_it(modules: Any) -> None:
+    page, common, trained = modules("trace_page"), modules("common"), modules("trace_trained")
+    assert page.trained({"rows": []}) == "Not measured yet."
+    rows = [trained.below("trained: largest other unit patched", [0.001, 0.003], 0.002, "of the effect")]
+    for rule, value in (("relp", 0.9), ("random", 0.5)):
+        for kind in ("units", "neurons", "heads", "planted units", "planted neurons", "planted heads"):
+            barred = (rule, kind) == ("relp", "units")
+            name = f"trained {kind}, {rule}: AUROC of |score|"
+            rows.append(trained.at_least(name, [value, 1.0], 0.95, "area") if barred
+                        else trained.spread(name, [value], "area"))  # fmt: skip
+    rows.append(common.Row("trained: seconds", 9.0, "s"))
+    found = {"rows": [asdict(row) for row in rows], "machine": {"cores": 2, "processor": "x"}, "commit": "0" * 40}
+    table = page.trained(found)
+    assert "largest other unit patched, of the effect, 2 seeds | 0.002 [0.001, 0.003] | < 0.002 | **missed** |" in table
+    assert "| `relp` | 0.95 [0.9, 1] | 0.9 [0.9, 0.9] | 0.9 [0.9, 0.9] | 0.9 [0.9, 0.9] |" in table
+    assert "| `random` |" in table
+    assert ">= 0.95; **missed**" in table
+    assert "trained" not in page.peers(found)
+
+
 def test_curves_of_circuits_are_those_of_a_sum(modules: Any) -> None:
     """Where every unit carries its score, faithfulness, its area and the smallest circuit are known."""
     circuits, torch, np = (modules(name) for name in ("trace_circuits", "torch", "numpy"))
