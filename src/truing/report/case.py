@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from truing.errors import DataError
 from truing.records import Blob, CaseGraph, Circuit, Claim, Target, check_size, circuit_of
 from truing.report.case_curves import Kept, kept
+from truing.report.case_named import Group, Note, groups, note
 from truing.report.case_nodes import Drawn, drawn, percent, shown, strongest
 from truing.report.case_picture import CasePicture, picture
 from truing.report.case_text import Line, lines
@@ -31,6 +32,10 @@ class Entry:
     facts: str
     inputs: str
     outputs: str
+    spot: int
+    """Its number in the picture."""
+    note: Note | None
+    """What it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class GraphOf:
     lines: tuple[Line, ...]
     entries: tuple[Entry, ...]
     strongest: tuple[tuple[str, str, str], ...]
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,10 @@ class CaseView:
 
 
 def views(pool: Pool, blobs: Blobs | None) -> tuple[list[CaseView], int]:
-    """The cases that are drawn, and how many more there are."""
-    found = pool.all(CaseGraph)
+    """The cases that are drawn, and how many more there are. One that was labelled stands for what it was before."""
+    every = pool.all(CaseGraph)
+    before = {parent for case in every for parent in case.parents}
+    found = [case for case in every if case.id not in before]
     return [view(case, pool, blobs) for case in found[:MOST]], max(0, len(found) - MOST)
 
 
@@ -132,6 +140,7 @@ def _graph(case: CaseGraph, circuit: Circuit, title: str) -> GraphOf:
             (some.title(int(circuit.source_E[e])), some.title(int(circuit.target_E[e])), _weight(circuit, e))
             for e in some.edges[:TOP_EDGES]
         ),
+        groups=groups(some),
     )  # fmt: skip
 
 
@@ -144,7 +153,7 @@ def _entry(some: Drawn, node: int) -> Entry:
 
     return Entry(
         some.title(node), some.context(node), some.facts(node), said("target_E", "source_E"),
-        said("source_E", "target_E"),
+        said("source_E", "target_E"), some.nodes.index(node), note(some, node),
     )  # fmt: skip
 
 

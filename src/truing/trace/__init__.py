@@ -3,9 +3,10 @@
 from truing.trace.case import Beside, CaseSettings, trace_case
 from truing.trace.context import Context, between, written
 from truing.trace.differ import differ
+from truing.trace.named import Naming
 from truing.trace.run import TESTING, Effect, Settings, judge, retrace, trace
 
 __all__ = [
-    "TESTING", "Beside", "CaseSettings", "Context", "Effect", "Settings", "between", "differ", "judge", "retrace",
-    "trace", "trace_case", "written",
+    "TESTING", "Beside", "CaseSettings", "Context", "Effect", "Naming", "Settings", "between", "differ", "judge",
+    "retrace", "trace", "trace_case", "written",
 ]  # fmt: skip

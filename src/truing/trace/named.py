@@ -1,0 +1,104 @@
+"""What the neurons of a case's graph stand for: labels of those with the most influence, and supernodes of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from truing.errors import UsageError
+from truing.records import CaseGraph, Circuit, Labelled, Place, Record, Supernode, circuit_of, digest_of
+from truing.records.neurons import AFTER, BEFORE, MOST_LABELS, MOST_PLACES, MOST_TOKENS, NAME, TOKEN
+from truing.runner import Silent, Watcher, run
+from truing.runner import Unit as Work
+from truing.store import Store
+from truing.targets.local import LocalTarget
+from truing.trace.contexts import Context, Neuron
+from truing.trace.labels import NeuronLabel, label
+from truing.trace.supernodes import supernodes
+
+GROUPED = 2000
+"""Neurons of which every two are compared, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What labels are made from, and how many."""
+
+    texts: tuple[str, ...]
+    """Labels are made from every other text and tested on those between."""
+    neurons: int = 64
+    """Those with the most influence, each counted once however many tokens it stands at."""
+    words: int = 8
+    """Tokens, and as many pairs of tokens, that a label is made of."""
+    places: int = 4
+    """Contexts that are kept, of the strongest and of the weakest."""
+    seed: int = 0
+    """Draws the other neuron whose label is set beside."""
+
+    def __post_init__(self) -> None:
+        for what, value, most in (("neurons", self.neurons, MOST_LABELS), ("words", self.words, MOST_TOKENS),
+                                  ("places", self.places, min(MOST_PLACES, self.words))):  # fmt: skip
+            if not 1 <= value <= most:
+                raise UsageError(f"labels of {value} {what} were asked for; 1 to {most} can be had")
+
+
+def named(
+    target: LocalTarget, case: CaseGraph, store: Store, naming: Naming, *, watcher: Watcher | None = None
+) -> CaseGraph:
+    """The case with labels and supernodes: a record of its own, whose parents are those of the case, and the case.
+
+    A unit of work of its own, so that other texts do not ablate neurons again.
+    """
+    watcher = watcher or Silent()
+
+    def work(_: None) -> list[Record]:
+        circuit = circuit_of(case, store.blob_bytes(case.graph))
+        found = label(target, influential(circuit, naming.neurons), naming.texts, top=naming.words, seed=naming.seed,
+                      watcher=watcher)  # fmt: skip
+        said = {"labels": tuple(labelled(one, naming.places) for one in found), "supernodes": grouped(case, circuit)}
+        return [case.model_copy(update={**said, "parents": (*case.parents, case.id)})]
+
+    settings = asdict(naming) | {"texts": digest_of(list(naming.texts))}
+    inputs = {"case": case.id, "settings": settings}
+    ((record,),) = run([Work(item=None, stage="case labels", inputs=inputs)], work, ledger=store)
+    assert isinstance(record, CaseGraph)
+    return record
+
+
+def influential(circuit: Circuit, count: int) -> list[Neuron]:
+    """The neurons of a graph with the most influence at any one token, the strongest first."""
+    nodes = sorted(circuit.of("neuron").nonzero()[0].tolist(), key=lambda n: -float(circuit.influence_N[n]))
+    return list(dict.fromkeys((int(circuit.layer_N[n]), int(circuit.index_N[n])) for n in nodes))[:count]
+
+
+def labelled(one: NeuronLabel, places: int) -> Labelled:
+    """A label as a case keeps it. What texts say may be anything: it is cut, and shown, and never acted upon."""
+    return Labelled(
+        layer=one.layer, index=one.index, tokens=_words(one.tokens), pairs=_words(one.pairs),
+        strongest=tuple(_places(one.strongest[:places])), weakest=tuple(_places(one.weakest[:places])),
+        score=one.score, shuffled=one.shuffled,
+    )  # fmt: skip
+
+
+def grouped(case: CaseGraph, circuit: Circuit) -> tuple[Supernode, ...]:
+    """Supernodes of a case's graph, named by its segments; none where there are too many neurons to compare."""
+    if int(circuit.of("neuron").sum()) > GROUPED:
+        return ()
+    return tuple(Supernode(name=_cut(one.name, NAME), nodes=one.members) for one in supernodes(circuit, case.segments))
+
+
+def _words(said: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    return tuple((_cut(token, TOKEN), value) for token, value in said)
+
+
+def _places(some: Sequence[Context]) -> Iterator[Place]:
+    for one in some:
+        yield Place(before=one.before[-BEFORE:], token=_cut(one.token, TOKEN), after=one.after[:AFTER],
+                    activation=one.activation)  # fmt: skip
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+__all__ = ["Naming", "grouped", "influential", "labelled", "named"]
