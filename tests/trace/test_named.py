@@ -83,12 +83,15 @@ def test_supernodes_are_those_of_the_graph_and_hold_every_neuron_once(
     store: Store, whole: CaseGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     circuit = circuit_in(store, whole.graph)
-    expected = supernodes(circuit, whole.segments)
+    neurons = int(circuit.of("neuron").sum())
+    expected = supernodes(circuit, whole.segments, count=min(12, neurons // 4))
+    assert len(expected) > 1
     assert [(one.name, one.nodes) for one in whole.supernodes] == [(one.name, one.members) for one in expected]
     members = sorted(node for one in whole.supernodes for node in one.nodes)
     assert members == circuit.of("neuron").nonzero()[0].tolist()
+    assert len(grouped(whole, circuit, 1)) == 1
     monkeypatch.setattr(naming_module, "GROUPED", len(members) - 1)
-    assert grouped(whole, circuit) == ()
+    assert grouped(whole, circuit, 12) == ()
 
 
 def test_labels_are_made_once_and_other_texts_ablate_nothing_again(
@@ -147,7 +150,7 @@ def test_what_texts_say_is_cut(tiny: LocalTarget) -> None:
     assert (len(kept.strongest[0].token), len(kept.strongest[0].after)) == (40, 30)
 
 
-@pytest.mark.parametrize("wrong", [{"neurons": 0}, {"neurons": 1025}, {"words": 17}, {"places": 9}])
+@pytest.mark.parametrize("wrong", [{"neurons": 0}, {"neurons": 1025}, {"words": 17}, {"places": 9}, {"groups": 65}])
 def test_naming_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"can be had"):
         Naming(("a", "b"), **wrong)

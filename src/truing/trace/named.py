@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from truing.errors import UsageError
 from truing.records import CaseGraph, Circuit, Labelled, Place, Record, Supernode, circuit_of, digest_of
-from truing.records.neurons import AFTER, BEFORE, MOST_LABELS, MOST_PLACES, MOST_TOKENS, NAME, TOKEN
+from truing.records.neurons import AFTER, BEFORE, MOST_GROUPS, MOST_LABELS, MOST_PLACES, MOST_TOKENS, NAME, TOKEN
 from truing.runner import Silent, Watcher, run
 from truing.runner import Unit as Work
 from truing.store import Store
@@ -32,14 +32,17 @@ class Naming:
     """Tokens, and as many pairs of tokens, that a label is made of."""
     places: int = 4
     """Contexts that are kept, of the strongest and of the weakest."""
+    groups: int = 12
+    """Supernodes at most. The best silhouette is often that of two, which say little."""
     seed: int = 0
     """Draws the other neuron whose label is set beside."""
 
     def __post_init__(self) -> None:
         for what, value, most in (("neurons", self.neurons, MOST_LABELS), ("words", self.words, MOST_TOKENS),
-                                  ("places", self.places, min(MOST_PLACES, self.words))):  # fmt: skip
+                                  ("places", self.places, min(MOST_PLACES, self.words)),
+                                  ("supernodes", self.groups, MOST_GROUPS)):  # fmt: skip
             if not 1 <= value <= most:
-                raise UsageError(f"labels of {value} {what} were asked for; 1 to {most} can be had")
+                raise UsageError(f"{value} {what} were asked for, to label a graph with; 1 to {most} can be had")
 
 
 def named(
@@ -55,7 +58,10 @@ def named(
         circuit = circuit_of(case, store.blob_bytes(case.graph))
         found = label(target, influential(circuit, naming.neurons), naming.texts, top=naming.words, seed=naming.seed,
                       watcher=watcher)  # fmt: skip
-        said = {"labels": tuple(labelled(one, naming.places) for one in found), "supernodes": grouped(case, circuit)}
+        said = {
+            "labels": tuple(labelled(one, naming.places) for one in found),
+            "supernodes": grouped(case, circuit, naming.groups),
+        }
         return [case.model_copy(update={**said, "parents": (*case.parents, case.id)})]
 
     settings = asdict(naming) | {"texts": digest_of(list(naming.texts))}
@@ -80,11 +86,15 @@ def labelled(one: NeuronLabel, places: int) -> Labelled:
     )  # fmt: skip
 
 
-def grouped(case: CaseGraph, circuit: Circuit) -> tuple[Supernode, ...]:
-    """Supernodes of a case's graph, named by its segments; none where there are too many neurons to compare."""
-    if int(circuit.of("neuron").sum()) > GROUPED:
+def grouped(case: CaseGraph, circuit: Circuit, count: int) -> tuple[Supernode, ...]:
+    """So many supernodes of a case's graph, named by its segments; fewer where they would have under four neurons on
+    average, and none where there are too many neurons to compare.
+    """
+    neurons = int(circuit.of("neuron").sum())
+    if neurons > GROUPED:
         return ()
-    return tuple(Supernode(name=_cut(one.name, NAME), nodes=one.members) for one in supernodes(circuit, case.segments))
+    found = supernodes(circuit, case.segments, count=min(count, max(1, neurons // 4)))
+    return tuple(Supernode(name=_cut(one.name, NAME), nodes=one.members) for one in found)
 
 
 def _words(said: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
