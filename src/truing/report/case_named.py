@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from truing.records import Labelled, Place, Quantity, Unmeasured
 from truing.report.case_nodes import Drawn, shown
-from truing.report.numbers import full, number
+from truing.report.numbers import full, interval, number
 
 WORDS = 5
 """Tokens, and as many pairs, of a label that are shown."""
@@ -33,6 +33,7 @@ class Note:
     label: str
     score: str
     shuffled: str
+    """Over the same tokens, so that they are counted once."""
     side: str
     """Which contexts are shown: those on the side of 0 that the neuron is on here."""
     places: tuple[Spoken, ...]
@@ -61,7 +62,7 @@ def note(drawn: Drawn, node: int) -> Note | None:
     high = float(drawn.circuit.value_N[node]) > 0
     places = tuple(_spoken(place) for place in (one.strongest if high else one.weakest))
     side = "Strongest in other texts" if high else "Lowest in other texts"
-    return Note(_label(one), _said(one.score), _said(one.shuffled), side, places, shown(group, 120))
+    return Note(_label(one), _said(one.score), _said(one.shuffled, brief=True), side, places, shown(group, 120))
 
 
 def groups(drawn: Drawn) -> tuple[Group, ...]:
@@ -91,5 +92,7 @@ def _label(one: Labelled) -> str:
     return ", ".join(f"“{shown(token)}” {number(value, signed=True)}" for token, value in said) or "nothing"
 
 
-def _said(quantity: Quantity) -> str:
-    return f"not measured: {quantity.reason}" if isinstance(quantity, Unmeasured) else full(quantity)
+def _said(quantity: Quantity, *, brief: bool = False) -> str:
+    if isinstance(quantity, Unmeasured):
+        return f"not measured: {quantity.reason}"
+    return interval(quantity) if brief else full(quantity)
