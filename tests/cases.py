@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from truing.records import Blob, CaseGraph, Circuit, Curve, Estimate, Named, Unmeasured, digest
+from truing.records import (
+    Blob,
+    CaseGraph,
+    Circuit,
+    Curve,
+    Estimate,
+    Labelled,
+    Named,
+    Place,
+    Supernode,
+    Unmeasured,
+    digest,
+)
 
 HOSTILE = "<script>alert(1)</script>"
 WORDS = (
@@ -79,3 +91,22 @@ def case(graph: Circuit, /, *, prompt: int | None = None, **more: object) -> Cas
         "verdict": "weak", "why": f"fewer than half {HOSTILE}",
     }  # fmt: skip
     return CaseGraph.model_validate(said | more)
+
+
+def named(graph: Circuit, /, *, most: int = 64, **more: object) -> CaseGraph:
+    """The case with labels of its neurons and two supernodes; hostile texts."""
+    nodes = graph.of("neuron").nonzero()[0].tolist()
+    units = sorted({(int(graph.layer_N[n]), int(graph.index_N[n])) for n in nodes})[:most]
+    score = Estimate(value=0.3, low=0.2, high=0.4, level=0.95, n=900, clusters=32, unit="correlation", estimator="r")
+    labels = tuple(
+        Labelled(
+            layer=layer, index=index, tokens=((f" w{layer}.{index}", 0.5), (HOSTILE, -0.25)), pairs=((" of the", 1.5),),
+            strongest=(Place(before=HOSTILE, token=f" high{layer}.{index}", after="\u202e\n\x00", activation=2.5),),
+            weakest=(Place(before="", token=f" low{layer}.{index}", after='"><img src=x>', activation=-2.5),),
+            score=score, shuffled=Unmeasured(reason="one text"),
+        )
+        for layer, index in units
+    )  # fmt: skip
+    half = len(nodes) // 2
+    some = (Supernode(name=f"{HOSTILE} for", nodes=tuple(nodes[:half])), Supernode(name="b", nodes=tuple(nodes[half:])))
+    return case(graph, **{"labels": labels, "supernodes": some} | more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 from click.testing import CliRunner, Result
@@ -45,6 +46,33 @@ def test_one_decision_is_traced_and_called_an_illustration(tmp_path: Path) -> No
         case = opened.get(body["id"])
         assert isinstance(case, CaseGraph)
         assert opened.blob_path(case.graph).exists()
+
+
+def test_neurons_are_labelled_unless_it_is_switched_off(tmp_path: Path) -> None:
+    asked = [*ASKED, "--action", "True.", "--instead", "False.", "--no-check", "--store", str(tmp_path / "store")]
+    plain = run(*asked, "--no-labels")
+    assert "label's score" not in plain.stdout
+    assert "supernode" not in plain.stdout
+    bare = json.loads(run(*asked, "--no-labels", "--json").stdout)
+    assert not {"labels", "supernodes"} & bare.keys()
+    said = run(*asked)
+    body = json.loads(run(*asked, "--json").stdout)
+    assert body["labels"]
+    for name, value in body.items():
+        assert name in ("labels", "supernodes", "id") or bare[name] == value
+    best = body["labels"][0]
+    line = next(line for line in said.stdout.splitlines() if line.startswith("carries"))
+    assert f"neuron {best['layer']}.{best['index']} " in line
+    score, shuffled = (f"{best[key]['value']:.2f}" for key in ("score", "shuffled"))
+    assert f"(label's score {score}, another's {shuffled})" in line
+    assert any(repr(best[side][0]["token"]) in line for side in ("strongest", "weakest"))
+    values = [one["score"]["value"] for one in body["labels"] if "value" in one["score"]]
+    assert f"{len(values)} with a score: median {median(values):+.2f} (middle half" in said.stdout
+    group = body["supernodes"][0]
+    assert f"supernode {group['name']}: {len(group['nodes'])} neuron" in said.stdout
+    assert "trace: labels of neurons" in said.stderr
+    with pytest.raises(UsageError, match="--no-labels: of the graph of one case"):
+        run("3fa9", "--no-labels")
 
 
 @pytest.mark.parametrize("what", ["truing", "neuronpedia"])

@@ -19,7 +19,7 @@ from truing.report.case_layout import PITCH, layout
 from truing.report.case_nodes import COLUMNS, EDGES, NODES, carried, drawn, flow, percent
 from truing.report.case_text import lines
 
-from ..cases import HOSTILE, case, circuit  # noqa: TID252 - tests are no package
+from ..cases import HOSTILE, case, circuit, named  # noqa: TID252 - tests are no package
 from .test_report import Page
 
 pytestmark = pytest.mark.base
@@ -274,13 +274,30 @@ document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape
 said.push(root.querySelectorAll(".chosen").length, nodes.filter((n) => n.getAttribute("tabindex") === "0").length);
 nodes[3].dispatchEvent(new MouseEvent("mouseenter"));
 said.push(root.querySelector(".said").textContent, root.querySelector(".context").textContent);
+said.push(root.querySelector(".note").textContent.trim());
+const neuron = nodes.findIndex((node) => node.classList.contains("neuron"));
+for (const event of [new MouseEvent("mouseenter"), new FocusEvent("focus")]) {
+  nodes[3].dispatchEvent(new MouseEvent("mouseenter"));
+  nodes[neuron].dispatchEvent(event);
+  said.push(neuron, root.querySelector(".note mark").textContent, root.querySelector(".note").textContent);
+}
+const which = (test) => nodes.flatMap((node, place) => (test(node.classList) ? [place] : []));
+const [button, other] = root.querySelectorAll("[data-group]");
+button.click();
+said.push(which((of) => of.contains("gathered")), which((of) => !of.contains("dim")));
+said.push(edges.filter((e) => e.classList.contains("lit")).length, root.querySelector(".said").textContent);
+other.click();
+said.push(button.getAttribute("aria-pressed"), other.getAttribute("aria-pressed"));
+other.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+said.push(root.querySelectorAll(".gathered, .dim, .lit").length, other.getAttribute("aria-pressed"));
 document.body.dataset.told = JSON.stringify(said);
 </script></body>"""
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_the_graph_can_be_explored_by_slider_mouse_and_keyboard(tmp_path: Path) -> None:
-    html = re.sub(r"<meta http-equiv=[^>]*>", "", html_of()).replace("</body>", EXPLORE)
+    one = named(GRAPH)
+    html = re.sub(r"<meta http-equiv=[^>]*>", "", html_of(one)).replace("</body>", EXPLORE)
     said = json.loads(dumped(html, tmp_path, "data-told"))
     some = drawn(CASE, GRAPH)
     into = (GRAPH.target_E == len(GRAPH) - 1).nonzero()[0]
@@ -296,7 +313,50 @@ def test_the_graph_can_be_explored_by_slider_mouse_and_keyboard(tmp_path: Path) 
     assert int(said[12]) != int(GRAPH.source_E[into[np.argmax(np.abs(GRAPH.weight_E[into]))]])
     assert said[13] == some.title(int(said[12]))
     assert said[14:16] == [0, 1]
-    assert said[16:] == [some.title(3), some.context(3)]
+    assert said[16:19] == [some.title(3), some.context(3), ""]
+    first = int(GRAPH.of("neuron").nonzero()[0][0])
+    unit = f"{GRAPH.layer_N[first]}.{GRAPH.index_N[first]}"
+    for node, token, text in (said[19:22], said[22:25]):
+        assert (node, token) == (first, f" {'high' if GRAPH.value_N[first] > 0 else 'low'}{unit}")
+        assert f"Label “ w{unit}” +0.500" in text
+        assert "Score 0.300 [0.200, 0.400] correlation (n = 900, 32 clusters); of another’s label not measured" in text
+    members = list(one.supernodes[0].nodes)
+    assert said[25:27] == [members, members]
+    assert said[27] == (np.isin(GRAPH.source_E, members) | np.isin(GRAPH.target_E, members)).sum()
+    assert said[28:] == [f"Supernode: {HOSTILE} for", "false", "true", 0, "false"]
+
+
+def test_labels_and_supernodes_stand_in_the_page_without_a_mouse() -> None:
+    one = named(GRAPH, most=5)
+    html = html_of(one)
+    some = drawn(one, GRAPH)
+    for label in one.labels:
+        node = next(n for n in some.nodes if (GRAPH.layer_N[n], GRAPH.index_N[n]) == (label.layer, label.index))
+        row = html.split(f'<td data-note="{some.nodes.index(node)}">')[1].split("</td>")[0]
+        text = Page(f"<table><tr><td>{row}</td></tr></table>").text
+        high = GRAPH.value_N[node] > 0
+        assert ("Strongest in other texts" in text, f" high{label.unit}" in text) == (high, high)
+        assert (f" low{label.unit}" in text, f"“ w{label.unit}” +0.500" in text) == (not high, True)
+        assert "Score 0.300 [0.200, 0.400]" in text
+    seen = Page(html)
+    assert seen.text.count("Score 0.300") == sum(
+        f"{GRAPH.layer_N[n]}.{GRAPH.index_N[n]}" in {label.unit for label in one.labels} for n in some.nodes
+    )
+    buttons = [a for tag, a in seen.elements if tag == "button" and "data-group" in a]
+    assert [list(map(int, (a["data-group"] or "").split())) for a in buttons] == [list(g.nodes) for g in one.supernodes]
+    assert all(some.title(node) in seen.text for node in one.supernodes[1].nodes)
+    assert "img" not in {tag for tag, _ in seen.elements}
+    assert html.count("<script>") == 1
+    assert "\u202e" not in html
+    assert "\x00" not in html
+    assert "Stands for" not in html_of()
+
+
+def test_a_case_that_was_labelled_stands_for_what_it_was_before() -> None:
+    one = named(GRAPH, parents=(CASE.id,))
+    seen = Page(overview([one, CASE], blobs=lambda _: GRAPH.packed()))
+    assert f"case-{one.id[:12]}" in seen.ids
+    assert f"case-{CASE.id[:12]}" not in seen.ids
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from truing import files
 from truing.errors import DataError, RecordError, StoreError, UsageError
-from truing.records import Circuit, Target
+from truing.records import Circuit, Target, canonical, digest_of
 from truing.share import exported, imported
 from truing.share.exported import cantor
 from truing.share.graphs import from_neuronpedia, neuronpedia, read_case, write_case, write_neuronpedia
 
-from ..cases import case, circuit  # noqa: TID252 - tests are no package
+from ..cases import HOSTILE, case, circuit, named  # noqa: TID252 - tests are no package
 
 pytestmark = pytest.mark.base
 TARGET = Target(name="local/x", weights="w", template="t", dtype="float32", abilities=("WhiteBox",))
@@ -56,6 +56,61 @@ def test_a_case_comes_back_from_its_two_files(tmp_path: Path, seed: int) -> None
     assert (found.case, found.target) == (one, TARGET)
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(found.circuit, name), getattr(graph, name))
+
+
+def test_labels_and_supernodes_go_along(tmp_path: Path) -> None:
+    one = named(GRAPH, target=TARGET.id)
+    write_case(tmp_path / "a.json", one, TARGET, GRAPH.packed())
+    found = read_case(tmp_path / "a.json").case
+    assert found == one
+    assert found.labels[0].strongest[0].before == HOSTILE
+    # Files from before there were any have neither key, and are read.
+    write_case(tmp_path / "b.json", CASE, TARGET, GRAPH.packed())
+    body = json.loads((tmp_path / "b.json").read_bytes())["case"]["body"]
+    assert not {"labels", "supernodes"} & body.keys()
+    assert read_case(tmp_path / "b.json").case == CASE
+
+
+NEURONS = GRAPH.of("neuron").nonzero()[0].tolist()
+
+
+HOSTILE_NAMES: dict[str, Any] = {
+    "token": lambda label, group, case: label["tokens"][0].__setitem__(0, "x" * 41),
+    "before": lambda label, group, case: label["strongest"][0].update(before="x" * 61),
+    "places": lambda label, group, case: label.update(weakest=label["weakest"] * 17),
+    "labels": lambda label, group, case: case.update(labels=[label] * 1025),
+    "name": lambda label, group, case: group.update(name="x" * 121),
+    "members": lambda label, group, case: group.update(nodes=group["nodes"] * 4097),
+    "groups": lambda label, group, case: case.update(supernodes=[{"name": "x", "nodes": [n]} for n in range(65)]),
+    "key": lambda label, group, case: label.update(html="x"),
+    "no neuron": lambda label, group, case: group.update(nodes=[0]),
+    "beyond": lambda label, group, case: group.update(nodes=[10**6]),
+    "twice": lambda label, group, case: group.update(nodes=[*group["nodes"], group["nodes"][0]]),
+    "other": lambda label, group, case: label.update(index=10**6),
+    "again": lambda label, group, case: case["labels"].append(label),
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        ("token", "at most 40 characters"), ("before", "at most 60 characters"), ("places", "at most 16 items"),
+        ("labels", "at most 1024 items"), ("name", "at most 120 characters"), ("members", "at most 4096 items"),
+        ("groups", "at most 64 items"), ("key", "Extra inputs"), ("no neuron", "name 0, which is no neuron"),
+        ("beyond", "name 1000000, which is no neuron"), ("twice", "supernodes .* name one neuron twice"),
+        ("other", r"labels .* name \d+\.1000000, which"), ("again", "labels .* name one neuron twice"),
+    ],
+)  # fmt: skip
+def test_hostile_labels_and_supernodes_are_refused(tmp_path: Path, which: str, said: str) -> None:
+    """With an id that fits: whoever alters a record can hash it too."""
+    path, _ = write_case(tmp_path / "a.json", named(GRAPH, target=TARGET.id), TARGET, GRAPH.packed())
+    whole = json.loads(path.read_bytes())
+    body = whole["case"]["body"]
+    HOSTILE_NAMES[which](body["labels"][0], body["supernodes"][0], body)
+    whole["ids"]["case"] = digest_of(whole["case"])
+    path.write_bytes(canonical(whole))
+    with pytest.raises(RecordError, match=said):
+        read_case(path)
 
 
 def test_the_same_case_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -267,6 +322,43 @@ def test_the_decision_is_a_logit_with_a_label_that_can_be_split() -> None:
     assert logit["token_prob"] == 0.5
     for value, chance in ((2.0, 0.880797), (-1e6, 0.0), (1e6, 1.0)):
         assert exported.probability(case(GRAPH, value=value)) == pytest.approx(chance, abs=1e-6)
+
+
+def test_supernodes_and_labels_are_what_a_viewer_shows() -> None:
+    one = named(GRAPH, most=3)
+    graph = json.loads(json.dumps(neuronpedia(one, GRAPH)))
+    ids = exported.node_ids(one, GRAPH)
+    assert graph["qParams"]["supernodes"] == [[g.name, *(ids[node] for node in g.nodes)] for g in one.supernodes]
+    names = {node["node_id"]: node["clerp"] for node in graph["nodes"]}
+    units = {label.unit for label in one.labels}
+    for node in NEURONS:
+        unit = f"{GRAPH.layer_N[node]}.{GRAPH.index_N[node]}"
+        assert names[ids[node]] == f"neuron {unit}" + f": ' w{unit}'" * (unit in units)
+    low = one.labels[0].model_copy(update={"tokens": (("\u202e" + "x" * 30, -1.0),)})
+    said = neuronpedia(named(GRAPH, labels=(low,)), GRAPH)["nodes"]
+    assert any(node["clerp"] == f"neuron {low.unit}: low at '\ufffd{'x' * 19}'" for node in said)
+    found = from_neuronpedia(json.dumps(graph).encode())
+    assert found.supernodes == tuple((g.name, g.nodes) for g in one.supernodes)
+    assert read(plain()).supernodes == ()
+
+
+def with_groups(*groups: Any) -> dict[str, Any]:
+    return foreign() | {"qParams": {"supernodes": list(groups)}}
+
+
+def test_supernodes_of_another_program_may_name_what_was_pruned() -> None:
+    found = read(with_groups(["both", "3_70_1", "gone", "1_40_1", "3_70_1"], ["empty", "gone"], ["logit", "27_9_1"]))
+    assert found.supernodes == (("both", (found.ids.index("3_70_1"), found.ids.index("1_40_1"))),)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [([["a"]] * 1001, "at most 1000 items"), ([["a"] * 10_002], "at most 10001 items"), ([[]], "at least 1 item"),
+     ([[3]], "valid string"), (["a"], "valid (list|array)")],
+)  # fmt: skip
+def test_hostile_supernodes_of_another_program_are_refused(groups: Any, said: str) -> None:
+    with pytest.raises(RecordError, match=said):
+        read(with_groups(*groups))
 
 
 def test_influence_is_a_rank_that_falls_as_nodes_matter_more() -> None:

@@ -57,6 +57,7 @@ MOST_TURNS = 10_000_000
 @click.option("--paraphrase", "paraphrases", multiple=True, help="The prompt in other words: is the graph the same?")
 @click.option("--full", is_flag=True, help="Ablate every neuron of a case's graph by itself, not a sample of 64.")
 @click.option("--no-check", is_flag=True, help="Only the accounts of a case: no ablation, and no verdict.")
+@click.option("--no-labels", is_flag=True, help="Do not say what a case's neurons stand for: no labels, no supernodes.")
 @click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
 @click.option(
     "--dictionary", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
@@ -98,6 +99,7 @@ def command(
     paraphrases: tuple[str, ...],
     full: bool,
     no_check: bool,
+    no_labels: bool,
     name: str,
     neurons: int,
     dictionary: Path | None,
@@ -128,7 +130,7 @@ def command(
     of_a_case = {
         "--dictionary": dictionary is not None, "--lens": lens,
         "--action": actions, "--instead": instead, "--span": spans, "--against": against is not None,
-        "--paraphrase": paraphrases, "--full": full, "--no-check": no_check,
+        "--paraphrase": paraphrases, "--full": full, "--no-check": no_check, "--no-labels": no_labels,
     }  # fmt: skip
     if (claim or planted) and (unused := [option for option, said in of_a_case.items() if said]):
         raise UsageError(f"{', '.join(unused)}: of the graph of one case; give --prompt or --transcript for one")
@@ -153,6 +155,7 @@ def command(
     told = Asked(
         messages, spans if transcript else actions, None if transcript else instead,
         None if against is None else _asked(system, against), tuple(_asked(system, one) for one in paraphrases),
+        not no_labels,
     )  # fmt: skip
     settings = {"neurons": neurons, "rule": rule, "seed": seed, "full": full, "check": not no_check}
     inside = Inside(dictionary, lens)
@@ -168,6 +171,8 @@ class Asked:
     instead: tuple[str, ...] | None
     against: tuple[Message, ...] | None
     paraphrases: tuple[tuple[Message, ...], ...]
+    labelled: bool
+    """Whether its neurons are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +233,10 @@ def _case(
 ) -> int:
     from truing.records import circuit_of
     from truing.store import open_store
+    from truing.studies.reading import reading
     from truing.targets import need, resolve
     from truing.targets.local import LocalTarget
-    from truing.trace import CaseSettings, forming, read_features, trace_case
+    from truing.trace import CaseSettings, Naming, forming, read_features, trace_case
     from truing.trace.dictionaries import check_layout
 
     progress, chosen = Progress(), CaseSettings(**settings)
@@ -243,7 +249,10 @@ def _case(
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
         features = read_features(inside.dictionary, target.model) if inside.dictionary else None
         context, beside = _laid_out(target, asked)
-        case = trace_case(target, context, store, beside=beside, settings=chosen, features=features, watcher=progress)
+        naming = Naming(reading(store)) if asked.labelled else None
+        case = trace_case(
+            target, context, store, beside=beside, settings=chosen, features=features, naming=naming, watcher=progress
+        )
         read = forming(target, context, case, store) if inside.lens else None
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)
@@ -378,6 +387,10 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
     ]  # fmt: skip
     lines += [f"adds      {total:+.4f} nats/token: {segment}" for segment, total in _by_segment(case)]
     lines += [f"carries   {said}" for said in _strongest(case, circuit)]
+    lines += _labels(case)
+    lines += [
+        f"supernode {one.name}: {len(one.nodes)} neuron{'s' * (len(one.nodes) > 1)}" for one in case.supernodes[:SHOWN]
+    ]
     return [*lines, f"graph     {case.id}"]
 
 
@@ -386,6 +399,38 @@ def _written(case: CaseGraph, circuit: Circuit, node: int) -> str:
     more, less = next(((more, less) for unit, more, less in case.writes if unit == name), ((), ()))
     some = more if circuit.value_N[node] > 0 else less
     return f", writes {' '.join(map(repr, some))}" if some else ""
+
+
+def _label(case: CaseGraph, circuit: Circuit, node: int) -> str:
+    """Where a neuron is strongest, on the side that it is on here, and how well its label predicts it."""
+    from truing.records import Estimate
+
+    name = f"{circuit.layer_N[node]}.{circuit.index_N[node]}"
+    one = next((one for one in case.labels if one.unit == name), None)
+    if one is None:
+        return ""
+    what, places = ("strongest", one.strongest) if circuit.value_N[node] > 0 else ("lowest", one.weakest)
+    tokens = " ".join(dict.fromkeys(repr(place.token) for place in places))
+    scores = [f"{q.value:.2f}" if isinstance(q, Estimate) else "not measured" for q in (one.score, one.shuffled)]
+    return f", {what} at {tokens} (label's score {scores[0]}, another's {scores[1]})"
+
+
+def _labels(case: CaseGraph) -> list[str]:
+    """How good the labels are, all of them together."""
+    from statistics import quantiles
+
+    from truing.records import Estimate
+
+    scores = [one.score for one in case.labels if isinstance(one.score, Estimate)]
+    others = [one.shuffled.value for one in case.labels if isinstance(one.shuffled, Estimate)]
+    if len(scores) < 2 or len(others) < 2:
+        return []
+    low, middle, high = quantiles([one.value for one in scores], method="inclusive")
+    return [
+        f"labels    of {len(case.labels)} neurons, {len(scores)} with a score: median {middle:+.2f} (middle half"
+        f" {low:+.2f} to {high:+.2f}), {sum(one.low > 0 for one in scores)} clearly above 0; of another neuron's label"
+        f" {quantiles(others, method='inclusive')[1]:+.2f}"
+    ]
 
 
 def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:
@@ -407,5 +452,6 @@ def _strongest(case: CaseGraph, circuit: Circuit) -> Sequence[str]:
             f"{float(circuit.influence_N[n]):6.2%} of the influence:"
             f" {case.unit} {circuit.layer_N[n]}.{circuit.index_N[n]}"
             f" at token {at} {case.tokens[at]!r} ({case.segments[at]}){_written(case, circuit, n)}"
+            f"{_label(case, circuit, n)}"
         )
     return lines

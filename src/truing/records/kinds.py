@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from truing.records.base import Id, Record, Sparse, Value, digest_of
+from truing.records.neurons import NeuronLabels, Supernodes
 from truing.records.values import Blob, Estimate, Named, Quantity
 
 Half = Literal["develop", "held-out"]
@@ -637,13 +638,14 @@ class Curve(Value):
     """k, and the share."""
 
 
-class CaseGraph(Record):
+class CaseGraph(Record, Sparse):
     """What carries one decision in one context: an attribution graph, for illustration, with causal checks.
 
     One case has no interval: it is not evidence for a claim.
     """
 
     kind: ClassVar[str] = "case"
+    later = frozenset({"labels", "supernodes"})
 
     target: Id
     claim: Id | None
@@ -685,6 +687,10 @@ class CaseGraph(Record):
     writes: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = ()
     """Of neurons, by "layer.index": the tokens that they make likelier where they are positive, and those less likely,
     by what they write alone (logit lens)."""
+    labels: NeuronLabels = ()
+    """Of the neurons with the most influence: where they are strongest, and how well that predicts them."""
+    supernodes: Supernodes = ()
+    """Neurons of the pruned graph that are fed alike and feed alike; none is in two."""
     curves: tuple[Curve, ...] = ()
     checks: tuple[Named, ...] = ()
     verdict: Literal["supported", "weak", "refuted", "inconclusive"]

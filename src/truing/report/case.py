@@ -9,6 +9,7 @@ from truing.errors import DataError
 from truing.records import Blob, CaseGraph, Circuit, Claim, Target, check_size, circuit_of
 from truing.report.case_curves import Kept, kept
 from truing.report.case_lens import Forming, forming
+from truing.report.case_named import Group, Note, groups, note
 from truing.report.case_nodes import Drawn, drawn, percent, shown, strongest
 from truing.report.case_picture import CasePicture, picture
 from truing.report.case_text import Line, lines
@@ -32,6 +33,10 @@ class Entry:
     facts: str
     inputs: str
     outputs: str
+    spot: int
+    """Its number in the picture."""
+    note: Note | None
+    """What it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class GraphOf:
     lines: tuple[Line, ...]
     entries: tuple[Entry, ...]
     strongest: tuple[tuple[str, str, str], ...]
+    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,10 @@ class CaseView:
 
 
 def views(pool: Pool, blobs: Blobs | None) -> tuple[list[CaseView], int]:
-    """The cases that are drawn, and how many more there are."""
-    found = pool.all(CaseGraph)
+    """The cases that are drawn, and how many more there are. One that was labelled stands for what it was before."""
+    every = pool.all(CaseGraph)
+    before = {parent for case in every for parent in case.parents}
+    found = [case for case in every if case.id not in before]
     return [view(case, pool, blobs) for case in found[:MOST]], max(0, len(found) - MOST)
 
 
@@ -136,6 +144,7 @@ def _graph(case: CaseGraph, circuit: Circuit, title: str) -> GraphOf:
             (some.title(int(circuit.source_E[e])), some.title(int(circuit.target_E[e])), _weight(circuit, e))
             for e in some.edges[:TOP_EDGES]
         ),
+        groups=groups(some),
     )  # fmt: skip
 
 
@@ -148,7 +157,7 @@ def _entry(some: Drawn, node: int) -> Entry:
 
     return Entry(
         some.title(node), some.context(node), some.facts(node), said("target_E", "source_E"),
-        said("source_E", "target_E"),
+        said("source_E", "target_E"), some.nodes.index(node), note(some, node),
     )  # fmt: skip
 
 

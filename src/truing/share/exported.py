@@ -19,6 +19,7 @@ import truing
 from truing.errors import RecordError
 from truing.files import write_whole
 from truing.records import NODE_KINDS, CaseGraph, Circuit, NodeKind, check_fit
+from truing.text import one_line, short
 
 MOST_BYTES = 100 << 20
 """Neuronpedia takes no larger file."""
@@ -32,6 +33,8 @@ UNITS: dict[NodeKind, str] = {
     "embedding": "token", "bias": "bias", "neuron": "mlp_neuron", "remainder": "remainder", "decision": "decision",
 }  # fmt: skip
 PLACEHOLDER = "placeholder"
+WORDS = 4
+"""Tokens of a neuron's label that stand in its name."""
 
 
 def neuronpedia(case: CaseGraph, circuit: Circuit, *, scan: str = "", native: bool = False) -> dict[str, Any]:
@@ -50,7 +53,8 @@ def neuronpedia(case: CaseGraph, circuit: Circuit, *, scan: str = "", native: bo
             circuit.source_E.tolist(), circuit.target_E.tolist(), circuit.weight_E.tolist(), strict=True
         )
     ]
-    q_params = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    groups = [[short(one.name), *(ids[node] for node in one.nodes)] for one in case.supernodes]
+    q_params = {"pinnedIds": [], "supernodes": groups, "linkType": "both", "clickedId": "", "sg_pos": ""}
     return {"metadata": _metadata(case, scan), "qParams": q_params, "nodes": nodes, "links": links}
 
 
@@ -100,6 +104,7 @@ def _rows(circuit: Circuit) -> list[tuple[NodeKind, int, int, int]]:
 
 def _nodes(case: CaseGraph, circuit: Circuit, ids: list[str], types: dict[str, str]) -> list[dict[str, Any]]:
     ranks, values = _ranks(circuit), circuit.value_N.tolist()
+    said = _labels(case)
     nodes = []
     for number, (kind, layer, position, index) in enumerate(_rows(circuit)):
         node = _place(case, kind, layer, position, index) | {
@@ -109,12 +114,24 @@ def _nodes(case: CaseGraph, circuit: Circuit, ids: list[str], types: dict[str, s
             "influence": None if kind == "decision" else ranks[number],
             "share": float(circuit.influence_N[number]), "activation": values[number] if kind == "neuron" else None,
         }  # fmt: skip
+        node["clerp"] += said.get((layer, index), "") if kind == "neuron" else ""
         if kind == "decision":
             node |= {"token_prob": probability(case), "is_target_logit": True, "value": values[number]}
         nodes.append(node)
     if not any(kind != "decision" and layer >= 1 for kind, layer, _, _ in _rows(circuit)):
         nodes.insert(-1, _placeholder(types))
     return nodes
+
+
+def _labels(case: CaseGraph) -> dict[tuple[int, int], str]:
+    """What follows a neuron's name: the tokens of its label where it is high, else those where it is low."""
+    found = {}
+    for one in case.labels:
+        high = [token for token, value in one.tokens if value > 0]
+        words = (high or [token for token, _ in one.tokens])[:WORDS]
+        said = ", ".join(f"'{one_line(token)[:20]}'" for token in words)
+        found[one.layer, one.index] = f": {'' if high else 'low at '}{said}" if said else ""
+    return found
 
 
 def _place(case: CaseGraph, kind: NodeKind, layer: int, position: int, index: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ KINDS: dict[str, NodeKind] = {
     "lorsa": "neuron", "mlp reconstruction error": "remainder", "lorsa error": "remainder", "logit": "decision",
 }  # fmt: skip
 MOST_NODES, MOST_LINKS = 200_000, 2_000_000
+MOST_GROUPS, MOST_MEMBERS = 1000, 10_000
 MOST_LAYER, MOST_INDEX, MOST_WEIGHT = 4096, 2**31 - 1, 3e38
 
 
@@ -70,8 +71,15 @@ class _Metadata(_Part):
     truing: _Ours = _Ours()
 
 
+class _Query(_Part):
+    supernodes: Annotated[
+        list[Annotated[list[str], Field(min_length=1, max_length=1 + MOST_MEMBERS)]], Field(max_length=MOST_GROUPS)
+    ] = []
+
+
 class _File(_Part):
     metadata: _Metadata
+    qParams: _Query = _Query()
     nodes: Annotated[list[_Node], Field(max_length=MOST_NODES)]
     links: Annotated[list[_Link], Field(max_length=MOST_LINKS)]
 
@@ -89,6 +97,8 @@ class Imported:
     """The file's id of each node; that of the decision is "", where it is made of several logits."""
     logits: tuple[tuple[str, float], ...]
     """The logits that the decision is made of, with their weights, which add up to 1."""
+    supernodes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Nodes that the file draws as one, with their name; those that are not in the graph are left out."""
 
 
 def from_neuronpedia(data: bytes, *, logit: str = "") -> Imported:
@@ -108,7 +118,16 @@ def from_neuronpedia(data: bytes, *, logit: str = "") -> Imported:
     ids = (*(nodes[place].node_id for place in order), nodes[next(iter(parts))].node_id if len(parts) == 1 else "")
     logits = tuple((nodes[place].node_id, share) for place, share in parts.items())
     said = file.metadata
-    return Imported(circuit, tuple(said.prompt_tokens), said.prompt, said.scan, ids, logits)
+    groups = _groups(file.qParams, {name: place for place, name in enumerate(ids[:-1])})
+    return Imported(circuit, tuple(said.prompt_tokens), said.prompt, said.scan, ids, logits, groups)
+
+
+def _groups(query: _Query, place: Mapping[str, int]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Supernodes with nodes in place of ids. Viewers keep ids of nodes that were pruned since."""
+    found = (
+        (name, tuple(place[one] for one in dict.fromkeys(some) if one in place)) for name, *some in query.supernodes
+    )
+    return tuple((name, nodes) for name, nodes in found if nodes)
 
 
 def _parsed(data: bytes) -> _File:

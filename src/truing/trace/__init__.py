@@ -6,9 +6,10 @@ from truing.trace.context import Context, between, written
 from truing.trace.differ import differ
 from truing.trace.feature_set import FeatureSet, read_features
 from truing.trace.judge import judge
+from truing.trace.named import Naming
 from truing.trace.run import TESTING, Effect, Settings, retrace, trace
 
 __all__ = [
-    "TESTING", "Beside", "CaseSettings", "Context", "Effect", "FeatureSet", "Settings", "between", "differ", "forming",
-    "judge", "read_features", "retrace", "trace", "trace_case", "written",
+    "TESTING", "Beside", "CaseSettings", "Context", "Effect", "FeatureSet", "Naming", "Settings", "between", "differ",
+    "forming", "judge", "read_features", "retrace", "trace", "trace_case", "written",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
 from truing.trace.labels import tokens_written
 from truing.trace.leak import leaking
+from truing.trace.named import Naming, named
 from truing.trace.picked import Picked
 from truing.trace.plan import plan
 from truing.trace.readable import check_readable
@@ -83,10 +84,12 @@ def trace_case(
     settings: CaseSettings | None = None,
     claim: Claim | None = None,
     features: FeatureSet | None = None,
+    naming: Naming | None = None,
     watcher: Watcher | None = None,
 ) -> CaseGraph:
     """The graph of a decision, checked by ablation; in `features` where they are given, rather than in neurons.
-    TargetError where memory is short, where contributions do not add up, or where a twin does not align.
+    TargetError where memory is short, where contributions do not add up, or where a twin does not align. `naming`: what
+    its neurons are labelled from; without, none is.
 
     One case is an illustration: for evidence, trace a claim.
     """
@@ -104,7 +107,7 @@ def trace_case(
     }  # fmt: skip
     ((graph,),) = run([Work(item=None, stage="case", inputs=inputs)], work, ledger=store, label="trace: case")
     assert isinstance(graph, CaseGraph)
-    return graph
+    return graph if naming is None else named(target, graph, store, naming, watcher=watcher)
 
 
 @dataclass(frozen=True, slots=True)

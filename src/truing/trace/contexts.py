@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.records import Episodes, Replies, Turn
+from truing.records import Episodes, Record, Replies, Turn
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import Units
@@ -111,16 +111,24 @@ def context(target: LocalTarget, piece: Piece, position: int, activation: float)
 
 def stored_texts(store: Store) -> tuple[str, ...]:
     """What targets wrote, of the replies, turns and episodes of a store; each text once, in the order of arrival."""
-    found: list[str] = []
+    return tuple(dict.fromkeys(each_stored(store)))
+
+
+def each_stored(store: Store) -> Iterator[str]:
+    """The same texts one by one, some more than once; no record is read before its texts are asked for."""
     for kind in ("replies", "turn", "episodes"):
-        for record in store.of_kind(kind):
-            if isinstance(record, Replies):
-                found += [row.reply for row in record.rows]
-            elif isinstance(record, Turn):
-                found.append(record.text)
-            elif isinstance(record, Episodes):
-                found += [text for row in record.rows for text in (*row.said, row.answer)]
-    return tuple(dict.fromkeys(text for text in found if text.strip()))
+        for entry in store.ls(kind):
+            yield from (text for text in _written(store.get(entry.id)) if text.strip())
 
 
-__all__ = ["Context", "Neuron", "Piece", "Strongest", "activations", "pieces", "stored_texts"]
+def _written(record: Record) -> Iterator[str]:
+    match record:
+        case Replies():
+            yield from (row.reply for row in record.rows)
+        case Turn():
+            yield record.text
+        case Episodes():
+            yield from (text for row in record.rows for text in (*row.said, row.answer))
+
+
+__all__ = ["Context", "Neuron", "Piece", "Strongest", "activations", "each_stored", "pieces", "stored_texts"]

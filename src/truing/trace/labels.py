@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from truing.errors import DesignError, TargetError
 from truing.records import Measurement, Named, Quantity
+from truing.runner import Silent, Watcher
 from truing.stats.estimates import correlation
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import Units, layers, place
 from truing.text import one_line
-from truing.trace.contexts import Context, Floats, Neuron, Piece, Strongest, activations, context, pieces
+from truing.trace.contexts import LENGTH, Context, Floats, Neuron, Piece, Strongest, activations, context, pieces
 from truing.trace.lens import ROWS, end
 
 CELLS = 1 << 23
@@ -61,22 +62,31 @@ class NeuronLabel:
 
 
 def label(
-    target: LocalTarget, neurons: Sequence[Neuron], texts: Sequence[str], *, top: int = 10, seed: int = 0
+    target: LocalTarget,
+    neurons: Sequence[Neuron],
+    texts: Sequence[str],
+    *,
+    top: int = 10,
+    seed: int = 0,
+    watcher: Watcher | None = None,
 ) -> tuple[NeuronLabel, ...]:
     """Labels of neurons, made on every other text and tested on the texts between. Texts that repeat are used once.
 
-    Two passes over each text for every batch of neurons. DesignError where there are under two texts.
+    One pass over each text for every batch of neurons. DesignError where there are under two texts.
     """
-    cut = pieces(target, tuple(dict.fromkeys(texts)))
+    watcher = watcher or Silent()
+    cut = pieces(target, tuple(dict.fromkeys(texts)), length=target.room((), LENGTH))
     making, testing = [p for p in cut if p.text % 2 == 0], [p for p in cut if p.text % 2]
     if not making or not testing:
         raise DesignError(f"{len(cut)} texts; a label is made on some and tested on others, so give at least 2")
     known = _Known.of(making)
     size = max(1, CELLS // (2 * (len(known.tokens_V) + len(known.pairs_P))))
     found: list[NeuronLabel] = []
+    watcher.start("trace: labels of neurons", len(cut) * -(-len(neurons) // size))
     for start in range(0, len(neurons), size):
         batch = list(neurons[start : start + size])
-        found += _labelled(target, batch, _others(target, batch, seed), known, making, testing, top, seed)
+        others = _others(target, batch, seed)
+        found += _labelled(target, batch, others, known, making, testing, top, seed, watcher)
     return tuple(found)
 
 
@@ -252,7 +262,7 @@ class _Tested:
 
 def _labelled(
     target: LocalTarget, neurons: list[Neuron], others: list[Neuron], known: _Known, making: Sequence[Piece],
-    testing: Sequence[Piece], top: int, seed: int,
+    testing: Sequence[Piece], top: int, seed: int, watcher: Watcher,
 ) -> Iterator[NeuronLabel]:  # fmt: skip
     count = len(neurons)
     sums = _Sums.none(known, 2 * count)
@@ -261,8 +271,9 @@ def _labelled(
         sums.add(*known.places(piece), values)
         most.see(number, values[:, :count])
         least.see(number, values[:, :count])
+        watcher.step()
     rules = sums.rules(known, top)
-    tested = _tested(target, neurons, rules, known, testing, top, seed)
+    tested = _tested(target, neurons, rules, known, testing, top, seed, watcher)
     for u, ((layer, index), logits) in enumerate(zip(neurons, written(target, neurons), strict=True)):
         yield NeuronLabel(
             layer, index, _tokens(target, logits.topk(top).indices), _tokens(target, (-logits).topk(top).indices),
@@ -283,6 +294,7 @@ def _tested(
     testing: Sequence[Piece],
     top: int,
     seed: int,
+    watcher: Watcher,
 ) -> _Tested:
     count = len(neurons)
     row = {text: number for number, text in enumerate(dict.fromkeys(piece.text for piece in testing))}
@@ -297,6 +309,7 @@ def _tested(
         other[row[piece.text]] += _moments(said[:, count:], y)
         strongest.see(number, values)
         ordinary += [(number, position, values[position - 1]) for position in drawn.get(number, ())]
+        watcher.step()
     return _Tested(own, other, strongest, ordinary)
 
 

@@ -108,7 +108,10 @@ function follow(root) {
   const slider = root.querySelector("input");
   const { least, most, shown } = slider.dataset;
   const part = (name) => root.querySelector(name);
+  const notes = new Map([...root.parentElement.querySelectorAll("[data-note]")].map((cell) => [nodes[cell.dataset.note], cell]));
+  const groups = [...root.querySelectorAll("[data-group]")];
   let chosen = null;
+  let gathered = null;  // the button of a supernode
 
   function limit() {
     const low = Math.max(Number(least), 1e-6);
@@ -165,12 +168,15 @@ function follow(root) {
 
   // The panel is about the node that is pointed at; else about the chosen one.
   function tell(node) {
-    part(".said").textContent = node ? node.dataset.name : "";
+    part(".said").textContent = node ? node.dataset.name : gathered ? `Supernode: ${gathered.textContent}` : "";
+    if (part(".note")) {
+      part(".note").replaceChildren(...(notes.has(node) ? notes.get(node).cloneNode(true).childNodes : []));
+    }
     part(".context").textContent = node && node.dataset.context || "";
     part(".facts-of").textContent = node ? node.dataset.facts : "";
     part(".rest").textContent = node && node.dataset.rest ? `${node.dataset.rest}.` : "";
     part(".lists").hidden = !node;
-    part(".hint").hidden = Boolean(node);
+    part(".hint").hidden = Boolean(node || gathered);
     const place = nodes.indexOf(node);
     const count = node === chosen ? Infinity : 6;
     list("in", into[place] || [], "from", count);
@@ -188,15 +194,34 @@ function follow(root) {
     nodes.forEach((other, number) => other.classList.toggle("dim", Boolean(node) && !near.has(number)));
   }
 
-  function choose(node) {
+  // A supernode: its members alone stand out, with what adds to them and what they add to.
+  function gather(button) {
+    gathered = button;
+    const members = new Set(button ? button.dataset.group.split(" ") : []);
+    for (const edge of button ? edges : []) {
+      const touches = members.has(edge.dataset.from) || members.has(edge.dataset.to);
+      edge.classList.toggle("lit", touches && !edge.classList.contains("away"));
+      edge.classList.toggle("dim", !touches);
+    }
+    for (const node of nodes) {
+      node.classList.toggle("gathered", members.has(node.dataset.spot));
+      node.classList.toggle("dim", members.size ? !members.has(node.dataset.spot) : node.classList.contains("dim"));
+    }
+    for (const other of groups) {
+      other.setAttribute("aria-pressed", String(other === button));
+    }
+  }
+
+  function choose(node, button = null) {
     chosen = node;
     light(node);
+    gather(button);
     tell(node);
     for (const other of nodes) {
       other.classList.toggle("chosen", other === node);
       other.setAttribute("aria-pressed", String(other === node));
     }
-    part("[data-clear]").hidden = !node;
+    part("[data-clear]").hidden = !(node || button);
     if (node) {
       tabbable(node);
     }
@@ -245,6 +270,10 @@ function follow(root) {
       choose(null);
     }
   });
+  for (const button of groups) {
+    button.disabled = !button.dataset.group;
+    button.addEventListener("click", () => choose(null, button === gathered ? null : button));
+  }
   part("[data-clear]").addEventListener("click", () => choose(null));
   slider.addEventListener("input", limit);
   part(".tools").hidden = part(".panel").hidden = false;
