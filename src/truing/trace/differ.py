@@ -32,16 +32,7 @@ def differ(
     Of two models: in the first cell of the effect, which is the same text for both. Of one model, given twice: the
     second cell minus the first. TargetError where the models do not read the same tokens, or have other shapes.
     """
-    for target in (first, second):
-        need(target, "WhiteBox")
-    if first.card.template != second.card.template:
-        raise TargetError(
-            f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"
-            f" and {second.card.template[:12]}), so that nothing in them corresponds. Give a model and its fix."
-        )
-    shapes = [(t.model.config.num_hidden_layers, t.model.config.intermediate_size) for t in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise TargetError(f"{first.card.name} and {second.card.name} have other layers and neurons: {shapes}")
+    corresponding(first, second)
     choosing, testing = (_laid_out(first, second, half, effect, per_plot) for half in (effect.choosing, effect.testing))
     for target in (first, second):
         store.add(target.card)
@@ -70,6 +61,20 @@ def differ(
     ((record,),) = run([Work(item=None, stage="difference", inputs=inputs)], work, ledger=store)
     assert isinstance(record, Measurement)
     return record
+
+
+def corresponding(first: LocalTarget, second: LocalTarget) -> None:
+    """TargetError unless a token, a layer and a neuron of the first are those of the second."""
+    for target in (first, second):
+        need(target, "WhiteBox")
+    if first.card.template != second.card.template:
+        raise TargetError(
+            f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"
+            f" and {second.card.template[:12]}), so that nothing in them corresponds. Give a model and its fix."
+        )
+    shapes = [(t.model.config.num_hidden_layers, t.model.config.intermediate_size) for t in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise TargetError(f"{first.card.name} and {second.card.name} have other layers and neurons: {shapes}")
 
 
 def _laid_out(
