@@ -17,7 +17,7 @@ from truing.store import Store
 from truing.trace import TESTING, Carriers, Effect, Settings, carriers, differ
 
 TWINS = 24
-"""So many on either half, or one of each plot where there are more plots."""
+"""About so many on either half, or one of each plot where there are more plots."""
 LEFT, CARRIED = "effect left on the traced twins", "effect still carried by the traced "
 CHANGE = "change of the decision"
 PARTS = {"difference": "", "activation part": ", activation part", "weight part": ", weight part",
@@ -131,7 +131,7 @@ def _rows(
 
 def _per_plot(effect: Effect) -> int:
     """As many as a trace takes, fewer where there are many plots."""
-    plots = min(len({surface.plot for surface in half}) for half in (effect.choosing, effect.testing))
+    plots = max(len({surface.plot for surface in half}) for half in (effect.choosing, effect.testing))
     return max(1, min(Settings().per_plot, TWINS // max(1, plots)))
 
 
