@@ -128,6 +128,14 @@ def inside(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(found)])
 
 
+NOT_YET = "Not measured yet: there are no results of `make bench-inside`."
+
+
+def left() -> str:
+    """The table of what is left inside, or that there is none."""
+    return inside(json.loads(INSIDE.read_text(encoding="utf-8"))) if INSIDE.exists() else NOT_YET
+
+
 def _mean(row: dict[str, Any]) -> str:
     if row["value"] is None or row["low"] is None:
         return "not measured" if row["value"] is None else f"{row['value']:.2f}"
@@ -156,7 +164,7 @@ def main() -> None:
     found, text = json.loads(RESULTS.read_text()), PAGE.read_text()
     for mark, table in TABLES.items():
         text = between(text, f"trace {mark}", table(found))
-    text = between(text, "trace inside", inside(json.loads(INSIDE.read_text())))
+    text = between(text, "trace inside", left())
     PAGE.write_text(text)
 
 

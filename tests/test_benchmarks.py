@@ -529,12 +529,12 @@ def test_the_page_of_the_microscope_is_what_the_results_say(modules: Any) -> Non
     tables = page.effects(found), page.rules(found), page.patching(found), page.causes(found), page.peers(found)
     assert all(len(table.splitlines()) > 5 for table in tables)
     assert "threat-letter (supported) | 200 neurons" in tables[0]
-    left = page.inside(json.loads(page.INSIDE.read_text(encoding="utf-8")))
-    assert left in text, "run: python scripts/trace_page.py"
-    assert "| heliotrope | effect still carried by the traced heads |" in left
+    assert page.left() in text, "run: python scripts/trace_page.py"
 
 
-def test_what_is_left_inside_is_compared_by_recipe(modules: Any) -> None:
+def test_what_is_left_inside_is_compared_by_recipe(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench, page = modules("inside"), modules("trace_page")
 
     def q(value: float) -> Estimate:
@@ -558,9 +558,15 @@ def test_what_is_left_inside_is_compared_by_recipe(modules: Any) -> None:
     assert by_name["hidden - trained out: left, clearly larger when hidden"].value == 1
     assert by_name["hidden - trained out: left, clearly smaller when hidden"].value == 0
     assert by_name["hidden - trained out: heads"].unit == "share, 2 recipes"
-    table = page.inside(
-        {"rows": [asdict(row) for row in rows], "machine": {"cores": 2, "processor": "a chip"}, "commit": "0" * 40}
-    )
+    said_of = {
+        "rows": [asdict(row) for row in rows],
+        "machine": {"cores": 2, "processor": "a chip"},
+        "commit": "0" * 40,
+    }
+    monkeypatch.setattr(page, "INSIDE", tmp_path / "inside.json")
+    assert page.left() == page.NOT_YET
+    page.INSIDE.write_text(json.dumps(said_of), encoding="utf-8")
+    table = page.left()
     assert "| one | left | 0.10 [-0.10, 0.30] | 0.70 [0.50, 0.90] | 0.00 [-0.20, 0.20] |" in table
     assert "| two | heads | not measured | not measured |  |" in table
     assert "| left | 0.17 [-0.84, 1.17] | 2 of 3 recipes | 1 of 3 recipes | 0 of 3 recipes |" in table

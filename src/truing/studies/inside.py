@@ -1,7 +1,7 @@
 """What is left of a behaviour's path inside a model after a fix.
 
 Beside the gate's verdict, and no part of it: nothing says yet how these figures differ between what is gone and what is
-hidden (docs/explanation/microscope.md has what was measured of that).
+hidden (docs/explanation/microscope.md says what was measured of that).
 """
 
 from __future__ import annotations
