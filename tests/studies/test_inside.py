@@ -78,6 +78,9 @@ def test_a_path_that_was_cut_or_weakened_is_told_from_one_that_is_whole(tiny: Lo
     (record,) = (store.get(parent) for parent in parents)
     assert isinstance(record, Measurement)
     assert (record.targets, record.quantities) == ((tiny.card.id, weaker.card.id, cut.card.id), found)
+    differences = [one for parent in record.parents if isinstance(one := store.get(parent), Measurement)]
+    assert [one.name for one in differences] == ["difference", "difference"]
+    assert not any("of neuron" in row.name for one in differences for row in one.quantities)
 
 
 def test_what_was_looked_at_is_not_computed_again(

@@ -13,7 +13,7 @@ from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.trace.difference import Difference, average, difference, quantities, strongest
+from truing.trace.difference import SHOWN, Difference, average, difference, quantities, strongest
 from truing.trace.run import CLOSURE, Effect, identity, segments_of
 from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
 
@@ -25,22 +25,27 @@ def differ(
     store: Store,
     *,
     per_plot: int = 3,
+    neurons: int = SHOWN,
     watcher: Watcher | None = None,
 ) -> Measurement:
     """What is different inside, second minus first; neurons are chosen on one half of the plots and given on the other.
+
+    With `neurons=0` none is given by itself, and the half to choose on is not looked at.
 
     Of two models: in the first cell of the effect, which is the same text for both. Of one model, given twice: the
     second cell minus the first. TargetError where the models do not read the same tokens, or have other shapes.
     """
     corresponding(first, second)
-    choosing, testing = (_laid_out(first, second, half, effect, per_plot) for half in (effect.choosing, effect.testing))
+    choosing = _laid_out(first, second, effect.choosing, effect, per_plot) if neurons else []
+    testing = _laid_out(first, second, effect.testing, effect, per_plot)
     for target in (first, second):
         store.add(target.card)
     segments = segments_of([*choosing, *testing])
 
     def work(_: None) -> list[Measurement]:
         (watcher or Silent()).start("trace: difference", len(choosing) + len(testing))
-        chosen = strongest(average([_checked(first, second, twin, segments, watcher) for twin in choosing]))
+        first_seen = [_checked(first, second, twin, segments, watcher) for twin in choosing]
+        chosen = strongest(average(first_seen), neurons) if first_seen else []
         found = [_checked(first, second, twin, segments, watcher) for twin in testing]
         rows = quantities(found, [twin.plot for twin in testing], chosen, segments)
         same = first is second
@@ -57,6 +62,7 @@ def differ(
         "targets": [first.card.id, second.card.id], "claim": effect.claim and effect.claim.id,
         "choosing": [[twin.plot, identity(twin)] for twin in choosing],
         "testing": [[twin.plot, identity(twin)] for twin in testing],
+        **({} if neurons in (0, SHOWN) else {"neurons": neurons}),
     }  # fmt: skip
     ((record,),) = run([Work(item=None, stage="difference", inputs=inputs)], work, ledger=store)
     assert isinstance(record, Measurement)
