@@ -315,7 +315,7 @@ def test_the_command_says_the_verdict_and_packs_the_evidence(tmp_path: Path) -> 
     told = json.loads(done.stdout)
     assert told["verdict"] == "undecided"
     assert told["bundle"]["verified"]
-    whole = {row["name"]: row["quantity"] for row in told["inside"]}["effect left on the traced twins"]
+    whole = {row["name"]: row["quantity"] for row in told["inside"]}["change of the decision"]
     assert whole["clusters"] == 16
     assert "what is left inside" not in done.stdout  # one object alone
     checked = truing("share", "verify", told["bundle"]["path"])
