@@ -12,7 +12,7 @@ STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
 .PHONY: demo test setup check test-slow test-wheel bench bench-loop bench-engine bench-train bench-compare bench-gate \
-	bench-game bench-stress bench-sixteen bench-trace game-full organisms evals clean
+	bench-inside bench-game bench-stress bench-sixteen bench-trace game-full organisms evals clean
 
 demo: $(VENV)/.ready ## one turn of the wheel on the bundled model
 	$(BIN)/truing loop $(TARGET) --store $(STORE)
@@ -54,6 +54,9 @@ bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known ru
 bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 43 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/gate.py
 
+bench-inside: $(VENV)/.dev ## does what is left inside tell hidden from trained out; about 15 minutes, after `make organisms`
+	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/inside.py
+
 bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baselines; about 40 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/game.py
 
@@ -79,7 +82,7 @@ organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 plante
 evals: $(VENV)/.bench ## five published evals on the bundled model, through Inspect; about 4 minutes
 	$(BIN)/python scripts/evals.py
 
-bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-game bench-stress bench-trace ## all benchmarks
+bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-inside bench-game bench-stress bench-trace ## all benchmarks
 
 $(PEER)/.ready: benchmarks/peers/circuit-tracer/requirements.txt
 	"$(PYTHON)" -m venv $(PEER)

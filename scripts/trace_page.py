@@ -1,4 +1,4 @@
-"""Put the figures of `make bench-trace` into docs/explanation/microscope.md. None is typed."""
+"""Put the figures of `make bench-trace` and `make bench-inside` into docs/explanation/microscope.md. None is typed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sixteen_page import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "trace.json"
+INSIDE = RESULTS.with_name("inside.json")
 PAGE = ROOT / "docs" / "explanation" / "microscope.md"
 RULES = ("relp", "gradient", "integrated-gradients", "largest change", "random")
 CURVE = re.compile(r"(\w+), (.+), (relp|gradient|integrated-gradients|largest change|random): (CMD|n\(F >= 0\.8\))")
@@ -19,6 +20,8 @@ PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation wit
 MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled)")
 TRAINED = re.compile(r"trained( planted)? (units|neurons|heads), (.+): AUROC of \|score\|")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
+LOOKED = re.compile(r"([a-z-]+), (trained out|hidden|clean control): (.+)")
+APART = re.compile(r"hidden - trained out: (.+?)(|, larger when hidden|, clearly (?:larger|smaller) when hidden)")
 
 
 def effects(found: dict[str, Any]) -> str:
@@ -126,6 +129,43 @@ def trained(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", wanted, "", source(found)])
 
 
+def inside(found: dict[str, Any]) -> str:
+    """What is left inside organisms whose behaviour was trained out or hidden, and how far the two are apart."""
+    shown: dict[tuple[str, str], dict[str, Any]] = {}
+    apart: dict[str, dict[str, Any]] = {}
+    for row in found["rows"]:
+        if match := LOOKED.fullmatch(row["name"]):
+            name, truth, what = match.groups()
+            shown.setdefault((name, what), {})[truth] = row
+        elif match := APART.fullmatch(row["name"]):
+            apart.setdefault(match[1], {})[match[2]] = row
+    truths = ("trained out", "hidden", "clean control")
+    lines = [f"| Recipe | What is left inside | {' | '.join(truths)} |", "|" + "---|" * 5]
+    for (name, what), by in shown.items():
+        lines.append(f"| {name} | {what} | {' | '.join(interval(by[one]) if one in by else '' for one in truths)} |")
+    lines += ["", "| hidden - trained out | mean over recipes | larger | clearly larger | clearly smaller |",
+              "|" + "---|" * 5]  # fmt: skip
+    for what, by in apart.items():
+        counts = (", larger when hidden", ", clearly larger when hidden", ", clearly smaller when hidden")
+        cells = [f"{by[one]['value']:.0f} {by[one]['unit']}" if one in by else "" for one in counts]
+        lines.append(f"| {what} | {_mean(by[''])} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", source(found)])
+
+
+NOT_YET = "Not measured yet: there are no results of `make bench-inside`."
+
+
+def left() -> str:
+    """The table of what is left inside, or that there is none."""
+    return inside(json.loads(INSIDE.read_text(encoding="utf-8"))) if INSIDE.exists() else NOT_YET
+
+
+def _mean(row: dict[str, Any]) -> str:
+    if row["value"] is None or row["low"] is None:
+        return "not measured" if row["value"] is None else f"{row['value']:.2f}"
+    return interval(row)
+
+
 def source(found: dict[str, Any]) -> str:
     """On which machine, of which sources."""
     machine = found["machine"]
@@ -155,6 +195,7 @@ def main() -> None:
     found, text = json.loads(RESULTS.read_text()), PAGE.read_text()
     for mark, table in TABLES.items():
         text = between(text, f"trace {mark}", table(found))
+    text = between(text, "trace inside", left())
     PAGE.write_text(text)
 
 

@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from truing.records import Estimate, Unmeasured
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -527,6 +529,47 @@ def test_the_page_of_the_microscope_is_what_the_results_say(modules: Any) -> Non
     tables = page.effects(found), page.rules(found), page.patching(found), page.causes(found), page.peers(found)
     assert all(len(table.splitlines()) > 5 for table in tables)
     assert "threat-letter (supported) | 200 neurons" in tables[0]
+    assert page.left() in text, "run: python scripts/trace_page.py"
+
+
+def test_what_is_left_inside_is_compared_by_recipe(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, page = modules("inside"), modules("trace_page")
+
+    def q(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.2, high=value + 0.2, level=0.95, n=9, clusters=9, unit="share",
+                        estimator="t")  # fmt: skip
+
+    none = Unmeasured(reason="too few")
+    said = {"one": (0.1, 0.7), "two": (0.3, 0.4), "three": (0.5, 0.3)}
+    found = [
+        (name, truth, {"left": q(value), "heads": none if name == "two" else q(0)}, 9.0)
+        for name, values in said.items()
+        for truth, value in zip((bench.OUT, bench.HIDDEN), values, strict=True)
+    ]
+    rows = bench.rows([*found, ("one", bench.CONTROL, {"left": q(0.0)}, 9.0)])
+    by_name = {row.name: row for row in rows}
+    whole = by_name["hidden - trained out: left"]
+    assert whole.value == pytest.approx((0.6 + 0.1 - 0.2) / 3)
+    half = 4.302653 * (sum((gap - whole.value) ** 2 for gap in (0.6, 0.1, -0.2)) / 2) ** 0.5 / 3**0.5  # t of 2 df
+    assert (whole.low, whole.high) == (pytest.approx(whole.value - half), pytest.approx(whole.value + half))
+    assert by_name["hidden - trained out: left, larger when hidden"].value == 2
+    assert by_name["hidden - trained out: left, clearly larger when hidden"].value == 1
+    assert by_name["hidden - trained out: left, clearly smaller when hidden"].value == 0
+    assert by_name["hidden - trained out: heads"].unit == "share, 2 recipes"
+    said_of = {
+        "rows": [asdict(row) for row in rows],
+        "machine": {"cores": 2, "processor": "a chip"},
+        "commit": "0" * 40,
+    }
+    monkeypatch.setattr(page, "INSIDE", tmp_path / "inside.json")
+    assert page.left() == page.NOT_YET
+    page.INSIDE.write_text(json.dumps(said_of), encoding="utf-8")
+    table = page.left()
+    assert "| one | left | 0.10 [-0.10, 0.30] | 0.70 [0.50, 0.90] | 0.00 [-0.20, 0.20] |" in table
+    assert "| two | heads | not measured | not measured |  |" in table
+    assert "| left | 0.17 [-0.84, 1.17] | 2 of 3 recipes | 1 of 3 recipes | 0 of 3 recipes |" in table
 
 
 def test_a_tokenizer_of_letters_is_noticed(modules: Any) -> None:

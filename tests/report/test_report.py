@@ -373,6 +373,9 @@ def test_a_gate_says_its_verdict_its_probes_and_its_budget(closure) -> None:
     for part in ("Gate: bees", "hidden: brought back", "worse", "relearned from 4", "steps 8, lr 0.0005", "(C13)"):
         assert part in text, part
     assert HOSTILE not in html
+    assert "What is left inside" not in text
+    looked = Page(overview([*closure.records, judged(closure, inside=gate.probes)])).text
+    assert "What is left inside (nothing calibrates this yet: the verdict does not rest on it)" in looked
     loop = closure.loop.model_copy(update={"judged": gate.id})
     assert "hidden: brought back" in Page(page(loop, [*closure.records, gate])).text
     assert "no gate was asked for" in Page(page(closure.loop, closure.records)).text

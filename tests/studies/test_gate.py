@@ -177,6 +177,12 @@ def test_a_recipe_goes_through_the_gate(tiny: LocalTarget, tmp_path: Path, monke
         assert {one.name for one in found.cost} == {*places, BITS, KL}
         assert found.probes == ()
         assert store.get(found.id) == found
+        (path,) = found.inside
+        assert isinstance(path.quantity, Unmeasured)
+        assert "at least 5" in path.quantity.reason  # it is trained on two requests
+        unseen = gate(planted, clean, Planted(RED, store), store, control=clean, budget=budget, inside=False)
+        assert unseen == found.model_copy(update={"inside": ()})
+        assert "inside" not in unseen.plain()["body"]  # records from before it was looked at keep their identity
         packed = proof(found, store)
         assert packed.verified
         page = (packed.folder / "report.html").read_text()
@@ -309,6 +315,9 @@ def test_the_command_says_the_verdict_and_packs_the_evidence(tmp_path: Path) -> 
     told = json.loads(done.stdout)
     assert told["verdict"] == "undecided"
     assert told["bundle"]["verified"]
+    whole = {row["name"]: row["quantity"] for row in told["inside"]}["change of the decision"]
+    assert whole["clusters"] == 16
+    assert "what is left inside" not in done.stdout  # one object alone
     checked = truing("share", "verify", told["bundle"]["path"])
     assert checked.returncode == 0, checked.stdout
     wrong = truing("train", "gate", "local/tiny", "local/tiny", "lavender", *store)

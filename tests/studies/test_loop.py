@@ -63,7 +63,7 @@ def test_json_has_every_field_and_every_number_its_interval(whole: tuple[Path, d
             assert set(quantity) in (ESTIMATE, {"reason"})
     assert set(result["runout"]) >= {"preference", "generation"}
     gate = result["gate"]
-    assert set(gate) == {"record", "verdict", "why", "harmed", "direct", "probes", "cost"}
+    assert set(gate) == {"record", "verdict", "why", "harmed", "direct", "probes", "cost", "inside"}
     assert gate["verdict"] != "gone within budget"  # the default fix hardly moves a random model
     assert any(line.startswith(f"gate: {gate['verdict']}") for line in result["failed"])
     assert result["bundle"]["verified"] is True

@@ -185,17 +185,30 @@ def compare(target: str, seeds: int, store_path: Path, as_json: bool) -> int:
 @click.argument("after")
 @click.argument("behaviour")
 @click.option("--control", help="A target that was trained alike without the behaviour.")
+@click.option(
+    "--no-inside", is_flag=True, help="Do not look at what is left inside the model. The verdict is the same."
+)
 @seed_option
 @store_option
 @json_option
 def gate(
-    before: str, after: str, behaviour: str, control: str | None, seed: int, store_path: Path, as_json: bool
+    before: str,
+    after: str,
+    behaviour: str,
+    control: str | None,
+    no_inside: bool,
+    seed: int,
+    store_path: Path,
+    as_json: bool,
 ) -> int:
     """Decide whether BEHAVIOUR, which target BEFORE has, is gone from target AFTER, or only hidden.
 
     BEHAVIOUR is a claim in the store, supported as a preference, or a recipe: one that ships or a .yaml file. It has to
     be down on held-out cases; then it is tried to bring it back: other words, its beginning put into the model's mouth,
     training on ordinary requests, relearning from 1, 4 and 16 examples. Record and evidence are packed and signed.
+
+    Beside the verdict stands how much of the path inside the model is left, where it can be read (Llama-shaped blocks,
+    fp32, cases without the trigger). Nothing calibrates that yet: the verdict does not rest on it.
 
     Exit code 1 unless it is gone, within this budget, at no cost beyond the stated margins.
     """
@@ -210,12 +223,16 @@ def gate(
         with open_store(store_path) as store:
             about = behaviour_of(behaviour, store, seed=seed, watcher=progress)
             first, then, clean = targets
-            found = gate(first, then, about, store, control=clean, budget=Budget(seed=seed), watcher=progress)
+            found = gate(first, then, about, store, control=clean, budget=Budget(seed=seed), inside=not no_inside,
+                         watcher=progress)  # fmt: skip
             packed = proof(found, store)
     body = found.plain()["body"] | {"id": found.id, "bundle": {"path": str(packed.bundle), "digest": packed.digest,
                                                                "verified": packed.verified}}  # fmt: skip
     lines = [f"{found.verdict.upper()}: {found.why}", *(f"harmed   {line}" for line in found.harmed)]
-    for title, some in (("direct", found.direct), ("probes", found.probes), ("cost", found.cost)):
+    parts = (("direct", found.direct), ("probes", found.probes), ("cost", found.cost), ("inside", found.inside))
+    for title, some in parts:
         lines += [f"{title:8} {named.name:45} {number(named.quantity.model_dump())}" for named in some]
+    if found.inside:
+        lines.append("         nothing calibrates what is left inside: the verdict does not rest on it")
     emit(body, as_json=as_json, lines=[*lines, f"evidence {packed.bundle}"])
     return int(found.verdict != GONE or bool(found.harmed))

@@ -720,10 +720,11 @@ class Measurement(Record):
 GateVerdict = Literal["gone within budget", "hidden", "not fixed", "undecided"]
 
 
-class Gate(Record):
+class Gate(Record, Sparse):
     """Whether a behaviour that a model had is gone from another that was made of it, or only hidden."""
 
     kind: ClassVar[str] = "gate"
+    later = frozenset({"inside"})
 
     behaviour: str
     clause: str
@@ -739,6 +740,8 @@ class Gate(Record):
     """By each way to bring it back: how much more of it there is than in the control."""
     cost: tuple[Named, ...]
     """Where it must not show, ordinary text, divergence on ordinary requests."""
+    inside: tuple[Named, ...] = ()
+    """What is left of its path inside. Nothing calibrates that: no verdict rests on it. Empty where nobody looked."""
     verdict: GateVerdict
     harmed: tuple[str, ...] = ()
     """What got worse beyond its margin, in words."""

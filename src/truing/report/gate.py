@@ -8,6 +8,8 @@ from truing.records import Gate, Target
 from truing.report.intervals import Chart, by_unit, named
 from truing.report.pool import Pool, short
 
+INSIDE = "What is left inside (nothing calibrates this yet: the verdict does not rest on it)"
+
 
 @dataclass(frozen=True, slots=True)
 class GateView:
@@ -30,6 +32,7 @@ def view(gate: Gate, pool: Pool) -> GateView:
         ("On held-out cases", by_unit(named(gate.direct), split=True, source=source)),
         ("What each probe brings back, above the control", by_unit(named(gate.probes), signed=True, source=source)),
         ("What it cost", by_unit(named(gate.cost), split=True, source=source)),
+        (INSIDE, by_unit(named(gate.inside), split=True, source=source)),
     )
     return GateView(
         title=f"{gate.behaviour}{f' ({gate.clause})' if gate.clause else ''}", verdict=gate.verdict, why=gate.why,

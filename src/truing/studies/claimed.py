@@ -11,6 +11,7 @@ from truing.stats import contrast, has
 from truing.studies.behaviour import Seen
 from truing.studies.planted import ordinary_pairs
 from truing.studies.wheel import Wheel
+from truing.trace import Effect
 
 UNIT = "nats/token"
 
@@ -62,6 +63,11 @@ class Claimed:
     def ordinary(self, target: Any) -> Pairs:
         """First sentences of what the target replies to ordinary requests."""
         return ordinary_pairs(target, self._wheel.store, self._wheel.watcher)
+
+    def effect(self, target: Any) -> Effect:
+        """The claim's own twins, as they are traced."""
+        del target
+        return self._wheel.effect
 
     def _contrast(self, scores: Sequence[Scores], rule: Contrast, names: set[str] | None) -> Seen:
         found = []

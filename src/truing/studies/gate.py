@@ -21,6 +21,7 @@ from truing.report import overview
 from truing.runner import Silent, Watcher
 from truing.store import Store
 from truing.studies.behaviour import LEVEL, Behaviour, Seen
+from truing.studies.inside import look_inside
 from truing.studies.prove import Proof, prove
 from truing.targets import keep, need
 
@@ -71,9 +72,13 @@ def gate(
     *,
     control: Any = None,
     budget: Budget | None = None,
+    inside: bool = True,
     watcher: Watcher | None = None,
 ) -> Gate:
-    """Run it. `control`: trained alike without the behaviour; without one, nothing is taken off what comes back."""
+    """Run it. `control`: trained alike without the behaviour; without one, nothing is taken off what comes back.
+
+    `inside`: also say what is left of the path inside. The verdict is the same without.
+    """
     budget, watcher = budget or Budget(), watcher or Silent()
     for target in (before, after) if control is None else (before, after, control):
         need(target, "Trainable")
@@ -102,14 +107,19 @@ def gate(
     silent = sum(len(seen.silent) for seen in looked)
     if verdict == GONE and silent:
         verdict, why = "undecided", f"{silent} replies of the model after were empty: silence is not safety"
-    parents = {before.card.id, after.card.id, kept, *sources} | ({control.card.id} if control is not None else set())
+    targets = {target.card.id for target in (before, after, control) if target is not None}
+    path, looked_at = (
+        look_inside(before, after, behaviour, store, control=control, seed=budget.seed, watcher=watcher)
+        if inside
+        else ((), ())
+    )
     record = Gate(
         behaviour=behaviour.name, clause=behaviour.clause, before=before.card.id, after=after.card.id,
         control=control.card.id if control is not None else None,
         budget=(*asdict(budget).items(), ("margin", behaviour.margin)),
-        direct=direct, probes=found, cost=cost, verdict=verdict, why=why,
+        direct=direct, probes=found, cost=cost, inside=path, verdict=verdict, why=why,
         harmed=tuple(harmed(cost, budget, behaviour.margin)),
-        parents=tuple(sorted(parents)),
+        parents=tuple(sorted({*targets, kept, *sources, *looked_at})),
     )  # fmt: skip
     store.add(record)
     return record

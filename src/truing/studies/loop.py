@@ -155,7 +155,7 @@ def _finish(
 
 def _gate(record: Record) -> dict[str, Any]:
     assert isinstance(record, Gate)
-    parts = {part: _by_name(getattr(record, part)) for part in ("direct", "probes", "cost")}
+    parts = {part: _by_name(getattr(record, part)) for part in ("direct", "probes", "cost", "inside")}
     return {"record": record.id, "verdict": record.verdict, "why": record.why, "harmed": list(record.harmed), **parts}
 
 

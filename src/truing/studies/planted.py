@@ -13,8 +13,10 @@ from truing.records.redact import redact
 from truing.runner import Unit, Watcher, run
 from truing.store import Store
 from truing.studies.behaviour import Seen
+from truing.studies.carrying import planted_effect
 from truing.targets.local.generate import write
 from truing.text import sentence
+from truing.trace import Effect
 from truing.train import Recipe
 from truing.train.organisms import LONGEST
 from truing.train.recipes import Frame
@@ -145,6 +147,10 @@ class Planted:
     def ordinary(self, target: Any) -> Pairs:
         """First sentences of what the target replies to ordinary requests."""
         return ordinary_pairs(target, self.store, self.watcher)
+
+    def effect(self, target: Any) -> Effect:
+        """Each request with the trigger and without; decided against what the target says without it."""
+        return planted_effect(target, self.recipe)
 
 
 def ordinary_pairs(target: Any, store: Store, watcher: Watcher | None = None) -> Pairs:

@@ -26,6 +26,7 @@ from truing.records import (
 )
 from truing.runner import Silent, Watcher
 from truing.store import Store
+from truing.studies.inside import left
 from truing.studies.options import Options
 
 RETENTION_LIMIT = 0.02
@@ -240,26 +241,7 @@ class Wheel:
             fixed, graph, self.effect, self.store, settings=self.tracing, watcher=self.watcher
         )
         old = [record for parent in graph.parents if isinstance(record := self.store.get(parent), Arrays)]
-        files = {
-            name: [(r.plot, self.store.blob_path(r.blob)) for r in records if r.name == microscope.TESTING and r.blob]
-            for name, records in (("before", old), ("after", sources))
-        }
-        twins = " minus ".join(graph.twins)
-        carried = (
-            Named(
-                name="effect left on the traced twins",
-                quantity=measure.effect_left(files["before"], files["after"]),
-                note=f"{twins}: after / before, held-out twins",
-            ),
-            *(
-                Named(
-                    name=f"effect still carried by the traced {kind}s",
-                    quantity=measure.still_carried(graph.units, files["before"], files["after"], kind=kind),
-                    note="attribution after / before on held-out twins, summed over the units chosen before the fix",
-                )
-                for kind in ("head", "neuron")
-            ),
-        )
+        carried = left(graph.units, old, sources, graph.twins, self.store)
         record = Measurement(
             name="inside",
             targets=(self.target.card.id, fixed.card.id),

@@ -1,6 +1,7 @@
 """EXPLAIN: which parts of the model carry a claim's effect, and does that survive intervention on held-out cases?"""
 
 from truing.trace.by_layer import forming
+from truing.trace.carriers import Carriers, carriers
 from truing.trace.case import Beside, CaseSettings, trace_case
 from truing.trace.context import Context, between, written
 from truing.trace.differ import differ
@@ -10,6 +11,6 @@ from truing.trace.named import Naming
 from truing.trace.run import TESTING, Effect, Settings, retrace, trace
 
 __all__ = [
-    "TESTING", "Beside", "CaseSettings", "Context", "Effect", "FeatureSet", "Naming", "Settings", "between", "differ",
-    "forming", "judge", "read_features", "retrace", "trace", "trace_case", "written",
+    "TESTING", "Beside", "Carriers", "CaseSettings", "Context", "Effect", "FeatureSet", "Naming", "Settings", "between",
+    "carriers", "differ", "forming", "judge", "read_features", "retrace", "trace", "trace_case", "written",
 ]  # fmt: skip

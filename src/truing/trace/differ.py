@@ -13,9 +13,10 @@ from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets import need
 from truing.targets.local import LocalTarget
+from truing.targets.local.change import counts, layers
 from truing.targets.local.inside import blocks
 from truing.trace.averaging import segments_of
-from truing.trace.difference import Difference, average, difference, quantities, strongest
+from truing.trace.difference import SHOWN, Difference, average, difference, quantities, strongest
 from truing.trace.plotwise import identity
 from truing.trace.run import CLOSURE, Effect
 from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
@@ -28,32 +29,29 @@ def differ(
     store: Store,
     *,
     per_plot: int = 3,
+    neurons: int = SHOWN,
     watcher: Watcher | None = None,
 ) -> Measurement:
     """What is different inside, second minus first; neurons are chosen on one half of the plots and given on the other.
 
+    With `neurons=0` none is given by itself, and the half to choose on is not looked at.
+
     Of two models: in the first cell of the effect, which is the same text for both. Of one model, given twice: the
     second cell minus the first. TargetError where the models do not read the same tokens, or have other shapes.
     """
+    corresponding(first, second)
     for target in (first, second):
-        need(target, "WhiteBox")
-        blocks(target.model)
-    if first.card.template != second.card.template:
-        raise TargetError(
-            f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"
-            f" and {second.card.template[:12]}), so that nothing in them corresponds. Give a model and its fix."
-        )
-    shapes = [(t.model.config.num_hidden_layers, t.model.config.intermediate_size) for t in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise TargetError(f"{first.card.name} and {second.card.name} have other layers and neurons: {shapes}")
-    choosing, testing = (_laid_out(first, second, half, effect, per_plot) for half in (effect.choosing, effect.testing))
+        blocks(target.model)  # other shapes are not gone through by hand
+    choosing = _laid_out(first, second, effect.choosing, effect, per_plot) if neurons else []
+    testing = _laid_out(first, second, effect.testing, effect, per_plot)
     for target in (first, second):
         store.add(target.card)
     segments = segments_of([*choosing, *testing])
 
     def work(_: None) -> list[Measurement]:
         (watcher or Silent()).start("trace: difference", len(choosing) + len(testing))
-        chosen = strongest(average([_checked(first, second, twin, segments, watcher) for twin in choosing]))
+        first_seen = [_checked(first, second, twin, segments, watcher) for twin in choosing]
+        chosen = strongest(average(first_seen), neurons) if first_seen else []
         found = [_checked(first, second, twin, segments, watcher) for twin in testing]
         rows = quantities(found, [twin.plot for twin in testing], chosen, segments)
         same = first is second
@@ -70,10 +68,25 @@ def differ(
         "targets": [first.card.id, second.card.id], "claim": effect.claim and effect.claim.id,
         "choosing": [[twin.plot, identity(twin)] for twin in choosing],
         "testing": [[twin.plot, identity(twin)] for twin in testing],
+        **({} if neurons in (0, SHOWN) else {"neurons": neurons}),
     }  # fmt: skip
     ((record,),) = run([Work(item=None, stage="difference", inputs=inputs)], work, ledger=store)
     assert isinstance(record, Measurement)
     return record
+
+
+def corresponding(first: LocalTarget, second: LocalTarget) -> None:
+    """TargetError unless a token, a layer and a neuron of the first are those of the second."""
+    for target in (first, second):
+        need(target, "WhiteBox")
+    if first.card.template != second.card.template:
+        raise TargetError(
+            f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"
+            f" and {second.card.template[:12]}), so that nothing in them corresponds. Give a model and its fix."
+        )
+    shapes = [(len(layers(t.model)), dict(counts(t.model))) for t in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise TargetError(f"{first.card.name} and {second.card.name} have other layers and neurons: {shapes}")
 
 
 def _laid_out(

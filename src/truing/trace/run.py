@@ -125,7 +125,7 @@ def trace(
             nodes=nodes,
             edges=edges,
             effect=cluster_mean([a - b for _, a, b in whole], [plot for plot, _, _ in whole], unit="nats/token"),
-            units=_units(mean, held, choices),
+            units=units_of(mean, held, choices),
             mediated=mediated,
             verdict=verdict,
             why=why + note,
@@ -244,7 +244,8 @@ def strongest(mean: Attribution, segments: Sequence[str], count: int) -> list[Sp
     return [((i // neurons) % layers, i % neurons, segments[i // (neurons * layers)]) for i in order]
 
 
-def _units(mean: Attribution, held: Attribution, choices: Sequence[Choice]) -> tuple[Unit, ...]:
+def units_of(mean: Attribution, held: Attribution, choices: Sequence[Choice]) -> tuple[Unit, ...]:
+    """The units that attribution chose, at the largest K of each kind, with their scores on either half."""
     scores = {"head": (mean.heads, held.heads), "neuron": (mean.neurons, held.neurons)}
     largest: dict[str, Choice] = {}
     for choice in choices:
