@@ -7,15 +7,18 @@ image under one map and then another. A program does it in bits, and a seed says
     carried  the same bits                           a head each, where the query stands
     answer   the bits of what these map to           neurons, where the query stands
 
+Beside that the model has another task, so that units outside the circuit have something to do: every token is of a
+class, and at each token of a text the model names how its class and that of the token before it differ. Nothing of this
+is of use to the answer. (Without it such units hardly differ between texts, and the largest change finds the circuit.)
+
 Strict interchange intervention training (SIIT: Gupta et al. 2024, InterpBench, arXiv:2407.14494) has three losses:
 
-    behaviour    the answer, by cross entropy
+    behaviour    the answer, and the other task, by cross entropy
     interchange  units of some bits take the values that they have in another text: the program's answer where these
                  bits are that text's, by cross entropy
     strictness   any other units take the values that they have in another text: the logits from before, by squares
 
-Nothing is said here about what units not in the circuit do as long as it changes no logit. Whether the training
-brought all this about is looked up in the model, before anything is scored (`trace_trained`).
+Whether the training brought all this about is looked up in the model, before anything is scored (`trace_trained`).
 """
 
 # B texts  T tokens  U units of a site, each W wide  K stages times bits
@@ -39,6 +42,8 @@ STAGES: tuple[Site, ...] = ("neuron", "head", "neuron")
 """hop, carried, answer: the kind of unit of each."""
 Place = tuple[Site, int]
 """Site and layer."""
+CLASSES = 4
+"""Of tokens; two differ by the bits in which they do."""
 Unit = tuple[Site, int, int]
 """Site, layer, index."""
 Values = dict[Place, Tensor]
@@ -63,7 +68,7 @@ class Shape:
 
     @property
     def items(self) -> int:
-        """So many, and as many answers. Tokens: items come first, then the query, fillers, and answers."""
+        """So many, and as many answers. Tokens: items, the query, fillers, answers, and how classes differ."""
         return 2**self.bits
 
     @property
@@ -77,6 +82,11 @@ class Shape:
         return self.items + 1 + self.fillers
 
     @property
+    def first_difference(self) -> int:
+        """The token that says that two classes do not differ."""
+        return self.first_answer + self.items
+
+    @property
     def places(self) -> list[Place]:
         """Where there are units."""
         return [(site, layer) for layer in range(self.layers) for site in ("head", "neuron")]
@@ -84,10 +94,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Program:
-    """The maps, and which units hold a bit: by stage, then by bit."""
+    """The maps, classes of tokens, and which units hold a bit: by stage, then by bit."""
 
     first: Tensor
     second: Tensor
+    classes: Tensor
     nodes: tuple[tuple[tuple[Unit, ...], ...], ...]
 
     def answer(self, items: Tensor, others: Tensor, taken: Tensor) -> Tensor:
@@ -95,6 +106,11 @@ class Program:
         hop, theirs = self.first[items], self.first[others]
         hop = mixed(mixed(hop, theirs, taken[:, 0]), theirs, taken[:, 1])
         return mixed(self.second[hop], self.second[theirs], taken[:, 2])
+
+    def differences(self, ids: Tensor) -> Tensor:
+        """How the class of each token but the first differs from that of the one before, the query's left out."""
+        of = self.classes[ids[:, :-1]]
+        return of[:, 1:] ^ of[:, :-1]
 
     def planted(self, site: Site) -> set[tuple[int, int]]:
         """Layer and index of the circuit's units of a kind."""
@@ -132,6 +148,7 @@ def draw(shape: Shape, seed: int) -> Program:
     """
     drawn = random.Random(seed)
     maps = [torch.tensor(drawn.sample(range(shape.items), shape.items)) for _ in range(2)]
+    classes = torch.tensor(drawn.choices(range(CLASSES), k=shape.first_answer))
     each = {"head": shape.heads, "neuron": shape.neurons}
     free = {(site, layer): drawn.sample(range(each[site]), each[site]) for site, layer in shape.places}
     hop = [drawn.randrange(shape.layers - 2) for _ in range(shape.bits)]
@@ -141,7 +158,7 @@ def draw(shape: Shape, seed: int) -> Program:
         tuple(tuple((site, layer, free[site, layer].pop()) for _ in range(count)) for layer in layers)
         for site, layers, count in zip(STAGES, (hop, carried, answer), shape.units, strict=True)
     )
-    return Program(maps[0], maps[1], nodes)
+    return Program(maps[0], maps[1], classes, nodes)
 
 
 def texts(shape: Shape, items: Tensor, chance: torch.Generator, *, place: Tensor) -> Tensor:
@@ -156,7 +173,7 @@ def texts(shape: Shape, items: Tensor, chance: torch.Generator, *, place: Tensor
 
 
 def reading(made: Trained, ids: Tensor) -> tuple[Tensor, Values]:
-    """Logits of the answers (B, answers), and the values of all units."""
+    """Logits (B, T, V), and the values of all units."""
     seen: Values = {}
 
     def keep(at: Place, x: Tensor) -> Tensor:
@@ -164,18 +181,28 @@ def reading(made: Trained, ids: Tensor) -> tuple[Tensor, Values]:
         return x
 
     with _entering(made, keep):
-        return _logits(made, ids), seen
+        return made.model(input_ids=ids, use_cache=False).logits, seen
 
 
 def patched(made: Trained, ids: Tensor, theirs: Values, taken: dict[Place, Tensor]) -> Tensor:
-    """Logits of the answers where marked units (B, U) have other values."""
+    """Logits of the answers (B, answers) where marked units (B, U) have other values."""
 
     def patch(at: Place, x: Tensor) -> Tensor:
         mask = taken[at].repeat_interleave(units(made.model, at[0])[1], 1)
         return torch.where(mask[:, None], theirs[at], x)
 
     with _entering(made, patch):
-        return _logits(made, ids)
+        return answers(made, made.model(input_ids=ids, use_cache=False).logits)
+
+
+def answers(made: Trained, logits: Tensor) -> Tensor:
+    """Those of the answers at the query: (B, answers)."""
+    return logits[:, -1, made.shape.first_answer : made.shape.first_difference]
+
+
+def differences(made: Trained, logits: Tensor) -> Tensor:
+    """Those of the other task at every token that has one before it: (B, T - 2, classes)."""
+    return logits[:, 1:-1, made.shape.first_difference :]
 
 
 @contextmanager
@@ -193,10 +220,6 @@ def _entering(made: Trained, change: Callable[[Place, Tensor], Tensor]) -> Itera
     finally:
         for one in hooks:
             one.remove()
-
-
-def _logits(made: Trained, ids: Tensor) -> Tensor:
-    return made.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1, made.shape.first_answer :]
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -245,14 +268,17 @@ def _members(made: Trained) -> dict[Place, Tensor]:
 def losses(made: Trained, drawn: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Behaviour and interchange in nats, strictness in squared nats."""
     count, nothing = len(drawn.ids), torch.zeros_like(drawn.bits)
-    logits, seen = reading(made, torch.cat([drawn.ids, drawn.other_ids]))
+    ids = torch.cat([drawn.ids, drawn.other_ids])
+    every, seen = reading(made, ids)
+    logits, other_task = answers(made, every), differences(made, every)
     right = [made.program.answer(items, items, nothing) for items in (drawn.items, drawn.others)]
     theirs = {at: x[count:].repeat(2, 1, 1) for at, x in seen.items()}
     taken = {at: torch.cat([drawn.inside[at], drawn.outside[at]]) for at in drawn.inside}
     after = patched(made, drawn.ids.repeat(2, 1), theirs, taken)
     moved = after[count:] - logits[:count]
     return (
-        cross_entropy(logits, torch.cat(right)),
+        cross_entropy(logits, torch.cat(right))
+        + cross_entropy(other_task.flatten(0, 1), made.program.differences(ids).flatten()),
         cross_entropy(after[:count], made.program.answer(drawn.items, drawn.others, drawn.bits)),
         (moved - moved.mean(1, keepdim=True)).square().mean(),
     )
@@ -274,7 +300,7 @@ def build(seed: int = 0, shape: Shape = Shape()) -> Trained:
 
 def _fresh(shape: Shape) -> Any:
     config = LlamaConfig(
-        vocab_size=shape.first_answer + shape.items, hidden_size=shape.width, intermediate_size=shape.neurons,
+        vocab_size=shape.first_difference + CLASSES, hidden_size=shape.width, intermediate_size=shape.neurons,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
         max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=shape.query, eos_token_id=shape.query,
         pad_token_id=shape.query, initializer_range=0.1,

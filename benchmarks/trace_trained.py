@@ -22,7 +22,7 @@ import torch
 from common import Row
 from torch import Tensor
 from trace_circuits import Texts, exact
-from trace_interchange import Shape, Trained, batch, build, patched, reading
+from trace_interchange import Shape, Trained, answers, batch, build, differences, patched, reading
 from trace_planted import areas_of, marked, mean_scores
 
 from truing.trace.attribute import SCORINGS
@@ -54,11 +54,12 @@ def pairs(made: Trained, *, seed: int = 0) -> list[Twin]:
 
 @dataclass(frozen=True)
 class Followed:
-    """Shares of fresh texts: the task is done, the program is followed where bits from another text change what it
-    answers, and the answer stays where any number of other units come from another text.
+    """Shares of fresh texts: the task is done; the other task is, at a token; the program is followed, where bits from
+    another text change what it answers; and the answer stays where any number of other units come from another text.
     """
 
     task: float
+    other_task: float
     interchange: float
     strict: float
 
@@ -67,7 +68,9 @@ class Followed:
 def followed(made: Trained, count: int = FRESH, *, seed: int = 1_000_000) -> Followed:
     """What the model does on texts that are drawn now."""
     drawn = batch(made, count, torch.Generator().manual_seed(seed))
-    said = reading(made, drawn.ids)[0].argmax(1)
+    logits, _ = reading(made, drawn.ids)
+    said = answers(made, logits).argmax(1)
+    named = differences(made, logits).argmax(2)
     theirs = reading(made, drawn.other_ids)[1]
     right = made.program.answer(drawn.items, drawn.items, torch.zeros_like(drawn.bits))
     wanted = made.program.answer(drawn.items, drawn.others, drawn.bits)
@@ -75,6 +78,7 @@ def followed(made: Trained, count: int = FRESH, *, seed: int = 1_000_000) -> Fol
     differs = wanted != right
     return Followed(
         float((said == right).double().mean()),
+        float((named == made.program.differences(drawn.ids)).double().mean()),
         float((swapped == wanted)[differs].double().mean()),
         float((kept == said).double().mean()),
     )
@@ -147,6 +151,7 @@ def known_rows(done: Sequence[Followed], known: Sequence[Effects]) -> list[Row]:
     planted = [len(one) for one in inside]
     return [
         at_least("trained: the task is done on fresh texts", [one.task for one in done], RIGHT, "share"),
+        spread("trained: the other task is done on fresh texts", [one.other_task for one in done], "share"),
         at_least("trained: what bits from another text make of it", [one.interchange for one in done], RIGHT, "share"),
         at_least("trained: the answer stays with others from another text", [one.strict for one in done], RIGHT,
                  "share"),
