@@ -92,7 +92,7 @@ def test_what_was_looked_at_is_not_computed_again(
     def never(*_: Any) -> Any:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("truing.trace.run.attribute", never)
+    monkeypatch.setattr("truing.trace.averaging.attribute", never)
     monkeypatch.setattr(sys.modules["truing.trace.differ"], "difference", never)
     assert look_inside(tiny, half, Copying(), store) == found
     with pytest.raises(AssertionError, match="computed again"):
