@@ -1,6 +1,7 @@
 """EXPLAIN: find the heads that carry a claim's effect in `local/tiny`, where the truth is known.
 
-The tiny model's copy circuit is planted in heads 0 and 1 of layer 1. Run: python examples/trace.py [STORE].
+The tiny model's copy circuit is planted in heads 0 and 1 of layer 1. It carries the whole effect, and every other one
+as well, so that the verdict is `weak`: these are no units of the effect's own. Run: python examples/trace.py [STORE].
 """
 
 from __future__ import annotations
