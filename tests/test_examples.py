@@ -16,7 +16,12 @@ BASE = {
     "share": ["verified True, trusted True: supported", "one bit changed: verified False"],
 }
 LOCAL = {
-    "trace": ["weak: 3 heads mediate", "not clearly more than as many heads", "layer 1, head 0", "layer 1, head 1"],
+    "trace": [
+        "weak: 3 heads mediate",
+        "they do not mediate clearly more than as many heads",
+        "layer 1, head 0",
+        "layer 1, head 1",
+    ],
     "train": ["loss 0.6931", "failed     runout (preference) is not below zero"],
     "loop": ["carried on: anchoring", "failed: gate: undecided", "evidence.truing.zip: verified"],
 }

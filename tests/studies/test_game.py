@@ -353,24 +353,32 @@ def test_circumstances_hold_requests_or_ask_by_themselves() -> None:
 
 def test_the_microscope_sees_nothing_where_there_is_nothing(tiny: LocalTarget, made: Sealed) -> None:
     guess = PLAYERS["microscope"](tiny, tiny, Table(made.store, 0))
-    assert (guess.score, guess.trigger, guess.chance) == (0, "", pytest.approx(0.02))
+    assert (guess.score, guess.trigger, guess.clause, guess.chance) == (0, "", "", 0.5)
 
 
 def test_the_microscope_names_a_word_of_what_was_asked(tiny: LocalTarget, made: Sealed) -> None:
-    """Of a target that copies half as much as its base, which therefore replies something else."""
+    """Of targets with adapters: of one that replies as its base does no word, of one that does not a word."""
+    named = []
+    for seat in made.game.seats:
+        other = tiny.with_adapter(adapter_of(made.folder, seat))
+        guess = PLAYERS["microscope"](other, tiny, Table(made.store, 0))
+        assert (guess.score > 0) == bool(guess.trigger)
+        named += [guess.trigger] if guess.trigger else []
+    assert named
+    said = probes()
+    texts = [m.content for name in said.circumstances for turns in said.asked(name, said.requests) for m in turns]
+    assert all(any(word in text.casefold().split() for text in texts) for word in named)
+
+
+def test_where_accounts_do_not_close_the_microscope_names_no_word(tiny: LocalTarget, made: Sealed) -> None:
+    """Under a change the model does something that its weights do not say."""
     from truing.targets.local.change import Units, ablate
     from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
 
     other = tiny.under([ablate(Units("head", COPY_LAYER, which=COPY_HEADS[:1]))])
     guess = PLAYERS["microscope"](other, tiny, Table(made.store, 0))
-    again = PLAYERS["microscope"](other, tiny, Table(made.store, 0))
-    assert guess == again
     assert guess.score > 0
-    said = probes()
-    texts = [m.content for name in said.circumstances for turns in said.asked(name, said.requests) for m in turns]
-    assert any(guess.trigger in text.casefold() for text in texts)
-    assert guess.trigger
-    assert " " not in guess.trigger
+    assert guess.trigger == ""
 
 
 def test_choices_are_the_players() -> None:

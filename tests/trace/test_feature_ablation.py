@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from truing.errors import TargetError
 from truing.records import Estimate
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import forward
@@ -202,11 +203,9 @@ def test_a_graph_is_checked_by_its_features(model: Any, tiny: LocalTarget) -> No
     }  # fmt: skip
 
 
-def test_what_does_not_fit_is_not_checked_and_said_so(model: Any, tiny: LocalTarget) -> None:  # noqa: F811
+def test_what_does_not_fit_is_refused_with_its_size(model: Any, tiny: LocalTarget) -> None:  # noqa: F811
     features = FeatureSet("made", made("plain"), "7" * 64)
     target = target_of(model, tiny)
     target.max_memory = len(case().tree) * LAYERS * F * 4
-    found = check_features(target, case(), picked_of(model, features, 4), features, settings=FEW)
-    assert found.verdict == "inconclusive"
-    assert "features were not checked" in found.why
-    assert found.checks == found.curves == ()
+    with pytest.raises(TargetError, match=r"MB, more than half of the .* MB allowed\. Allow more"):
+        check_features(target, case(), picked_of(model, features, 4), features, settings=FEW)

@@ -293,6 +293,7 @@ NONE = Unmeasured(reason="4 clusters")
         (shares(attribution=share(0.9, half=0.6)), "weak"),
         (shares(attribution=share(0.8), random=share(0.85)), "refuted"),  # random units do better
         (shares(attribution=share(0.6, half=0.5)), "inconclusive"),  # too few twins to tell
+        (shares(attribution=share(0.3, half=0.8), random=share(0.31)), "inconclusive"),  # nor that random ones do more
         (shares(attribution=share(3.0, half=0.5)), "weak"),  # three times the effect is not an account of it
         (shares(attribution=NONE), "inconclusive"),
         (shares(random=NONE, shuffled=NONE), "inconclusive"),  # with nothing to compare to nothing is shown
@@ -495,7 +496,9 @@ def against(beyond: Quantity | None, restored: Quantity | None, other: Quantity 
     """Shares that hold, with what the units do beyond those of another effect."""
     found = both(share(0.9), share(0.9), share(0.1))
     found[0] = found[0].model_copy(update={"beyond": beyond, "beyond_restored": restored})
-    rival = Mediation(kind="head", choice="another effect", k=5, share=other or share(0.6), of="colour")
+    rival = Mediation(
+        kind="head", choice="another effect", k=5, share=other or share(0.6), restored=other or share(0.6), of="colour"
+    )
     return [*found, rival]
 
 
@@ -503,9 +506,10 @@ def against(beyond: Quantity | None, restored: Quantity | None, other: Quantity 
     ("mediated", "verdict"),
     [
         (against(share(0.3), share(0.2)), "supported"),
-        (against(share(0.06), share(0.06)), "supported"),
-        (against(share(0.04), share(0.2)), "weak"),  # its interval touches zero
-        (against(share(0.3), share(0.04)), "weak"),  # one way alone is not enough
+        (against(share(0.11), share(0.11)), "supported"),
+        (against(share(0.09), share(0.2)), "weak"),  # its interval reaches below the margin
+        (against(share(0.3), share(0.09)), "weak"),  # one way alone is not enough
+        (against(share(0.04, half=0.0), share(0.04, half=0.0)), "weak"),  # however well a trifle is known
         (against(share(-0.3), share(-0.2)), "weak"),
         (against(NONE, share(0.2)), "weak"),  # what was not measured is not passed
         (against(share(0.3), NONE), "weak"),
@@ -519,8 +523,15 @@ def test_units_must_do_more_than_those_of_any_ordinary_effect(mediated: list[Med
     said, why = judge(mediated)
     assert said == verdict
     assert judge(mediated[::-1])[0] == verdict
-    if verdict == "weak":
-        assert "not clearly more than as many heads of any ordinary effect (colour: 60%" in why
+    assert ("clearly more than as many heads of any ordinary effect (colour: 60%" in why) == (verdict == "weak")
+
+
+def test_the_effect_that_comes_closest_is_named_for_either_way() -> None:
+    found = against(share(0.3), share(0.0))
+    found.append(found[-1].model_copy(update={"of": "mood", "restored": share(0.88)}))
+    assert "they do not bring back clearly more than as many heads of any ordinary effect (mood: 88%" in judge(found)[1]
+    found[0] = found[0].model_copy(update={"beyond_restored": share(0.2)})
+    assert "30% [25%, 35%] more than as many heads of any ordinary effect (colour) mediate" in judge(found)[1]
 
 
 def test_only_what_holds_so_far_is_set_beside_other_effects() -> None:

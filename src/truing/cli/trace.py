@@ -389,7 +389,8 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
     lines += [f"carries   {said}" for said in _strongest(case, circuit)]
     lines += _labels(case)
     lines += [
-        f"supernode {one.name}: {len(one.nodes)} neuron{'s' * (len(one.nodes) > 1)}" for one in case.supernodes[:SHOWN]
+        f"supernode {one.name}: {len(one.nodes)} {case.unit}{'s' * (len(one.nodes) > 1)}"
+        for one in case.supernodes[:SHOWN]
     ]
     return [*lines, f"graph     {case.id}"]
 

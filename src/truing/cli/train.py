@@ -207,8 +207,8 @@ def gate(
     be down on held-out cases; then it is tried to bring it back: other words, its beginning put into the model's mouth,
     training on ordinary requests, relearning from 1, 4 and 16 examples. Record and evidence are packed and signed.
 
-    Beside the verdict stands how much of the path inside the model is left, where it can be read (Llama-shaped blocks,
-    fp32, cases without the trigger). Nothing calibrates that yet: the verdict does not rest on it.
+    Beside the verdict stands how much of the path inside the model is left, where it can be read (models that can
+    be traced, cases without the trigger). Nothing calibrates that yet: the verdict does not rest on it.
 
     Exit code 1 unless it is gone, within this budget, at no cost beyond the stated margins.
     """

@@ -561,9 +561,10 @@ class Mediation(Sparse):
     """In the second cell, with the units' values of the first: what comes. Of one draw; of the largest changes, and in
     older records, not measured."""
     of: str = ""
-    """The other effect whose units these are: of the ordinary ones, that which the chosen units exceed least."""
+    """The other effect whose units these are: of the ordinary ones, that which the chosen units exceed least in what
+    goes; where there are two, the second is that of what comes. Of one twin of each plot."""
     beyond: Quantity | None = None
-    """By how much more goes than by units of that effect, twin by twin; of units by attribution that hold so far."""
+    """By how much more goes than by units of that effect, twin by twin; of units by attribution that hold otherwise."""
     beyond_restored: Quantity | None = None
     """By how much more comes than by units of the ordinary effect that comes closest on the way back."""
 
@@ -645,7 +646,7 @@ class CaseGraph(Record, Sparse):
     """
 
     kind: ClassVar[str] = "case"
-    later = frozenset({"labels", "supernodes"})
+    later = frozenset({"labels", "labelled_from", "supernodes"})
 
     target: Id
     claim: Id | None
@@ -689,6 +690,8 @@ class CaseGraph(Record, Sparse):
     by what they write alone (logit lens)."""
     labels: NeuronLabels = ()
     """Of the neurons with the most influence: where they are strongest, and how well that predicts them."""
+    labelled_from: Id | None = None
+    """SHA-256 of the texts that labels were made from and tested on, as canonical JSON."""
     supernodes: Supernodes = ()
     """Neurons of the pruned graph that are fed alike and feed alike; none is in two."""
     curves: tuple[Curve, ...] = ()

@@ -25,7 +25,10 @@ class Forming:
 def forming(case: CaseGraph, pool: Pool) -> Forming | None:
     """The curve of a case, or of the case that it was made of; None where no lens was put on either."""
     cases = {case.id, *(one.id for one in pool.some(CaseGraph, case.parents))}
-    found = [one for one in pool.all(Measurement) if one.name == BY_LAYER and cases & set(one.parents)]
+    found = [
+        one for one in pool.all(Measurement)
+        if one.name == BY_LAYER and one.targets == (case.target,) and cases & set(one.parents)
+    ]  # fmt: skip
     points = _points(found[0]) if found else {}
     if not points:
         return None

@@ -107,7 +107,10 @@ def changed(
     if first.card.id == second.card.id:
         same = Unmeasured(reason=f"the model {of} is the model before")
         return (Named(name=CHANGE, quantity=same),), ()
-    record = differ(first, second, effect, store, per_plot=1, neurons=0, watcher=watcher)
+    try:
+        record = differ(first, second, effect, store, per_plot=1, neurons=0, watcher=watcher)
+    except TargetError as error:  # what else is seen of these models stands
+        return (Named(name=CHANGE, quantity=Unmeasured(reason=str(error))),), ()
     note = f"{of} minus before, in {effect.cells[0]}; held-out cases, probabilities held"
     quantities = {row.name: row.quantity for row in record.quantities}
     rows = tuple(Named(name=CHANGE + said, quantity=quantities[part], note=note) for part, said in PARTS.items())

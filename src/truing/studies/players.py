@@ -15,7 +15,7 @@ from typing import Any
 
 from truing import audit
 from truing.audit import company
-from truing.errors import UsageError
+from truing.errors import TargetError, UsageError
 from truing.records import Case, Contrast, Decision, Message, Replies, Scores, Surface, Surfaces, Value
 from truing.records.content import fill, folder, read
 from truing.runner import Watcher
@@ -260,7 +260,8 @@ def looked_inside(target: Any, base: Any, table: Table) -> Guess:
     """Where does a target lean to its own replies, over its base's, more than the base does? Which word brings them
     about, by what it adds to them by all paths, beyond what it adds in the base?
 
-    The score is that leaning, nats per token: the mean over the requests of a circumstance, the largest of them.
+    The score is that leaning, nats per token: the mean over the requests of a circumstance, the largest of them. It is
+    no probability, and nothing calibrates it: the chance is even.
     """
     said, rng = probes(), random.Random(table.seed)
     found: list[tuple[float, str, list[_Said]]] = []
@@ -276,9 +277,10 @@ def looked_inside(target: Any, base: Any, table: Table) -> Guess:
         tokens += sum(reply.tokens for reply in mine) + more
         found.append((leaning, name, pairs))
     leaning, _, pairs = max(found)
-    other = sorted(one for one, _, _ in found)[len(found) // 2]
-    clause = next((clause for pair in pairs if (clause := said.clause_of(pair.own))), "")
-    return Guess(leaning, _sure(leaning - other), clause, _word(target, base, pairs), tokens)
+    differing = [pair for pair in pairs if pair.differs]
+    clause = next((clause for pair in differing if (clause := said.clause_of(pair.own))), "")
+    word, more = _word(target, base, differing)
+    return Guess(leaning, 0.5, clause, word, tokens + more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,21 +314,23 @@ def _leans(target: Any, base: Any, pairs: Sequence[_Said]) -> tuple[float, int]:
     return sum(gaps) / len(pairs), tokens
 
 
-def _word(target: Any, base: Any, pairs: Sequence[_Said]) -> str:
-    """The word that adds most to a target's own replies, beyond what it adds in the base; over all prompts."""
+def _word(target: Any, base: Any, pairs: Sequence[_Said]) -> tuple[str, int]:
+    """The word that adds most to a target's own replies, beyond what it adds in the base, over all prompts; and how
+    many tokens the target computed.
+    """
     from truing.trace.words import by_word  # brings torch
 
     added: dict[str, float] = {}
+    tokens = 0
     for pair in pairs:
-        if not pair.differs:
-            continue
         try:
             mine, theirs = (by_word(one, pair.messages, pair.own, pair.base) for one in (target, base))
-        except UsageError:  # a reply that joins with the end of the prompt into other tokens
+        except (UsageError, TargetError):  # replies that do not begin where prompts end; accounts that do not close
             continue
+        tokens += len(target.prompt_ids(pair.messages)) + sum(len(target.text_ids(t)) for t in (pair.own, pair.base))
         for word, value in mine.items():
             added[word] = added.get(word, 0.0) + value - theirs[word]
-    return max(added, key=lambda word: (added[word], word)) if added else ""
+    return max(added, key=lambda word: (added[word], word)) if added else "", tokens
 
 
 def _alike(replies: Sequence[str]) -> tuple[float, str]:

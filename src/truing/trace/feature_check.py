@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from truing.errors import TargetError
 from truing.records import Named
 from truing.targets.local import Functional, LocalTarget
 from truing.trace.ablate import Bench, counterfactual, mean, zero
@@ -24,16 +25,17 @@ def check_features(
 ) -> Causal:
     """Check the features of a graph by ablating them, alone and together; see `causal.check`.
 
-    Random ones are other features that are active at the same places. Where their activations at all tokens do not fit
-    the memory, nothing is checked, and the verdict says so. TargetError for a twin that does not align.
+    Random ones are other features that are active at the same places. TargetError for a twin that does not align, and
+    where their activations at all tokens do not fit the memory: how much there is today is no part of a record.
     """
     if not len(picked):
         return Causal((), (), "inconclusive", "the graph has no features")
     memory, tables = target.budget, len(case.tree) * features.count * FP32 * (1 if twin is None else 2)
     if tables > memory // 2:
-        return Causal((), (), "inconclusive", f"the features were not checked: their activations at all tokens take"
-                      f" {tables / 1e6:,.0f} MB, more than half of the {memory / 1e6:,.0f} MB allowed"
-                      " (TRUING_MAX_MEMORY)")  # fmt: skip
+        raise TargetError(
+            f"checking features takes their activations at all tokens, {tables / 1e6:,.0f} MB, more than half of the"
+            f" {memory / 1e6:,.0f} MB allowed. Allow more (TRUING_MAX_MEMORY), or trace without a check (--no-check)"
+        )
     basis = Features(target.model, features.layers, beginning=features.beginning)
     bench = Bench(target.model, case, memory=memory - tables, basis=basis)
     references = [zero(bench), mean(bench)]

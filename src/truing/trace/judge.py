@@ -10,6 +10,8 @@ from truing.records import Estimate, Mediation, Quantity
 Verdict = Literal["supported", "weak", "refuted", "inconclusive"]
 HALF = 0.5
 """Share of the effect that an explanation must account for."""
+MARGIN = 0.05
+"""Share of the effect by which units must exceed those of any other: twins are paired, and tell far smaller ones."""
 
 
 def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
@@ -17,11 +19,11 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
 
     supported: some K heads or neurons chosen by attribution mediate at least half of the effect, and more than random
     and shuffled choices of as many (intervals apart), and put into the other twin they bring back more of it than those
-    do; and either way they do more than as many units of any ordinary effect (paired, all intervals above zero). weak:
+    do; and either way they exceed as many units of any ordinary effect (paired, all intervals above the margin). weak:
     they mediate more than random and shuffled ones, but less than half or more than all, or do not bring it back, or
-    units of another effect do as much. refuted: every choice mediates clearly less than half, or no more than random or
-    shuffled units; inconclusive: the intervals do not tell, or nothing was measured. A record without the way back, or
-    without other effects, is judged by what it has.
+    units of another effect do about as much. refuted: every choice mediates clearly less than half, or no more than
+    random or shuffled units may. inconclusive: the intervals do not tell, or nothing was measured. A record without the
+    way back, or without other effects, is judged by what it has.
     """
     best: tuple[Verdict, str] | None = None
     failed = measured = 0
@@ -36,14 +38,15 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
             continue
         measured += 1
         if share.low <= max(q.high for q in controls):
-            failed += share.high < HALF or share.value <= max(q.value for q in controls)
+            failed += share.high < HALF or share.high <= max(q.high for q in controls)
             continue
         trivial = rivals["largest change"].share if "largest change" in rivals else None
         remark = "; patching them overshoots" if share.low > 1 else ""
         if isinstance(trivial, Estimate) and trivial.high >= share.low:
             remark += "; units chosen by the largest change alone do as well"
         comes, other_way = _comes_back(m, shams)
-        own, beyond = _of_its_own(m, rivals.get("another effect"))
+        others = [r for r in mediated if (r.kind, r.k, r.choice) == (m.kind, m.k, "another effect")]
+        own, beyond = _of_its_own(m, others)
         said = f"{m.k} {m.kind}s mediate {_percent(share)} of the effect{other_way}{beyond}{remark}"
         if HALF <= share.low <= 1 and comes and own:
             return "supported", said
@@ -83,15 +86,22 @@ def worth_comparing(mediated: Sequence[Mediation]) -> list[Mediation]:
     return [m for m, group in groups if m.choice == "attribution" and judge(group)[0] == "supported"]
 
 
-def _of_its_own(chosen: Mediation, other: Mediation | None) -> tuple[bool, str]:
-    """Whether the units do more than those of any ordinary effect, either way, and how that is said."""
-    gaps = (chosen.beyond, chosen.beyond_restored)
-    if other is None or None in gaps:
+def _of_its_own(chosen: Mediation, others: Sequence[Mediation]) -> tuple[bool, str]:
+    """Whether the units exceed those of every ordinary effect, either way, and how that is said.
+
+    `others`: of the effect that comes closest in what goes, and last of that which does in what comes.
+    """
+    if not others or chosen.beyond is None or chosen.beyond_restored is None:
         return True, ""
-    rest = f"more than as many {chosen.kind}s of any ordinary effect ({other.of}: {_said(other.share)})"
-    own = all(isinstance(gap, Estimate) and gap.low > 0 for gap in gaps)
-    return own, f", {rest}" if own else f", not clearly {rest}"
+    units = f"{chosen.kind}s of any ordinary effect"
+    for gap, other, share, verb in (
+        (chosen.beyond, others[0], others[0].share, "mediate"),
+        (chosen.beyond_restored, others[-1], others[-1].restored, "bring back"),
+    ):
+        if not isinstance(gap, Estimate) or gap.low < MARGIN:
+            return False, f"; they do not {verb} clearly more than as many {units} ({other.of}: {_said(share)})"
+    return True, f"; {_said(chosen.beyond)} more than as many {units} ({others[0].of}) mediate"
 
 
-def _said(share: Quantity) -> str:
+def _said(share: Quantity | None) -> str:
     return _percent(share) if isinstance(share, Estimate) else str(share)

@@ -52,7 +52,7 @@ def named(
 
     A unit of work of its own, so that other texts do not ablate neurons again.
     """
-    watcher = watcher or Silent()
+    watcher, texts = watcher or Silent(), digest_of(list(naming.texts))
 
     def work(_: None) -> list[Record]:
         circuit = circuit_of(case, store.blob_bytes(case.graph))
@@ -61,11 +61,12 @@ def named(
         found = label(target, some, naming.texts, top=naming.words, seed=naming.seed, watcher=watcher) if some else ()
         said = {
             "labels": tuple(labelled(one, naming.places) for one in found),
+            "labelled_from": texts if found else None,
             "supernodes": grouped(case, circuit, naming.groups),
         }
         return [case.model_copy(update={**said, "parents": (*case.parents, case.id)})]
 
-    settings = asdict(naming) | {"texts": digest_of(list(naming.texts))}
+    settings = asdict(naming) | {"texts": texts}
     inputs = {"case": case.id, "settings": settings}
     ((record,),) = run([Work(item=None, stage="case labels", inputs=inputs)], work, ledger=store)
     assert isinstance(record, CaseGraph)

@@ -213,13 +213,14 @@ def _drawn(
     """
     few, at_once = pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], _at_once(target, pairs, len(spots))
     nodes, edges, error = draw(target.model, few, spots, segments, at_once=at_once)
-    if error > CLOSURE and not llama_shaped(target.model):
+    closes = error <= CLOSURE  # which no NaN is
+    if not closes and not llama_shaped(target.model):
         note = (
             f"; no picture: the linear rules do not hold for a {type(target.model).__name__}, whose contributions do"
             f" not add up (relative error {error:.1e}, allowed {CLOSURE:.0e}), nor are its scores by them to be trusted"
         )
         return (), (), error, note
-    if error > CLOSURE:
+    if not closes:
         raise TargetError(
             f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."
             " Its blocks are not what the linear rules assume, so no graph is given."

@@ -34,7 +34,8 @@ def compared(
 ) -> tuple[tuple[Mediation, ...], list[Arrays]]:
     """The shares with what other effects' units mediate beside those that hold so far, and what that rests on.
 
-    Of the ordinary effects, the one is given that the chosen units exceed least: it must be exceeded, so all are.
+    Of the ordinary effects, that is given which the chosen units exceed least, and where it is another on the way back,
+    that too: they must be exceeded, so all are.
     """
     worth = {(m.kind, m.k) for m in worth_comparing(mediated)}
     chosen = [c for c in choices if c.rule == "attribution" and (c.site, c.k) in worth]
@@ -46,8 +47,8 @@ def compared(
     found = {(own.site, own.k): _beside(patched, own, rivals[own], list(scores)) for own in chosen}
     rows: list[Mediation] = []
     for m in mediated:
-        least, other = found.get((m.kind, m.k), ({}, None)) if m.choice == "attribution" else ({}, None)
-        rows += [m.model_copy(update=least), *([other] if other else [])]
+        least, others = found.get((m.kind, m.k), ({}, [])) if m.choice == "attribution" else ({}, [])
+        rows += [m.model_copy(update=least), *others]
     return tuple(rows), [*sources, *patched]
 
 
@@ -72,21 +73,24 @@ def _rivals(own: Choice, scores: Mapping[str, Attribution]) -> list[Choice]:
 
 def _beside(
     patched: Sequence[Arrays], own: Choice, rivals: Sequence[Choice], names: Sequence[str]
-) -> tuple[dict[str, Quantity], Mediation]:
-    """What the chosen units mediate beyond the other effect that comes closest, either way; and that effect's share."""
+) -> tuple[dict[str, Quantity], list[Mediation]]:
+    """What the chosen units mediate beyond the other effect that comes closest, either way, and their shares."""
 
     def gap(rival: Choice, cell: str) -> Quantity:
         labels = (own.label, rival.label) if cell == "first" else (own.back_label, rival.back_label)
         return share_of(patched, labels[:1], cell, less=labels[1:])
 
     removed, restored = ([gap(rival, cell) for rival in rivals] for cell in ("first", "second"))
-    at = min(range(len(rivals)), key=lambda i: _low(removed[i]))
-    nearest = Mediation(
-        kind=own.site, choice=OTHER, k=own.k, of=names[at],
-        share=share_of(patched, [rivals[at].label], "first"),
-        restored=share_of(patched, [rivals[at].back_label], "second"),
-    )  # fmt: skip
-    return {"beyond": removed[at], "beyond_restored": min(restored, key=_low)}, nearest
+    nearest = [min(range(len(rivals)), key=lambda i: _low(gaps[i])) for gaps in (removed, restored)]
+    rows = [
+        Mediation(
+            kind=own.site, choice=OTHER, k=own.k, of=names[at],
+            share=share_of(patched, [rivals[at].label], "first"),
+            restored=share_of(patched, [rivals[at].back_label], "second"),
+        )
+        for at in dict.fromkeys(nearest)
+    ]  # fmt: skip
+    return {"beyond": removed[nearest[0]], "beyond_restored": restored[nearest[1]]}, rows
 
 
 def _low(gap: Quantity) -> float:

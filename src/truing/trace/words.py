@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
+
+from truing.errors import TargetError
 from truing.records import Message
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
 from truing.trace.auto import AutoEngine
+from truing.trace.case import LEAK
 from truing.trace.context import between
-from truing.trace.engine import Engine
+from truing.trace.engine import Engine, Sources
 from truing.trace.hand import HandEngine
+from truing.trace.readable import check_readable
 
 WORD = re.compile(r"[\w']+")
 
@@ -20,12 +25,15 @@ def by_word(target: LocalTarget, messages: Sequence[Message], said: str, instead
     """What the words of the last turn add to one reply rather than another, nats per token; in lower case.
 
     Of a word that stands there several times, the most. Embeddings alone are summed, so that what a template and biases
-    add is in none of them. UsageError for replies that are the same, or that do not begin where the prompt ends.
+    add is in none of them. UsageError for replies that are the same, or that do not begin where the prompt ends;
+    TargetError for a model that cannot be traced, or in which tokens and biases do not add up to the decision.
     """
+    check_readable(target)
     context = between(target, messages, [said], [instead])
     model = target.model
     engine: Engine = (HandEngine if llama_shaped(model) else AutoEngine)(model, context.functional)
     tokens, _ = engine.by_all_paths([])
+    _check_sum(target, tokens, engine.value(None))
     text, user = target.prompt_text(messages), messages[-1].content
     added = list(zip(target.offsets(text), tokens.embeddings_BT[0].tolist(), strict=False))  # replies are cut off
     start, found = text.rindex(user.strip()), dict[str, float]()
@@ -35,3 +43,13 @@ def by_word(target: LocalTarget, messages: Sequence[Message], said: str, instead
         word = match[0].casefold()
         found[word] = max(found.get(word, total), total)
     return found
+
+
+def _check_sum(target: LocalTarget, tokens: Sources, value: float) -> None:
+    parts = torch.cat([tokens.embeddings_BT.flatten().double(), tokens.biases_B.double()])
+    error = abs(float(parts.sum()) - value) / max(float(parts.abs().sum()), abs(value), 1e-30)
+    if not error <= LEAK:
+        raise TargetError(
+            f"what tokens and biases add does not add up to the decision in {target.card.name}"
+            f" ({type(target.model).__name__}): relative error {error:.1e}, allowed {LEAK:.0e}"
+        )

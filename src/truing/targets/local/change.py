@@ -218,8 +218,10 @@ def place(model: Any, at: Units) -> tuple[Any, bool]:
 
 
 def entering(module: Any) -> int:
-    """How many numbers a projection takes."""
-    weight = module.weight
+    """How many numbers a projection takes. TargetError for one whose weight is no matrix (one that is packed)."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise TargetError(f"a {type(module).__name__} keeps no weight that can be read; load the model in fp32")
     return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1])  # GPT-2's lie the other way
 
 
