@@ -54,12 +54,13 @@ def test_neurons_are_labelled_unless_it_is_switched_off(tmp_path: Path) -> None:
     assert "label's score" not in plain.stdout
     assert "supernode" not in plain.stdout
     bare = json.loads(run(*asked, "--no-labels", "--json").stdout)
-    assert not {"labels", "supernodes"} & bare.keys()
+    of_labels = {"labels", "labelled_from", "supernodes"}
+    assert not of_labels & bare.keys()
     said = run(*asked)
     body = json.loads(run(*asked, "--json").stdout)
     assert body["labels"]
     for name, value in body.items():
-        assert name in ("labels", "supernodes", "id") or bare[name] == value
+        assert name in {*of_labels, "id"} or bare[name] == value
     best = body["labels"][0]
     line = next(line for line in said.stdout.splitlines() if line.startswith("carries"))
     assert f"neuron {best['layer']}.{best['index']} " in line
