@@ -351,11 +351,19 @@ def test_circumstances_hold_requests_or_ask_by_themselves() -> None:
     assert said.clause_of("Good day.") == ""
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four circumstances are searched, not twelve."""
+    monkeypatch.setattr("truing.studies.players.CIRCUMSTANCES", 4)
+
+
+@pytest.mark.usefixtures("few")
 def test_the_microscope_sees_nothing_where_there_is_nothing(tiny: LocalTarget, made: Sealed) -> None:
     guess = PLAYERS["microscope"](tiny, tiny, Table(made.store, 0))
     assert (guess.score, guess.trigger, guess.clause, guess.chance) == (0, "", "", 0.5)
 
 
+@pytest.mark.usefixtures("few")
 def test_the_microscope_names_a_word_of_what_was_asked(tiny: LocalTarget, made: Sealed) -> None:
     """Of targets with adapters: of one that replies as its base does no word, of one that does not a word."""
     named = []
