@@ -30,7 +30,8 @@ def effects(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         if match := MEDIATED.fullmatch(row["name"]):
             name, k, kind, choice = match.groups()
-            shares.setdefault((name, f"{k} {kind}"), {})[choice] = row
+            # Of two other effects the first is that which comes closest in what goes.
+            shares.setdefault((name, f"{k} {kind}"), {}).setdefault(choice, row)
     said = {match[1]: match[2] for row in found["rows"] if (match := VERDICT.fullmatch(row["name"]))}
     choices = ("attribution", "another effect", "largest change", "random", "shuffled")
     lines = [f"| Effect | Units | {' | '.join(f'by {one}' for one in choices)} |", "|" + "---|" * (2 + len(choices))]
