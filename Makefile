@@ -54,7 +54,7 @@ bench-compare: $(VENV)/.dev ## DPO beside a reward model and RLOO, by a known ru
 bench-gate: $(VENV)/.dev ## the gate on organisms of known truth; about 43 minutes, after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/gate.py
 
-bench-inside: $(VENV)/.dev ## does what is left inside tell hidden from trained out; about 15 minutes, after `make organisms`
+bench-inside: $(VENV)/.dev ## does what is left inside tell hidden from trained out; after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/inside.py
 
 bench-game: $(VENV)/.dev ## blind audits of 6 + 6 sealed organisms beside baselines; about 40 minutes, after `make organisms`
@@ -73,7 +73,7 @@ bench-sixteen: $(VENV)/.dev ## sixteen sets of weights in company plots; about 8
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/sixteen.py play
 
 # The peer needs other versions of everything, and has an environment of its own.
-bench-trace: $(VENV)/.dev $(PEER)/.ready ## the microscope: accounts, time, peers, mediation, shams; about 50 minutes, after `make organisms`
+bench-trace: $(VENV)/.dev $(PEER)/.ready ## the microscope: accounts, time, peers, mediation, shams; after `make organisms`
 	TRUING_ORGANISMS=$(STORE) $(BIN)/python benchmarks/trace.py
 
 organisms: $(VENV)/.ready ## plant the whole set in the bundled model: 18 planted or hidden, 20 clean; about 35 minutes

@@ -118,7 +118,8 @@ def _mediated(name: str, graph: Any) -> Iterator[Row]:
     yield Row(f"{name}: {graph.verdict}", None, "")
     yield measured(f"{name}: effect", graph.effect.model_dump())
     for one in graph.mediated:
-        yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}", one.share.model_dump())
+        of = f" ({one.of})" if one.of else ""
+        yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}{of}", one.share.model_dump())
 
 
 SHUFFLES = 4

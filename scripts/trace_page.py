@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "explanation" / "microscope.md"
 RULES = ("relp", "gradient", "integrated-gradients", "largest change", "random")
 CURVE = re.compile(r"(\w+), (.+), (relp|gradient|integrated-gradients|largest change|random): (CMD|n\(F >= 0\.8\))")
 PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
-MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled)")
+MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled).*")
 TRAINED = re.compile(r"trained( planted)? (units|neurons|heads), (.+): AUROC of \|score\|")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
 LOOKED = re.compile(r"([a-z-]+), (trained out|hidden|clean control): (.+)")

@@ -18,7 +18,7 @@ BASE = {
 LOCAL = {
     "trace": [
         "weak: 3 heads mediate",
-        "they do not mediate clearly more than as many heads",
+        "more than as many heads of the ordinary effect",
         "layer 1, head 0",
         "layer 1, head 1",
     ],

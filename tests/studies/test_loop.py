@@ -95,7 +95,7 @@ def test_the_planted_heads_are_found(whole: tuple[Path, dict]) -> None:
             assert share.low > 0.95
     # They copy whatever a prompt holds, so that any other effect is carried by the same heads.
     assert graph.verdict == "weak"
-    assert "they do not mediate clearly more than as many heads of any ordinary effect" in graph.why
+    assert "they mediate 0% [0%, 0%] more than as many heads of the ordinary effect" in graph.why.replace("-0%", "0%")
 
 
 def test_training_starts_at_ln_2_and_is_finished(whole: tuple[Path, dict]) -> None:

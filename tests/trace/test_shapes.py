@@ -309,6 +309,18 @@ def test_where_accounts_do_not_close_the_check_stands_without_a_picture(
         trace(tiny, small, store, settings=FEW)
 
 
+def test_units_are_not_chosen_by_rules_that_do_not_hold(
+    tiny: LocalTarget, small: Effect, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trace ends before anything is computed, with the architecture's name; by other rules it goes on."""
+    monkeypatch.setattr("truing.trace.leak.LEAK", 0.0)
+    target = planted("gpt2", tiny)
+    with pytest.raises(TargetError, match=r"\(GPT2LMHeadModel\) do not close"):
+        trace(target, small, store, settings=FEW)
+    assert not list(store.of_kind("arrays"))
+    assert trace(target, small, store, settings=replace(FEW, rule="gradient")).mediated
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 ASKED = (Message(role="user", content="The sky is green. Is the sky green?"),)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,17 +17,19 @@ import torch
 
 from truing import open_store
 from truing.audit import lay_out
-from truing.errors import DesignError
+from truing.errors import DesignError, TargetError
 from truing.records import Estimate, Mediation, Quantity, Surface, Unmeasured
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
 from truing.trace import Effect, Settings, judge, retrace, trace
+from truing.trace.accounts import Account
 from truing.trace.attribute import attribute, read_side
 from truing.trace.averaging import averaged
 from truing.trace.derive import decision_of
 from truing.trace.draw import OUTPUT, account, draw
 from truing.trace.judge import worth_comparing
+from truing.trace.leak import check_closed
 from truing.trace.mediate import Choice, back, both_ways, choose, mediate
 from truing.trace.ordinary import ordinary
 from truing.trace.patching import patched_on
@@ -523,15 +527,15 @@ def test_units_must_do_more_than_those_of_any_ordinary_effect(mediated: list[Med
     said, why = judge(mediated)
     assert said == verdict
     assert judge(mediated[::-1])[0] == verdict
-    assert ("clearly more than as many heads of any ordinary effect (colour: 60%" in why) == (verdict == "weak")
+    assert ("more than as many heads of the ordinary effect 'colour', not clearly 5%" in why) == (verdict == "weak")
 
 
 def test_the_effect_that_comes_closest_is_named_for_either_way() -> None:
     found = against(share(0.3), share(0.0))
     found.append(found[-1].model_copy(update={"of": "mood", "restored": share(0.88)}))
-    assert "they do not bring back clearly more than as many heads of any ordinary effect (mood: 88%" in judge(found)[1]
+    assert "they bring back 0% [-5%, 5%] more than as many heads of the ordinary effect 'mood', not" in judge(found)[1]
     found[0] = found[0].model_copy(update={"beyond_restored": share(0.2)})
-    assert "30% [25%, 35%] more than as many heads of any ordinary effect (colour) mediate" in judge(found)[1]
+    assert "30% [25%, 35%] more than as many heads of the ordinary effect that comes closest, 'c" in judge(found)[1]
 
 
 def test_only_what_holds_so_far_is_set_beside_other_effects() -> None:
@@ -587,3 +591,21 @@ def test_units_of_a_sham_are_set_beside_other_effects_too(tiny: LocalTarget, pai
     assert isinstance(beyond, Estimate)
     assert beyond.value == pytest.approx(-1, abs=0.1)
     assert judge(found)[0] == "weak"
+
+
+def test_accounts_that_are_no_number_do_not_close(
+    tiny: LocalTarget, effect: Effect, pairs: list[Twin], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest of errors is no number where one is none, and no number is small enough."""
+    found = iter([float("nan"), *[0.0] * 99])
+
+    def spoilt(*args: Any) -> Account:
+        return replace(account(*args), error=next(found))
+
+    monkeypatch.setattr("truing.trace.draw.account", spoilt)
+    assert math.isnan(draw(tiny.model, pairs[:2], [], labels(pairs))[2])
+    found = iter([float("nan"), *[0.0] * 99])
+    with pytest.raises(TargetError, match="do not close"):
+        trace(tiny, effect, store, settings=FEW)
+    with pytest.raises(TargetError, match="do not close"):
+        check_closed(tiny, pairs[0].first.functional, "relp", float("nan"))

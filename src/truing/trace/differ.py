@@ -109,7 +109,7 @@ def _checked(
     first: LocalTarget, second: LocalTarget, twin: Twin, segments: Sequence[str], watcher: Watcher | None
 ) -> Difference:
     found = difference((first.model, second.model), (twin.first, twin.second), twin.onto_T, twin.from_T, segments)
-    if found.error > CLOSURE:
+    if not found.error <= CLOSURE:  # which no NaN is
         raise TargetError(
             f"the parts of the difference of {first.card.name} and {second.card.name} do not sum to it: relative error"
             f" {found.error:.1e}, allowed {CLOSURE:.0e}"

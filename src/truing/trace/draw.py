@@ -86,7 +86,7 @@ def draw(
     by_hand = llama_shaped(model)
     flow: Tensor | None = None
     values: Tensor | None = None
-    worst = 0.0
+    errors: list[float] = []
     for twin in pairs:
         first, second = (
             account(model, side, spots, segments)
@@ -94,7 +94,7 @@ def draw(
             else by_autograd(model, side, spots, segments, at_once=at_once)
             for side in (twin.first, twin.second)
         )
-        worst = max(worst, first.error, second.error)
+        errors += [first.error, second.error]
         flow = first.flow - second.flow if flow is None else flow + first.flow - second.flow
         values = first.values - second.values if values is None else values + first.values - second.values
     assert flow is not None and values is not None  # noqa: PT018 - there are twins
@@ -119,7 +119,7 @@ def draw(
             nodes.append(Node(id=BIASES, kind="bias", layer=-1, segment=BIASES, value=given, contribution=given))
     total = float(values[-1])
     nodes.append(Node(id=OUTPUT, kind="output", layer=top, segment="reply", value=total, contribution=total))
-    return tuple(nodes), _edges(flow, names, [*names[: len(spots)], OUTPUT], keep), worst
+    return tuple(nodes), _edges(flow, names, [*names[: len(spots)], OUTPUT], keep), float(torch.tensor(errors).max())
 
 
 def _edges(flow: Tensor, sources: Sequence[str], targets: Sequence[str], keep: float) -> tuple[Edge, ...]:

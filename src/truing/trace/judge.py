@@ -93,14 +93,12 @@ def _of_its_own(chosen: Mediation, others: Sequence[Mediation]) -> tuple[bool, s
     """
     if not others or chosen.beyond is None or chosen.beyond_restored is None:
         return True, ""
-    units = f"{chosen.kind}s of any ordinary effect"
-    for gap, other, share, verb in (
-        (chosen.beyond, others[0], others[0].share, "mediate"),
-        (chosen.beyond_restored, others[-1], others[-1].restored, "bring back"),
-    ):
+    units = f"{chosen.kind}s of the ordinary effect"
+    ways = ((chosen.beyond, others[0].of, "mediate"), (chosen.beyond_restored, others[-1].of, "bring back"))
+    for gap, of, verb in ways:
         if not isinstance(gap, Estimate) or gap.low < MARGIN:
-            return False, f"; they do not {verb} clearly more than as many {units} ({other.of}: {_said(share)})"
-    return True, f"; {_said(chosen.beyond)} more than as many {units} ({others[0].of}) mediate"
+            return False, f"; but they {verb} {_said(gap)} more than as many {units} {of!r}, not clearly {MARGIN:.0%}"
+    return True, f"; and {_said(chosen.beyond)} more than as many {units} that comes closest, {others[0].of!r}"
 
 
 def _said(share: Quantity | None) -> str:

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from truing.targets.local import Functional
+from truing.errors import TargetError
+from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.attention import alone
 from truing.targets.local.inside import eager
 from truing.trace.auto import biases_as_sources, decided
 from truing.trace.rules import Linear, Rule, linear
+
+LEAK = 1e-3
+"""Relative closure error above which contributions do not add up; what is no number is above it."""
 
 
 @dataclass(slots=True)
@@ -33,6 +37,18 @@ class _Call:
         if self.gave is None:
             return 0.0
         return _flow([self.gave]) - _flow([*self.given, *self.own, *constants[self.first : self.last]])
+
+
+def check_closed(target: LocalTarget, functional: Functional, rule: Rule, error: float) -> None:
+    """TargetError, which names the architecture and the module that leaks, where accounts do not close."""
+    if error <= LEAK:
+        return
+    module = leaking(target.model, functional, rule)
+    raise TargetError(
+        f"the accounts of {target.card.name} ({type(target.model).__name__}) do not close: relative error"
+        f" {error:.1e}, allowed {LEAK:.0e}. {f'What is lost is lost in {module}. ' * bool(module)}"
+        "The linear rules do not hold for it, so no graph is given."
+    )
 
 
 def leaking(model: Any, functional: Functional, rule: Rule) -> str:

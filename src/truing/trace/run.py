@@ -14,11 +14,12 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import counts, layers
 from truing.targets.local.inside import llama_shaped
-from truing.trace.accounts import TOGETHER, Spot
+from truing.trace.accounts import TOGETHER, Spot, by_autograd
 from truing.trace.attribute import SCORINGS, Attribution, Scoring
 from truing.trace.averaging import averaged, segments_of
 from truing.trace.draw import draw
 from truing.trace.judge import judge
+from truing.trace.leak import check_closed
 from truing.trace.mediate import Choice, choose
 from truing.trace.patching import decisions, patched_on, shares
 from truing.trace.plan import plan
@@ -94,6 +95,7 @@ def trace(
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
     _at_once(target, choosing, settings.drawn)  # whether there is room is known before anything is computed
+    _check_rules(target, choosing[0], settings.rule)
     store.add(target.card)
     segments = segments_of([*choosing, *testing])
     mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING, rule=settings.rule)
@@ -226,6 +228,15 @@ def _drawn(
             " Its blocks are not what the linear rules assume, so no graph is given."
         )
     return nodes, edges, error, ""
+
+
+def _check_rules(target: LocalTarget, twin: Twin, rule: Scoring) -> None:
+    """TargetError where units are to be scored by linear rules that do not hold: blocks not gone through by hand, in
+    which what adds up to the decision is another. Other rules ask nothing of them.
+    """
+    if (rule == "relp" or rule == "gate-frozen") and not llama_shaped(target.model):  # noqa: PLR1714 - for mypy
+        functional = twin.first.functional
+        check_closed(target, functional, rule, by_autograd(target.model, twin.first, (), segments_of([twin])).error)
 
 
 def _at_once(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> int:

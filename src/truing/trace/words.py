@@ -7,15 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from truing.errors import TargetError
 from truing.records import Message
-from truing.targets.local import LocalTarget
+from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.inside import llama_shaped
 from truing.trace.auto import AutoEngine
-from truing.trace.case import LEAK
 from truing.trace.context import between
 from truing.trace.engine import Engine, Sources
 from truing.trace.hand import HandEngine
+from truing.trace.leak import check_closed
 from truing.trace.readable import check_readable
 
 WORD = re.compile(r"[\w']+")
@@ -33,7 +32,7 @@ def by_word(target: LocalTarget, messages: Sequence[Message], said: str, instead
     model = target.model
     engine: Engine = (HandEngine if llama_shaped(model) else AutoEngine)(model, context.functional)
     tokens, _ = engine.by_all_paths([])
-    _check_sum(target, tokens, engine.value(None))
+    _check_sum(target, context.functional, tokens, engine.value(None))
     text, user = target.prompt_text(messages), messages[-1].content
     added = list(zip(target.offsets(text), tokens.embeddings_BT[0].tolist(), strict=False))  # replies are cut off
     start, found = text.rindex(user.strip()), dict[str, float]()
@@ -45,11 +44,7 @@ def by_word(target: LocalTarget, messages: Sequence[Message], said: str, instead
     return found
 
 
-def _check_sum(target: LocalTarget, tokens: Sources, value: float) -> None:
+def _check_sum(target: LocalTarget, functional: Functional, tokens: Sources, value: float) -> None:
     parts = torch.cat([tokens.embeddings_BT.flatten().double(), tokens.biases_B.double()])
     error = abs(float(parts.sum()) - value) / max(float(parts.abs().sum()), abs(value), 1e-30)
-    if not error <= LEAK:
-        raise TargetError(
-            f"what tokens and biases add does not add up to the decision in {target.card.name}"
-            f" ({type(target.model).__name__}): relative error {error:.1e}, allowed {LEAK:.0e}"
-        )
+    check_closed(target, functional, "relp", error)
