@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 pytest.importorskip("torch")
 
+from truing.cli.share import pack
 from truing.cli.trace import command
 from truing.cli.trace_lines import lens_lines, probe_lines
 from truing.errors import TargetError, TruingError, UsageError
@@ -48,7 +49,7 @@ def test_one_decision_is_traced_and_called_an_illustration(tmp_path: Path) -> No
         assert opened.blob_path(case.graph).exists()
 
 
-def test_neurons_are_labelled_unless_it_is_switched_off(tmp_path: Path) -> None:
+def test_neurons_are_labelled_unless_it_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [*ASKED, "--action", "True.", "--instead", "False.", "--no-check", "--store", str(tmp_path / "store")]
     plain = run(*asked, "--no-labels")
     assert "label's score" not in plain.stdout
@@ -72,6 +73,13 @@ def test_neurons_are_labelled_unless_it_is_switched_off(tmp_path: Path) -> None:
     group = body["supernodes"][0]
     assert f"supernode {group['name']}: {len(group['nodes'])} neuron" in said.stdout
     assert "trace: labels of neurons" in said.stderr
+    monkeypatch.setenv("TRUING_CONFIG", str(tmp_path / "config"))
+    for case, quoting in ((body, True), (bare, False)):
+        packed = CliRunner().invoke(
+            pack, [case["id"], "--out", str(tmp_path / "e"), "--store", str(tmp_path / "store")]
+        )
+        assert packed.exit_code == 0, packed.output
+        assert (f"may be replies in this store: case {case['id'][:12]}" in packed.stdout) is quoting
     with pytest.raises(UsageError, match="--no-labels: of the graph of one case"):
         run("3fa9", "--no-labels")
 
@@ -146,6 +154,17 @@ def test_a_case_is_traced_in_features_and_read_by_layer(tmp_path: Path) -> None:
     assert body["lens"]["layers"][-1] == pytest.approx(body["value"], abs=1e-5)
     with open_store(tmp_path / "store", mode="read") as opened:
         assert opened.get(body["lens"]["id"]).name == "decision by layer"
+
+
+def test_a_lens_that_does_not_fit_is_refused_before_anything_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truing.trace.by_layer.AGREES", -1.0)  # no end is near enough
+    store = tmp_path / "store"
+    with pytest.raises(TargetError, match="no lens can be put on it"):
+        run(*ASKED, "--action", "True.", "--instead", "False.", "--store", str(store), "--lens")
+    with open_store(store, mode="read") as opened:
+        assert not opened.of_kind("case")
 
 
 def test_a_folder_without_dictionaries_is_refused_before_anything(tmp_path: Path) -> None:

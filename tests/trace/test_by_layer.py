@@ -16,8 +16,8 @@ from truing.records import BY_LAYER, Estimate, Message
 from truing.report import overview
 from truing.store import open_store
 from truing.targets.local import LocalTarget
-from truing.trace import CaseSettings, between, forming, trace_case, written
-from truing.trace.by_layer import by_layer, said
+from truing.trace import CaseSettings, between, trace_case, written
+from truing.trace.by_layer import beside, by_layer, said
 
 from ..targets.test_architectures import ARCHITECTURES, random_model  # noqa: TID252 - tests are no package
 
@@ -103,7 +103,7 @@ def test_the_reading_stands_beside_the_case_and_in_the_report(tiny: LocalTarget,
     with open_store(tmp_path / "store") as store:
         case = trace_case(tiny, context, store, settings=CaseSettings(neurons=2, check=False))
         before = overview([case, tiny.card], blobs=store.blob_bytes)
-        read = forming(tiny, context, case, store)
+        read = beside(tiny, by_layer(tiny, context.functional), case, store)
         assert store.get(read.id) == read
         after = overview([case, tiny.card, read], blobs=store.blob_bytes)
     assert (read.name, set(read.parents)) == (BY_LAYER, {tiny.card.id, case.id})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from truing.cli.common import emit, json_option, store_option
 from truing.errors import UsageError
 from truing.files import write_whole
-from truing.records import Claim, Target, Training
+from truing.records import CaseGraph, Claim, Record, Target, Training
 from truing.share import Verification, extract_report, key_path, own_key, verify
 from truing.share import pack as pack_bundle
 from truing.share.keys import KEY_ID, PublicKey
@@ -83,6 +84,7 @@ def pack(
         f"sha256  {packed.digest}",
         f"signed by key {packed.key_id}",
         *_withheld(packed.withheld),
+        *_quoting(records),
     ]
     emit(packed.plain(), as_json=as_json, lines=lines)
 
@@ -169,6 +171,17 @@ def _counts(records: dict[str, int]) -> str:
 
 def _withheld(digests: tuple[str, ...]) -> list[str]:
     return [f"withheld blob {digest}" for digest in digests]
+
+
+def _quoting(records: Sequence[Record]) -> list[str]:
+    """That labels of neurons may show what targets wrote, which a private test may be told from."""
+    some = [record.id[:12] for record in records if isinstance(record, CaseGraph) and record.labels]
+    if not some:
+        return []
+    return [
+        f"note: labels of neurons quote the texts that they were made from, which may be replies in this store: case"
+        f" {', '.join(some)} (`truing trace --no-labels` leaves labels out)"
+    ]
 
 
 def _claim(claim: Claim) -> dict[str, Any]:

@@ -236,7 +236,9 @@ def _case(
     from truing.studies.reading import reading
     from truing.targets import need, resolve
     from truing.targets.local import LocalTarget
-    from truing.trace import CaseSettings, Naming, forming, read_features, trace_case
+    from truing.trace import CaseSettings, Naming, read_features, trace_case
+    from truing.trace.by_layer import beside as kept_beside
+    from truing.trace.by_layer import by_layer
     from truing.trace.dictionaries import check_layout
 
     progress, chosen = Progress(), CaseSettings(**settings)
@@ -250,10 +252,11 @@ def _case(
         features = read_features(inside.dictionary, target.model) if inside.dictionary else None
         context, beside = _laid_out(target, asked)
         naming = Naming(reading(store)) if asked.labelled else None
+        values = by_layer(target, context.functional) if inside.lens else []
         case = trace_case(
             target, context, store, beside=beside, settings=chosen, features=features, naming=naming, watcher=progress
         )
-        read = forming(target, context, case, store) if inside.lens else None
+        read = kept_beside(target, values, case, store) if inside.lens else None
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)
     files = _exported(case, target.card, data, *export) if export else ()

@@ -61,7 +61,7 @@ def look_inside(
     except (DesignError, TargetError) as error:
         return _nothing(str(error))
     record = Measurement(
-        name="inside", targets=tuple(dict.fromkeys(target.card.id for target in models)), quantities=rows,
+        name="left inside", targets=tuple(dict.fromkeys(target.card.id for target in models)), quantities=rows,
         note="what is left of the path inside; nothing calibrates it, so that no verdict rests on it",
         parents=tuple(sorted({*(one.id for one in found.sources), *parents})),
     )  # fmt: skip

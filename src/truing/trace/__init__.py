@@ -1,6 +1,5 @@
 """EXPLAIN: which parts of the model carry a claim's effect, and does that survive intervention on held-out cases?"""
 
-from truing.trace.by_layer import forming
 from truing.trace.carriers import Carriers, carriers
 from truing.trace.case import Beside, CaseSettings, trace_case
 from truing.trace.context import Context, between, written
@@ -12,5 +11,5 @@ from truing.trace.run import TESTING, Effect, Settings, retrace, trace
 
 __all__ = [
     "TESTING", "Beside", "Carriers", "CaseSettings", "Context", "Effect", "FeatureSet", "Naming", "Settings", "between",
-    "carriers", "differ", "forming", "judge", "read_features", "retrace", "trace", "trace_case", "written",
+    "carriers", "differ", "judge", "read_features", "retrace", "trace", "trace_case", "written",
 ]  # fmt: skip

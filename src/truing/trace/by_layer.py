@@ -20,7 +20,6 @@ from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.attention import alone
 from truing.targets.local.change import Units, layers, seen
 from truing.targets.local.inside import forward
-from truing.trace.context import Context
 from truing.trace.derive import decision_of
 from truing.trace.lens import ROWS, Read, end
 
@@ -28,9 +27,8 @@ AGREES = 1e-3
 """How far the last layer may be from the decision, nats per token, and relative to it."""
 
 
-def forming(target: LocalTarget, context: Context, case: CaseGraph, store: Store) -> Measurement:
-    """The decision of a case read after each layer, kept beside the case. TargetError as in `by_layer`."""
-    values = by_layer(target, context.functional)
+def beside(target: LocalTarget, values: Sequence[float], case: CaseGraph, store: Store) -> Measurement:
+    """The decision of a case as `by_layer` reads it after each layer, kept beside the case."""
     quantities = tuple(Named(name=f"layer {layer}", quantity=_read_off(value)) for layer, value in enumerate(values))
     record = Measurement(
         name=BY_LAYER, targets=(target.card.id,), quantities=quantities, note=said(values),
@@ -98,4 +96,4 @@ def _read_off(value: float) -> Estimate:
     )  # fmt: skip
 
 
-__all__ = ["by_layer", "forming", "said"]
+__all__ = ["beside", "by_layer", "said"]
