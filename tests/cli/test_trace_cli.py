@@ -74,11 +74,12 @@ def test_neurons_are_labelled_unless_it_is_switched_off(tmp_path: Path, monkeypa
     assert f"supernode {group['name']}: {len(group['nodes'])} neuron" in said.stdout
     assert "trace: labels of neurons" in said.stderr
     monkeypatch.setenv("TRUING_CONFIG", str(tmp_path / "config"))
+    store = str(tmp_path / "store")
     for case, quoting in ((body, True), (bare, False)):
-        packed = CliRunner().invoke(
-            pack, [case["id"], "--out", str(tmp_path / "e"), "--store", str(tmp_path / "store")]
-        )
+        packed = CliRunner().invoke(pack, [case["id"], "--out", str(tmp_path / "e"), "--store", store])
         assert packed.exit_code == 0, packed.output
+        given = CliRunner().invoke(pack, [case["id"], "--out", str(tmp_path / "e"), "--store", store, "--json"])
+        assert json.loads(given.stdout)["quoting"] == [case["id"]] * quoting
         assert (f"may be replies in this store: case {case['id'][:12]}" in packed.stdout) is quoting
     with pytest.raises(UsageError, match="--no-labels: of the graph of one case"):
         run("3fa9", "--no-labels")

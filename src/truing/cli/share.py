@@ -11,7 +11,7 @@ import click
 from truing.cli.common import emit, json_option, store_option
 from truing.errors import UsageError
 from truing.files import write_whole
-from truing.records import CaseGraph, Claim, Record, Target, Training
+from truing.records import CaseGraph, Claim, Target, Training
 from truing.share import Verification, extract_report, key_path, own_key, verify
 from truing.share import pack as pack_bundle
 from truing.share.keys import KEY_ID, PublicKey
@@ -79,14 +79,15 @@ def pack(
             key=own_key(),
             subject={"targets": sorted({record.name for record in records if isinstance(record, Target)})},
         )
+    quoting = [record.id for record in records if isinstance(record, CaseGraph) and record.labels]
     lines = [
         f"packed {_counts(packed.records)} into {out} ({packed.size} bytes)",
         f"sha256  {packed.digest}",
         f"signed by key {packed.key_id}",
         *_withheld(packed.withheld),
-        *_quoting(records),
+        *_quoting(quoting),
     ]
-    emit(packed.plain(), as_json=as_json, lines=lines)
+    emit(packed.plain() | {"quoting": quoting}, as_json=as_json, lines=lines)
 
 
 def _all_there_is(store: Store) -> list[str]:
@@ -173,14 +174,13 @@ def _withheld(digests: tuple[str, ...]) -> list[str]:
     return [f"withheld blob {digest}" for digest in digests]
 
 
-def _quoting(records: Sequence[Record]) -> list[str]:
+def _quoting(cases: Sequence[str]) -> list[str]:
     """That labels of neurons may show what targets wrote, which a private test may be told from."""
-    some = [record.id[:12] for record in records if isinstance(record, CaseGraph) and record.labels]
-    if not some:
+    if not cases:
         return []
     return [
         f"note: labels of neurons quote the texts that they were made from, which may be replies in this store: case"
-        f" {', '.join(some)} (`truing trace --no-labels` leaves labels out)"
+        f" {', '.join(case[:12] for case in cases)} (`truing trace --no-labels` leaves labels out)"
     ]
 
 
