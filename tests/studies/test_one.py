@@ -162,6 +162,15 @@ def test_a_claims_cells_are_probed_in_plots_left_out(claimed: tuple[Path, str]) 
     assert "statement=told-false against statement=told-true: " in found.note
 
 
+def test_cells_are_chosen_in_company_plots_alone(claimed: tuple[Path, str]) -> None:
+    folder, claim = claimed
+    cells = ("cue=test", "cue=real")
+    with open_store(folder) as store:
+        for ask in (one.traced, one.probed):
+            with pytest.raises(UsageError, match="cells can be chosen for claims about company plots alone"):
+                ask(claim, store, cells=cells)
+
+
 def test_a_level_of_company_plots_is_probed_against_its_baseline(claimed: tuple[Path, str], tiny: Any) -> None:
     folder, _ = claimed
     cells = [f"watch={level} means={means}" for level in ("test", "real", "open") for means in ("present", "absent")]

@@ -74,6 +74,10 @@ MOST_TURNS = 10_000_000
     help="What is different inside two models over the cases of CLAIM; the same twice: between its cells.",
 )  # fmt: skip
 @click.option(
+    "--cells", nargs=2, metavar="A B",
+    help="Of a CLAIM about company plots: between these settings, such as cue=test cue=real, not the claim's own.",
+)  # fmt: skip
+@click.option(
     "--planted", metavar="RECIPE",
     help="Trace what carries a planted behaviour in --target, an organism: a recipe by name, or its file.",
 )  # fmt: skip
@@ -107,6 +111,7 @@ def command(
     probe: bool,
     rule: str,
     diff: tuple[str, str] | None,
+    cells: tuple[str, str] | None,
     planted: str | None,
     export: str | None,
     out: Path,
@@ -126,7 +131,7 @@ def command(
     to what, whose accounts close. It is an illustration: one case has no interval.
     """
     _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
-    _check_together(claim, planted, diff=bool(diff), probe=probe, export=bool(export))
+    _check_together(claim, planted, diff=bool(diff), probe=probe, cells=bool(cells), export=bool(export))
     of_a_case = {
         "--dictionary": dictionary is not None, "--lens": lens,
         "--action": actions, "--instead": instead, "--span": spans, "--against": against is not None,
@@ -136,10 +141,11 @@ def command(
         raise UsageError(f"{', '.join(unused)}: of the graph of one case; give --prompt or --transcript for one")
     if export:
         check_folder(out.absolute().parent)
+    between: dict[str, Any] = {"seed": seed, "cells": cells}
     if claim and (diff or probe):
-        return _measured(claim, diff, store_path, seed, as_json=as_json)
+        return _measured(claim, diff, store_path, between, as_json=as_json)
     if claim:
-        return _claim(claim, store_path, {"seed": seed, "tracing": {"rule": rule}}, as_json=as_json)
+        return _claim(claim, store_path, {**between, "tracing": {"rule": rule}}, as_json=as_json)
     if planted:
         return _planted(name, planted, store_path, {"seed": seed, "rule": rule}, as_json=as_json)
     if transcript:
@@ -184,25 +190,27 @@ class Inside:
 
 
 def _claim(claim: str, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
-    from truing.studies.one import wheel_of
+    from truing.studies.one import traced
 
     progress = Progress()
     with existing(store_path) as store, progress.running():
-        graph = wheel_of(claim, store, ability="WhiteBox", watcher=progress, **settings).explain()
+        graph = traced(claim, store, watcher=progress, **settings)
     emit(graph.plain()["body"] | {"id": graph.id}, as_json=as_json, lines=_lines(graph))
     return 0
 
 
-def _measured(claim: str, diff: tuple[str, str] | None, store_path: Path, seed: int, *, as_json: bool) -> int:
+def _measured(
+    claim: str, diff: tuple[str, str] | None, store_path: Path, settings: dict[str, Any], *, as_json: bool
+) -> int:
     """What two models differ in over a claim's cases; without them, whether probes tell its cells apart."""
     from truing.studies.one import differing, probed
 
     progress = Progress()
     with existing(store_path) as store, progress.running():
         if diff:
-            measured = differing(claim, diff, store, seed=seed, watcher=progress)
+            measured = differing(claim, diff, store, watcher=progress, **settings)
         else:
-            measured = probed(claim, store, seed=seed, watcher=progress)
+            measured = probed(claim, store, watcher=progress, **settings)
     body = measured.plain()["body"]
     lines = _difference_lines(body, measured.id) if diff else probe_lines(measured)
     emit(body | {"id": measured.id}, as_json=as_json, lines=lines)
@@ -300,11 +308,15 @@ def _check_one(said: dict[str, object]) -> None:
         )
 
 
-def _check_together(claim: str | None, planted: str | None, *, diff: bool, probe: bool, export: bool) -> None:
+def _check_together(
+    claim: str | None, planted: str | None, *, diff: bool, probe: bool, cells: bool, export: bool
+) -> None:
     if diff and not claim:
         raise UsageError("--diff compares over the cases of a claim; give one")
     if probe and (diff or not claim):
         raise UsageError("--probe tells the two cells of a claim apart; give a claim, and no --diff")
+    if cells and not claim:
+        raise UsageError("--cells are two settings of the plots of a claim; give one")
     if export and (claim or planted):
         raise UsageError("--export is for the graph of one case; give --prompt or --transcript")
 

@@ -100,12 +100,11 @@ class Wheel:
         options: Options,
         watcher: Watcher | None = None,
         *,
-        tracing: microscope.Settings | None = None,
         fitting: train.How | None = None,
     ) -> None:
         self.target, self.claim, self.store, self.options = target, claim, store, options
         self.watcher = watcher or Silent()
-        self.tracing = tracing or microscope.Settings(seed=options.seed)
+        self.tracing = microscope.Settings(seed=options.seed)
         self.fitting = fitting or train.Settings(seed=options.seed)
         self.rules = family(claim.family)
         most = min(options.per_topic, self.rules.per_topic)

@@ -13,7 +13,7 @@ from truing.errors import UsageError
 from truing.records import Decision, Message
 from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.tree import plant
-from truing.trace.twins import FRAME, REPLY
+from truing.trace.twins import REPLY, label_at, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +84,6 @@ def _check_boundary(target: LocalTarget, prompt: str, text: str) -> None:
 
 def _segments(target: LocalTarget, messages: Sequence[Message], text: str, functional: Functional) -> tuple[str, ...]:
     """The turn that each token is in, "2 user"; what the template adds is the frame, what follows the reply."""
-    ends: list[tuple[int, int, str]] = []
-    at = 0
-    for number, message in enumerate(messages, 1):
-        said = message.content.strip()  # templates strip
-        if said and (start := text.find(said, at)) >= 0:
-            at = start + len(said)
-            ends.append((start, at, f"{number} {message.role}"))
-
-    def label(start: int, stop: int) -> str:
-        return next((name for a, b, name in ends if a < stop and start < b), FRAME)
-
-    labels = [label(*span) for _, span in target.offsets(text)][: len(functional.tree)]
+    spans = turns(messages, text)
+    labels = [label_at(spans, *span) for _, span in target.offsets(text)][: len(functional.tree)]
     return (*labels, *[REPLY] * (len(functional.tree) - len(labels)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from truing.errors import DesignError
-from truing.records import Case, Surface
+from truing.records import Case, Message, Surface
 from truing.stats import MIN_CLUSTERS
 from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.tree import plant
@@ -145,16 +145,32 @@ def side(target: LocalTarget, surface: Surface, case: Case) -> Side:
     """A surface's decision in one of its cases, every token in its segment."""
     functional = target.functional(surface.decision, case.messages)
     text, content = target.prompt_text(case.messages), case.messages[-1].content
-    begin = text.rindex(content)
-    ends, end = [], begin
+    end = text.rindex(content.strip()) - len(content) + len(content.lstrip())  # templates strip
+    spans = turns(case.messages[:-1], text)
     for label, part in case.segments:
+        spans.append((end, end + len(part), label))
         end += len(part)
-        ends.append((end, label))
-
-    def label_at(char: int) -> str:
-        if char < begin:
-            return FRAME
-        return next((label for end, label in ends if char < end), REPLY)
-
-    labels = [label_at(start) for start, _ in target.prompt_offsets(case.messages)]
+    spans.append((end, len(text), REPLY))
+    labels = [label_at(spans, start, start + 1) for start, _ in target.prompt_offsets(case.messages)]
     return Side(functional, (*labels, *[REPLY] * (len(functional.tree) - functional.prompt)))
+
+
+Span = tuple[int, int, str]
+"""Where a text begins and ends, in characters, and what it is called."""
+
+
+def turns(messages: Sequence[Message], text: str) -> list[Span]:
+    """Where each turn stands in a rendered conversation, as "2 user"; turns that say nothing are left out."""
+    found: list[Span] = []
+    at = 0
+    for number, message in enumerate(messages, 1):
+        said = message.content.strip()  # as templates do
+        if said and (start := text.find(said, at)) >= 0:
+            at = start + len(said)
+            found.append((start, at, f"{number} {message.role}"))
+    return found
+
+
+def label_at(spans: Sequence[Span], start: int, stop: int) -> str:
+    """The first of the spans that these characters touch; what is in none is the frame, which the template adds."""
+    return next((name for a, b, name in spans if a < stop and start < b), FRAME)
