@@ -15,20 +15,20 @@ from truing.errors import DesignError, UsageError
 from truing.records import Claim, Design, Estimate, Unmeasured
 from truing.store import open_store
 from truing.studies import one
-from truing.studies.matched import matched
+from truing.studies.matched import between, matched
 from truing.trace.twins import twins
 
 CUES = ("cue=test", "cue=real")
 
 
-def about(effect: str, family: str = "coercion") -> tuple[Claim, Design]:
+def about(effect: str) -> tuple[Claim, Design]:
     """A claim about a level of a factor, with its design."""
     factor, _, level = effect.partition("=")
     designs = lay_out("coercion").designs
     design = next(one for one in designs if f"{factor}={level} " in one.naive.plus[0])
     none = Unmeasured(reason="made up")
     claim = Claim(
-        family=family, clause=design.clause, outcome="preference", statement=".", design=design.id, target="a" * 64,
+        family=design.family, clause=design.clause, outcome="preference", statement=".", design=design.id, target="a" * 64,
         naive=none, specific=none, controls=(), bound=0.1, p=None, p_holm=None, minimum_detectable=None, classes=(),
         verdict="inconclusive", why=".", effect=effect, parents=(design.id,),
     )  # fmt: skip
@@ -37,7 +37,7 @@ def about(effect: str, family: str = "coercion") -> tuple[Claim, Design]:
 
 def test_the_twins_of_a_claim_differ_in_its_factor_alone() -> None:
     claim, design = about("threat=replacement")
-    effect = matched(claim, design)
+    effect = matched(claim.family, between(claim, design), claim)
     assert effect.cells == ("threat=replacement means=present", "threat=none means=present")
     assert effect.claim == claim
     scored = {(s.name, case.cell): case for s in lay_out("coercion", half="develop").asked.surfaces for case in s.cases}
@@ -65,7 +65,7 @@ def test_the_twins_of_a_claim_differ_in_its_factor_alone() -> None:
 
 def test_a_test_stands_against_the_real_thing(tiny: Any) -> None:
     """Whose words are in the first turn, which is named in the picture."""
-    effect = matched(*about("cue=test"), CUES)
+    effect = matched("coercion", CUES)
     assert effect.cells == CUES
     pairs, _ = twins(tiny, effect.choosing, effect.cells, per_plot=1)
     assert len(pairs) == 5
@@ -96,14 +96,14 @@ def test_a_test_stands_against_the_real_thing(tiny: Any) -> None:
 )
 def test_settings_that_are_none_are_refused(cells: tuple[str, str], what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        matched(*about("cue=test"), cells)
+        matched("coercion", cells)
 
 
 def test_a_family_with_too_few_plots_for_halves_is_told_of_probes() -> None:
     with pytest.raises(DesignError, match=r"3 plots; an interval needs at least 5\. .*--probe leaves plots out"):
-        matched(*about("cue=test", "misuse"))
+        matched("misuse", CUES)
     with pytest.raises(UsageError, match="no family of company plots is called 'insider'; there are coercion"):
-        matched(*about("cue=test", "insider"))
+        matched("insider", CUES)
 
 
 def test_company_claims_are_not_trained_on(tiny: Any, tmp_path: Path) -> None:

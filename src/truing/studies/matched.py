@@ -13,22 +13,20 @@ STORY = "story"
 """What is told at every level, as a segment."""
 
 
-def matched(claim: Claim, design: Design, cells: tuple[str, str] | None = None) -> Effect:
-    """The effect of a claim about a level of a factor, or of one setting against another (`cells`).
+def matched(family: str, cells: tuple[str, str], claim: Claim | None = None) -> Effect:
+    """The effect of one setting against another in a family of company plots; of a claim, where it is about one.
 
     A plan crosses factors so that few runs tell their effects apart: hardly two of its scenes differ in one of them
     alone. Therefore every scene at the first setting is laid out a second time, changed to the other setting and in
     nothing else. Units are chosen on the develop half of the plots, and tested on the held-out half in its wordings.
 
-    UsageError for a claim that is about no difference of two settings, and for settings that are none; DesignError for
-    a family whose halves have too few plots.
+    UsageError for settings that are none; DesignError for a family whose halves have too few plots.
     """
-    if claim.family not in kinds():
-        raise UsageError(f"no family of company plots is called {claim.family!r}; there are {', '.join(kinds())}")
-    first, second = cells = cells or between(claim, design)
-    _check(first, second)
-    laid: dict[Half, Laid] = {half: _laid(claim, half) for half in ("develop", "held-out")}
-    choosing, testing = ([*_twins(one, first, second)] for one in laid.values())
+    if family not in kinds():
+        raise UsageError(f"no family of company plots is called {family!r}; there are {', '.join(kinds())}")
+    _check(*cells)
+    halves: tuple[Half, ...] = ("develop", "held-out")
+    choosing, testing = ([*_twins(_laid(family, half), *cells)] for half in halves)
     return Effect(claim, cells, choosing, testing)
 
 
@@ -51,9 +49,9 @@ def _check(first: str, second: str) -> None:
         raise UsageError(f"{what} is one setting; there is nothing between them")
 
 
-def _laid(claim: Claim, half: Half) -> Laid:
+def _laid(family: str, half: Half) -> Laid:
     try:
-        return lay_out(claim.family, half=half, wordings=half)
+        return lay_out(family, half=half, wordings=half)
     except DesignError as error:
         raise DesignError(
             f"{error}. Units are chosen on one half and tested on the other; --probe leaves plots out one by one"
