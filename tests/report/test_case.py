@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from truing.errors import StoreError
-from truing.records import Blob, CaseGraph, Circuit, Curve
+from truing.records import Blob, Called, CaseGraph, Circuit, Curve, Estimate, Unmeasured
 from truing.report import overview, page
 from truing.report.case_curves import kept
 from truing.report.case_layout import PITCH, layout
@@ -350,6 +350,23 @@ def test_labels_and_supernodes_stand_in_the_page_without_a_mouse() -> None:
     assert "\u202e" not in html
     assert "\x00" not in html
     assert "Stands for" not in html_of()
+
+
+def test_names_by_a_target_that_was_asked_stand_beside_their_scores() -> None:
+    one = named(GRAPH, most=5)
+    first, second, *_ = one.labels
+    right = Estimate(value=0.625, low=0.4, high=0.8, level=0.95, n=16, clusters=8, unit="share right", estimator=".")
+    names = (
+        Called(layer=first.layer, index=first.index, name=HOSTILE[:60], score=right, unclear=1),
+        Called(layer=second.layer, index=second.index, name="", score=Unmeasured(reason="no name"), unclear=0),
+    )
+    html = html_of(one.model_copy(update={"names": names, "named_by": "a" * 64}))
+    text = Page(html).text
+    assert "Name by a target that was asked “" in text
+    assert "it sorts held-out places: 0.625 [0.400, 0.800] share right (n = 16, 8 clusters)" in text
+    assert "Name by a target that was asked none" in text
+    assert "img" not in {tag for tag, _ in Page(html).elements}
+    assert "Name by a target" not in html_of(one)
 
 
 def test_a_case_that_was_labelled_stands_for_what_it_was_before() -> None:

@@ -28,9 +28,9 @@ def about(effect: str) -> tuple[Claim, Design]:
     design = next(one for one in designs if f"{factor}={level} " in one.naive.plus[0])
     none = Unmeasured(reason="made up")
     claim = Claim(
-        family=design.family, clause=design.clause, outcome="preference", statement=".", design=design.id, target="a" * 64,
-        naive=none, specific=none, controls=(), bound=0.1, p=None, p_holm=None, minimum_detectable=None, classes=(),
-        verdict="inconclusive", why=".", effect=effect, parents=(design.id,),
+        family=design.family, clause=design.clause, outcome="preference", statement=".", design=design.id,
+        target="a" * 64, naive=none, specific=none, controls=(), bound=0.1, p=None, p_holm=None,
+        minimum_detectable=None, classes=(), verdict="inconclusive", why=".", effect=effect, parents=(design.id,),
     )  # fmt: skip
     return claim, design
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("torch")
 
 from truing import open_store
-from truing.errors import DesignError, StoreError, UsageError
+from truing.errors import DesignError, StoreError, TargetError, UsageError
 from truing.measure import passages
-from truing.records import Blob, CaseGraph, Circuit, Message, Replies, Said, parse
+from truing.records import Blob, CaseGraph, Circuit, Estimate, Message, Replies, Said, Target, parse
 from truing.store import Store
 from truing.studies.reading import LONGEST, MOST, reading
 from truing.targets.local import LocalTarget
+from truing.targets.protocols import Reply
 from truing.trace import CaseSettings, Naming, between, trace_case
 from truing.trace import case as cases
 from truing.trace import named as naming_module
@@ -49,6 +50,41 @@ def traced(tiny: LocalTarget, store: Store, naming: Naming = NAMING) -> CaseGrap
 @pytest.fixture(scope="module")
 def whole(tiny: LocalTarget, store: Store) -> CaseGraph:
     return traced(tiny, store)
+
+
+class Namer:
+    """A target that can be asked, and says the same of everything."""
+
+    def __init__(self, *abilities: str) -> None:
+        self.card = Target(name="namer", weights="", template="", dtype="", abilities=abilities)
+        self.asked = 0
+
+    def reply(self, conversations: Sequence[Any], *, max_tokens: int, tools: Any = ()) -> list[Reply]:
+        self.asked += len(conversations)
+        said = ["Short words.\nAnd more" if one[0].content.startswith("Each") else "no" for one in conversations]
+        return [Reply(text, 1, True) for text in said]
+
+
+def test_a_target_names_the_first_neurons_once(
+    tiny: LocalTarget, store: Store, whole: CaseGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naming_module, "CALLED", 2)
+    context, namer = between(tiny, ASKED, ("True.",), ("False.",)), Namer("Chat")
+    with pytest.raises(TargetError, match="has no ability Chat"):
+        trace_case(tiny, context, store, settings=FEW, naming=NAMING, namer=Namer())
+    found = trace_case(tiny, context, store, settings=FEW, naming=NAMING, namer=namer)
+    assert [one.unit for one in found.names] == [one.unit for one in whole.labels[:2]]
+    assert {one.name for one in found.names} == {"Short words"}
+    for one in found.names:
+        assert isinstance(one.score, Estimate)
+        assert one.score.value == pytest.approx(0.5, abs=0.1)  # who says no to all; texts do not count alike
+        assert one.unclear == 0
+    assert found.named_by == namer.card.id
+    assert namer.card.id in found.parents
+    assert found.model_copy(update={"names": (), "named_by": None, "parents": whole.parents}).id == whole.id
+    asked = namer.asked
+    assert trace_case(tiny, context, store, settings=FEW, naming=NAMING, namer=namer).id == found.id
+    assert namer.asked == asked > 4
 
 
 def circuit_in(store: Store, graph: Blob) -> Circuit:

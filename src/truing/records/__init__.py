@@ -61,18 +61,17 @@ from truing.records.kinds import (
     Unit,
     Verdict,
 )
-from truing.records.neurons import Labelled, Place, Supernode
+from truing.records.neurons import Called, Labelled, Place, Supernode
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "BY_LAYER", "EVERYWHERE", "KINDS", "NODE_KINDS", "Answer", "Arrays", "Blob", "Case", "CaseGraph", "Circuit",
-    "Claim", "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge", "Episodes", "Estimate",
-    "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labelled", "Labels", "Loop", "Measurement",
-    "Mediation", "Message", "Named", "Node", "NodeKind", "Outcome", "Pair", "Pairs", "Place", "Played",
+    "BY_LAYER", "EVERYWHERE", "KINDS", "NODE_KINDS", "Answer", "Arrays", "Blob", "Called", "Case", "CaseGraph",
+    "Circuit", "Claim", "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge", "Episodes",
+    "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labelled", "Labels", "Loop",
+    "Measurement", "Mediation", "Message", "Named", "Node", "NodeKind", "Outcome", "Pair", "Pairs", "Place", "Played",
     "Quantity", "Record", "Replies", "Row", "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum",
-    "Supernode", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Unmeasured",
-    "Value", "Verdict", "blobs_in", "canonical", "check_fit", "check_size", "circuit_of", "digest", "digest_of",
-    "parse",
+    "Supernode", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value",
+    "Verdict", "blobs_in", "canonical", "check_fit", "check_size", "circuit_of", "digest", "digest_of", "parse",
 ]  # fmt: skip
 
 

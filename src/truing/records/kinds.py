@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from truing.records.base import Id, Record, Sparse, Value, digest_of
-from truing.records.neurons import NeuronLabels, Supernodes
+from truing.records.neurons import NeuronLabels, NeuronNames, Supernodes
 from truing.records.values import Blob, Estimate, Named, Quantity
 
 Half = Literal["develop", "held-out"]
@@ -646,7 +646,7 @@ class CaseGraph(Record, Sparse):
     """
 
     kind: ClassVar[str] = "case"
-    later = frozenset({"labels", "labelled_from", "supernodes"})
+    later = frozenset({"labels", "labelled_from", "supernodes", "names", "named_by"})
 
     target: Id
     claim: Id | None
@@ -692,6 +692,10 @@ class CaseGraph(Record, Sparse):
     """Of the neurons with the most influence: where they are strongest, and how well that predicts them."""
     labelled_from: Id | None = None
     """SHA-256 of the texts that labels were made from and tested on, as canonical JSON."""
+    names: NeuronNames = ()
+    """What a target calls the first of them, and whether others can be told by that."""
+    named_by: Id | None = None
+    """That target."""
     supernodes: Supernodes = ()
     """Neurons of the pruned graph that are fed alike and feed alike; none is in two."""
     curves: tuple[Curve, ...] = ()

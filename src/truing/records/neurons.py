@@ -13,6 +13,8 @@ from truing.records.values import Quantity
 
 MOST_LABELS, MOST_PLACES, MOST_TOKENS = 1024, 16, 16
 MOST_GROUPS, MOST_MEMBERS = 64, 4096
+CALLED = 60
+"""Characters of a name that a target gave."""
 BEFORE, TOKEN, AFTER, NAME = 60, 40, 30, 120
 """Characters of what stands before a token, of the token, of what follows, and of a supernode's name."""
 Word = Annotated[str, Field(max_length=TOKEN)]
@@ -55,6 +57,25 @@ class Labelled(Value):
         return f"{self.layer}.{self.index}"
 
 
+class Called(Value):
+    """What a target that was asked calls a neuron, and what that is worth. Text of unknown intent."""
+
+    layer: Annotated[int, Field(ge=0)]
+    index: Annotated[int, Field(ge=0)]
+    name: Annotated[str, Field(max_length=CALLED)]
+    """Empty where it gave none."""
+    score: Quantity
+    """Share of held-out places, half of them strong ones, that the same target sorts rightly by the name; guessing is
+    1/2. An answer that is neither yes nor no counts as wrong."""
+    unclear: Annotated[int, Field(ge=0)]
+    """How many answers were neither."""
+
+    @property
+    def unit(self) -> str:
+        """The neuron: "layer.index"."""
+        return f"{self.layer}.{self.index}"
+
+
 class Supernode(Value):
     """Neurons of a graph that are fed alike and feed alike."""
 
@@ -65,4 +86,5 @@ class Supernode(Value):
 
 
 NeuronLabels = Annotated[tuple[Labelled, ...], Field(max_length=MOST_LABELS)]
+NeuronNames = Annotated[tuple[Called, ...], Field(max_length=MOST_LABELS)]
 Supernodes = Annotated[tuple[Supernode, ...], Field(max_length=MOST_GROUPS)]

@@ -90,7 +90,10 @@ def views(pool: Pool, blobs: Blobs | None) -> tuple[list[CaseView], int]:
 
 def _bare(case: CaseGraph) -> CaseGraph:
     """A case without its labels: what is the same of one before and after."""
-    return case.model_copy(update={"labels": (), "labelled_from": None, "supernodes": (), "parents": ()})
+    return case.model_copy(
+        update=dict.fromkeys(("labels", "names", "supernodes", "parents"), ())
+        | {"labelled_from": None, "named_by": None}
+    )
 
 
 def view(case: CaseGraph, pool: Pool, blobs: Blobs | None) -> CaseView:

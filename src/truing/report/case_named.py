@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from truing.records import Labelled, Place, Quantity, Unmeasured
+from truing.records.neurons import CALLED
 from truing.report.case_nodes import Drawn, shown
 from truing.report.numbers import full, interval, number
 
@@ -38,6 +39,8 @@ class Note:
     """Which contexts are shown: those on the side of 0 that the neuron is on here."""
     places: tuple[Spoken, ...]
     group: str
+    name: str = ""
+    """What a target that was asked calls it, and whether that tells its places from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,15 @@ def note(drawn: Drawn, node: int) -> Note | None:
     high = float(drawn.circuit.value_N[node]) > 0
     places = tuple(_spoken(place) for place in (one.strongest if high else one.weakest))
     side = "Strongest in other texts" if high else "Lowest in other texts"
-    return Note(_label(one), _said(one.score), _said(one.shuffled, brief=True), side, places, shown(group, 120))
+    return Note(
+        _label(one),
+        _said(one.score),
+        _said(one.shuffled, brief=True),
+        side,
+        places,
+        shown(group, 120),
+        _name(drawn, one),
+    )
 
 
 def groups(drawn: Drawn) -> tuple[Group, ...]:
@@ -90,6 +101,13 @@ def _labels(drawn: Drawn) -> dict[str, Labelled]:
 def _label(one: Labelled) -> str:
     said = [*one.tokens[:WORDS], *one.pairs[:WORDS]]
     return ", ".join(f"“{shown(token)}” {number(value, signed=True)}" for token, value in said) or "nothing"
+
+
+def _name(drawn: Drawn, one: Labelled) -> str:
+    called = next((each for each in drawn.case.names if each.unit == one.unit), None)
+    if called is None:
+        return ""
+    return f"“{shown(called.name, CALLED)}”; it sorts held-out places: {_said(called.score)}" if called.name else "none"
 
 
 def _said(quantity: Quantity, *, brief: bool = False) -> str:

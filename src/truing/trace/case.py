@@ -15,6 +15,7 @@ from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
+from truing.targets.protocols import Chat
 from truing.trace.auto import AutoEngine
 from truing.trace.causal import Causal, Checks, check
 from truing.trace.context import Context
@@ -85,11 +86,12 @@ def trace_case(
     claim: Claim | None = None,
     features: FeatureSet | None = None,
     naming: Naming | None = None,
+    namer: Chat | None = None,
     watcher: Watcher | None = None,
 ) -> CaseGraph:
     """The graph of a decision, checked by ablation; in `features` where they are given, rather than in neurons.
     TargetError where memory is short, where contributions do not add up, or where a twin does not align. `naming`: what
-    its neurons are labelled from; without, none is.
+    its neurons are labelled from; without, none is. `namer`: a target that is asked for short names of the first.
 
     One case is an illustration: for evidence, trace a claim.
     """
@@ -107,7 +109,7 @@ def trace_case(
     }  # fmt: skip
     ((graph,),) = run([Work(item=None, stage="case", inputs=inputs)], work, ledger=store, label="trace: case")
     assert isinstance(graph, CaseGraph)
-    return graph if naming is None else named(target, graph, store, naming, watcher=watcher)
+    return graph if naming is None else named(target, graph, store, naming, namer=namer, watcher=watcher)
 
 
 @dataclass(frozen=True, slots=True)

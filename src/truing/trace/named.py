@@ -11,11 +11,16 @@ from truing.records.neurons import AFTER, BEFORE, MOST_GROUPS, MOST_LABELS, MOST
 from truing.runner import Silent, Watcher, run
 from truing.runner import Unit as Work
 from truing.store import Store
+from truing.targets import need
 from truing.targets.local import LocalTarget
+from truing.targets.protocols import Chat
 from truing.trace.contexts import Context, Neuron
 from truing.trace.labels import NeuronLabel, label
 from truing.trace.supernodes import supernodes
+from truing.trace.wording import word
 
+CALLED = 10
+"""Neurons that a target is asked to name, those with the most influence: it is asked 17 times for each."""
 GROUPED = 2000
 """Neurons of which every two are compared, at most."""
 
@@ -46,28 +51,46 @@ class Naming:
 
 
 def named(
-    target: LocalTarget, case: CaseGraph, store: Store, naming: Naming, *, watcher: Watcher | None = None
+    target: LocalTarget,
+    case: CaseGraph,
+    store: Store,
+    naming: Naming,
+    *,
+    namer: Chat | None = None,
+    watcher: Watcher | None = None,
 ) -> CaseGraph:
     """The case with labels and supernodes: a record of its own, whose parents are those of the case, and the case.
+
+    `namer`: a target that is asked what the first of the labels' places have in common; what it writes may be anything.
+    TargetError where it cannot be asked.
 
     A unit of work of its own, so that other texts do not ablate neurons again.
     """
     watcher, texts = watcher or Silent(), digest_of(list(naming.texts))
+    if namer:
+        need(namer, "Chat")
+        store.add(namer.card)
 
     def work(_: None) -> list[Record]:
         circuit = circuit_of(case, store.blob_bytes(case.graph))
         # Features are numbered as their dictionary has them: a label by such a number would be another neuron's.
         some = influential(circuit, naming.neurons) if case.unit == "neuron" else []
         found = label(target, some, naming.texts, top=naming.words, seed=naming.seed, watcher=watcher) if some else ()
-        said = {
+        said: dict[str, object] = {
             "labels": tuple(labelled(one, naming.places) for one in found),
             "labelled_from": texts if found else None,
             "supernodes": grouped(case, circuit, naming.groups),
         }
-        return [case.model_copy(update={**said, "parents": (*case.parents, case.id)})]
+        parents = (*case.parents, case.id)
+        if namer and found:
+            watcher.start(f"trace: names by {namer.card.name}", 1)
+            said |= {"names": word(namer, found[:CALLED]), "named_by": namer.card.id}
+            parents = (*parents, namer.card.id)
+            watcher.step()
+        return [case.model_copy(update={**said, "parents": parents})]
 
     settings = asdict(naming) | {"texts": texts}
-    inputs = {"case": case.id, "settings": settings}
+    inputs = {"case": case.id, "settings": settings} | ({"namer": namer.card.id} if namer else {})
     ((record,),) = run([Work(item=None, stage="case labels", inputs=inputs)], work, ledger=store)
     assert isinstance(record, CaseGraph)
     return record

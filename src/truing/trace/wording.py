@@ -8,9 +8,9 @@ tested by what a reader could do with it: telling held-out places where the neur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from truing.records import Message, Quantity, Unmeasured
+from truing.records import Called, Message, Unmeasured
+from truing.records.neurons import CALLED
 from truing.stats import event_mean
 from truing.targets import need
 from truing.targets.protocols import Chat
@@ -18,8 +18,6 @@ from truing.text import one_line
 from truing.trace.contexts import Context
 from truing.trace.labels import NeuronLabel
 
-LONGEST = 60
-"""Letters of a name."""
 SHOWN = 8
 TOKENS = 24
 NAMING = (
@@ -33,20 +31,7 @@ TESTING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Worded:
-    """A name that a target gave."""
-
-    name: str
-    """At most 60 letters on one line; "" where it gave none. Never to be trusted."""
-    score: Quantity
-    """Share of held-out places that the name sorted rightly, half of them strong ones; guessing is 1/2. Answers that
-    are neither yes nor no count as wrong."""
-    unclear: int
-    """How many of those there were."""
-
-
-def word(chat: Chat, labels: Sequence[NeuronLabel]) -> tuple[Worded, ...]:
+def word(chat: Chat, labels: Sequence[NeuronLabel]) -> tuple[Called, ...]:
     """A name for each label, by a target that can be asked, and its score by the same target. TargetError where it
     cannot be asked.
     """
@@ -59,22 +44,24 @@ def word(chat: Chat, labels: Sequence[NeuronLabel]) -> tuple[Worded, ...]:
 def tidy(text: str) -> str:
     """The first line of a reply that says something, without quotes, controls and marks, cut."""
     line = next((line for line in text.splitlines() if line.strip()), "")
-    return one_line(line).replace("<<", "").replace(">>", "").strip(" \t\"'`*.#-")[:LONGEST].strip()
+    return one_line(line).replace("<<", "").replace(">>", "").strip(" \t\"'`*.#-")[:CALLED].strip()
 
 
-def _tested(chat: Chat, label: NeuronLabel, name: str) -> Worded:
+def _tested(chat: Chat, label: NeuronLabel, name: str) -> Called:
+    where = {"layer": label.layer, "index": label.index}
     if not name:
-        return Worded("", Unmeasured(reason="the target gave no name"), 0)
+        return Called(**where, name="", score=Unmeasured(reason="the target gave no name"), unclear=0)
     strong = label.held[:SHOWN]
     ordinary = [one for one in label.ordinary if one not in strong][: len(strong)]
     places = [(one, True) for one in strong[: len(ordinary)]] + [(one, False) for one in ordinary]
     if not places:
-        return Worded(name, Unmeasured(reason="no held-out places to test the name on"), 0)
+        return Called(**where, name=name, score=Unmeasured(reason="no held-out places to test it on"), unclear=0)
     replies = chat.reply([_ask(TESTING.format(name=name, line=_line(one))) for one, _ in places], max_tokens=4)
     said = [_yes(reply.text) for reply in replies]
     right = [float(answer is truth) for answer, (_, truth) in zip(said, places, strict=True)]
     texts = [f"text {one.text:06d}" for one, _ in places]
-    return Worded(name, event_mean(right, texts, span=(0, 1), unit="share right"), said.count(None))
+    score = event_mean(right, texts, span=(0, 1), unit="share right")
+    return Called(**where, name=name, score=score, unclear=said.count(None))
 
 
 def _yes(text: str) -> bool | None:
@@ -93,4 +80,4 @@ def _line(one: Context) -> str:
     return f"- {before}<<{token}>>{after}"
 
 
-__all__ = ["Worded", "tidy", "word"]
+__all__ = ["tidy", "word"]
