@@ -77,7 +77,8 @@ def test_a_target_names_the_first_neurons_once(
     assert {one.name for one in found.names} == {"Short words"}
     for one in found.names:
         assert isinstance(one.score, Estimate)
-        assert one.score.value == pytest.approx(0.5, abs=0.1)  # who says no to all; texts do not count alike
+        assert one.score.value == 0.5  # who says no to all, whatever texts strong places share
+        assert 0 <= one.score.low < 0.4
         assert one.unclear == 0
     assert found.named_by == namer.card.id
     assert namer.card.id in found.parents

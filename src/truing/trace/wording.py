@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from truing.records import Called, Message, Unmeasured
+from truing.records import Called, Message, Quantity, Unmeasured
 from truing.records.neurons import CALLED
-from truing.stats import event_mean
+from truing.stats import cluster_ratio
+from truing.stats.estimates import event_error, t_quantile
 from truing.targets import need
 from truing.targets.protocols import Chat
 from truing.text import one_line
@@ -60,8 +61,19 @@ def _tested(chat: Chat, label: NeuronLabel, name: str) -> Called:
     said = [_yes(reply.text) for reply in replies]
     right = [float(answer is truth) for answer, (_, truth) in zip(said, places, strict=True)]
     texts = [f"text {one.text:06d}" for one, _ in places]
-    score = event_mean(right, texts, span=(0, 1), unit="share right")
-    return Called(**where, name=name, score=score, unclear=said.count(None))
+    return Called(**where, name=name, score=_share(right, texts), unclear=said.count(None))
+
+
+def _share(right: Sequence[float], texts: Sequence[str]) -> Quantity:
+    """Of all places. Texts do not count alike: strong places share texts, so that who always says no would be better
+    than guessing. The interval is no narrower than that of the mean of texts.
+    """
+    found = cluster_ratio(right, [1.0] * len(right), texts, unit="share right")
+    if isinstance(found, Unmeasured):
+        return found
+    error, _ = event_error(right, texts, span=(0, 1), level=found.level)
+    half = max(found.high - found.value, t_quantile((1 + found.level) / 2, found.clusters - 1) * error)
+    return found.model_copy(update={"low": max(0.0, found.value - half), "high": min(1.0, found.value + half)})
 
 
 def _yes(text: str) -> bool | None:
