@@ -18,6 +18,7 @@ from truing.targets.local.inside import blocks
 from truing.trace.averaging import segments_of
 from truing.trace.difference import SHOWN, Difference, average, difference, quantities, strongest
 from truing.trace.plotwise import identity
+from truing.trace.readable import check_readable
 from truing.trace.room import FP32, through_twins
 from truing.trace.run import CLOSURE, Effect
 from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
@@ -90,9 +91,10 @@ def _plan(target: LocalTarget, pairs: Sequence[Twin], watcher: Watcher | None) -
 
 
 def corresponding(first: LocalTarget, second: LocalTarget) -> None:
-    """TargetError unless a token, a layer and a neuron of the first are those of the second."""
+    """TargetError unless a token, a layer and a neuron of the first are those of the second, and both can be read."""
     for target in (first, second):
         need(target, "WhiteBox")
+        check_readable(target)
     if first.card.template != second.card.template:
         raise TargetError(
             f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"

@@ -54,7 +54,7 @@ def ablating(model: Any, case: Functional, basis: Taken, *, budget: int, twin: b
     fixed, one = bench_costs(model, case, basis)
     fixed += held(model, len(case.tree), basis) if twin else 0
     rows = rows_within(budget, fixed, one)
-    what = f"ablating {unit}s in a case of {len(case.tree):,} tokens, {rows} rows at once"
+    what = f"ablating {unit}s in a case of {len(case.tree):,} tokens, {rows} row{'s' * (rows > 1)} at once"
     return Room(what, fixed + rows * one).within(budget, "Shorten the case, trace without a check (--no-check)")
 
 

@@ -25,7 +25,7 @@ from truing.trace.mediate import Choice, choose
 from truing.trace.ordinary import ordinary
 from truing.trace.patching import decisions, patched_on, shares
 from truing.trace.plan import Plan, plan
-from truing.trace.readable import check_readable
+from truing.trace.readable import check_readable, check_units
 from truing.trace.room import through_twins
 from truing.trace.specific import compared
 from truing.trace.twins import Twin, twins
@@ -173,9 +173,10 @@ def retrace(
     """The same spots drawn in another model (a fixed one), and its attributions. Neurons keep their names.
 
     The units' scores are those on the twins that they were tested on: where they were chosen, the first model's scores
-    are the largest of many, and those of any other would look smaller.
+    are the largest of many, and those of any other would look smaller. TargetError where the model has no such units.
     """
     settings = (settings or Settings()).within(target)
+    check_units(target.model, [(unit.kind, unit.layer, unit.index) for unit in graph.units])
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
     plan_twins(target, [*choosing, *testing], settings, watcher, patched=False)
