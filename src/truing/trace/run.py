@@ -176,7 +176,9 @@ def retrace(
     are the largest of many, and those of any other would look smaller. TargetError where the model has no such units.
     """
     settings = (settings or Settings()).within(target)
+    spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
     check_units(target.model, [(unit.kind, unit.layer, unit.index) for unit in graph.units])
+    check_units(target.model, [("neuron", layer, index) for layer, index, _ in spots])
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
     plan_twins(target, [*choosing, *testing], settings, watcher, patched=False)
@@ -184,7 +186,6 @@ def retrace(
     parents = (target.card.id, graph.id, *sorted({r.id for r in sources}))
 
     def work(_: None) -> list[Graph]:
-        spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
         nodes, edges, error, note = _drawn(target, choosing, spots, graph.segments, settings)
         scores = {"head": held.heads, "neuron": held.neurons}
         read = {u: float(scores[u.kind][u.layer, u.index]) for u in graph.units}
