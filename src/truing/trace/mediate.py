@@ -148,8 +148,4 @@ def _patched(
 
 def _alike(twin: Twin) -> int:
     """Nodes at the beginning that both cells share: their values are the same, so patching them changes nothing."""
-    a, b = twin.first.functional, twin.second.functional
-    # The last node of the prompt stays out: the reply goes on from it.
-    most = min(a.prompt, b.prompt) - 1
-    differ = (a.tree.ids_N[:most] != b.tree.ids_N[:most]).nonzero()
-    return int(differ[0]) if len(differ) else most
+    return twin.shared

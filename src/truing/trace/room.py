@@ -82,18 +82,27 @@ def through_twins(model: Any, pairs: Sequence[Twin], *, rows: int, spots: int, b
     more than the budget. `more`: bytes that are kept besides.
     """
     costs, config = Costs.of(model), model.config.get_text_config()
-    sides = [side.functional for twin in pairs for side in (twin.first, twin.second)]
-    nodes, kept = max(len(f.tree) for f in sides), max(len(f.before_M.unique()) for f in sides)
+    sides = [(side.functional, twin.shared) for twin in pairs for side in (twin.first, twin.second)]
+    nodes, kept = max(len(f.tree) for f, _ in sides), max(len(f.before_M.unique()) for f, _ in sides)
     attended = max(entering(place(model, Units("head", layer))[0]) for layer in range(len(layers(model))))
     # Gate, up, neurons; attention outputs, queries, keys; masks.
     inside = nodes * len(layers(model)) * 3 * (counts(model)["neuron"] + attended) * FP32 + nodes * nodes * FP32
     reading = costs.block(nodes, nodes) + kept * costs.out
-    row = nodes * (costs.passing + 3 * costs.kept + min(nodes, costs.together) * costs.pair) + kept * costs.out
+    row = max(_row(costs, f, shared) for f, shared in sides)
     drawing = (spots + 1) * nodes * (8 * config.hidden_size + 4 * attended) * FP32
     what = f"going through {len(pairs)} twins of up to {nodes:,} tokens"
     what += f", {rows} choices of units patched at once" if rows else ""
     fewer = ", ask for fewer choices of units (heads, neurons and draws of the settings)" if rows else ""
     return Room(what, 2 * inside + max(reading, rows * row, drawing) + more).within(budget, f"Shorten the texts{fewer}")
+
+
+def _row(costs: Costs, case: Functional, shared: int) -> int:
+    """A row of a patched pass: from the nodes on that its twin does not share, whose keys are there for every row, and
+    once more for the layer that is at work.
+    """
+    nodes, own = len(case.tree), len(case.tree) - shared
+    of_own = own * (costs.passing + costs.kept) + min(own, costs.together) * nodes * costs.pair
+    return of_own + nodes * costs.kept + len(case.before_M.unique()) * costs.out
 
 
 __all__ = ["FP32", "ROWS", "Room", "Taken", "ablating", "bench_costs", "held", "rows_within", "through_twins"]
