@@ -216,6 +216,49 @@ def an_object(needed: dict[str, Any], **free: Any) -> dict[str, Any]:
     return {"type": "object", "properties": needed | free, "required": list(needed)}
 
 
+ANY_GENERATOR = an_object({}, name=STRING, version=STRING, url=STRING, email=STRING)
+NEURONPEDIA = an_object({
+    "metadata": an_object(
+        {"slug": STRING, "scan": STRING, "prompt_tokens": STRINGS, "prompt": STRING},
+        feature_details=an_object({}, feature_json_base_url=STRING, neuronpedia_source_set=STRING,
+                                  neuronpedia_lorsa_source_set=STRING),
+        node_threshold=NUMBER,
+        info=an_object({}, description=STRING, creator_name=STRING, creator_url=STRING, source_urls={"type": "array"},
+                       generator=ANY_GENERATOR, create_time_ms=NUMBER),
+        generation_settings=an_object({}, max_n_logits=WHOLE, desired_logit_prob=NUMBER, batch_size=WHOLE,
+                                      max_feature_nodes=WHOLE),
+        pruning_settings=an_object({}, node_threshold=NUMBER, edge_threshold=NUMBER),
+    ),
+    "qParams": an_object({}, pinnedIds=STRINGS, supernodes={"type": "array"}, linkType=STRING, clickedId=STRING,
+                         sg_pos=STRING),
+    "nodes": {"type": "array", "items": an_object(
+        {"node_id": STRING, "feature": {"type": ["integer", "null"]}, "layer": {"type": ["string", "integer"]},
+         "ctx_idx": WHOLE, "feature_type": STRING, "jsNodeId": STRING, "clerp": STRING},
+        influence=EITHER, activation=EITHER,
+    )},
+    "links": {"type": "array", "items": an_object({"source": STRING, "target": STRING, "weight": NUMBER})},
+})  # fmt: skip
+"""What Neuronpedia asks for, field by field: types and required fields of apps/webapp/app/api/graph/graph-schema.json
+(draft 07, version 1.0.0) in hijohnnylin/neuronpedia at commit b8efe8435ea5. It has no lists of values and forbids no
+further field."""
+TRACER = an_object({
+    "metadata": an_object(
+        {"slug": STRING, "scan": STRING, "transcoder_list": STRINGS, "prompt_tokens": STRINGS, "prompt": STRING},
+        node_threshold=EITHER, schema_version={"type": ["integer", "null"]},
+    ),
+    "qParams": an_object({
+        "pinnedIds": STRINGS, "supernodes": {"type": "array", "items": STRINGS}, "linkType": STRING,
+        "clickedId": STRING, "sg_pos": STRING,
+    }),
+    "nodes": {"type": "array", "items": an_object(
+        {"node_id": STRING, "feature": WHOLE, "layer": STRING, "ctx_idx": WHOLE, "feature_type": STRING},
+        jsNodeId=STRING, clerp=STRING, token_prob=NUMBER, is_target_logit={"type": "boolean"}, run_idx=WHOLE,
+        reverse_ctx_idx=WHOLE, influence=EITHER, activation=EITHER,
+    )},
+    "links": {"type": "array", "items": {"type": "object"}},
+})  # fmt: skip
+"""What circuit-tracer asks for: the models of circuit_tracer/frontend/graph_models.py in safety-research/circuit-tracer
+at commit 196e2cecbae6. A node without `jsNodeId` gets its id for it there."""
 GENERATOR = an_object({"name": STRING, "version": STRING}, url=STRING, email=STRING)
 SCHEMA = an_object({
     "metadata": an_object(
@@ -240,7 +283,7 @@ SCHEMA = an_object({
     )},
     "links": {"type": "array", "items": an_object({"source": STRING, "target": STRING, "weight": NUMBER})},
 })  # fmt: skip
-"""What both programs ask for, and what they make of it."""
+"""What exports keep to: both of the above, and what the programs make of the fields beyond what they ask for."""
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -248,7 +291,8 @@ def test_an_export_is_what_both_programs_read(native: bool) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     for seed in range(4):
         graph = plain(circuit(seed=seed), native=native)
-        jsonschema.Draft7Validator(SCHEMA).validate(graph)
+        for schema in (NEURONPEDIA, TRACER, SCHEMA):
+            jsonschema.Draft7Validator(schema).validate(graph)
         tokens, ids = len(graph["metadata"]["prompt_tokens"]), [node["node_id"] for node in graph["nodes"]]
         assert len(set(ids)) == len(ids)
         assert all(link[end] in ids for link in graph["links"] for end in ("source", "target"))
@@ -420,6 +464,27 @@ def foreign() -> dict[str, Any]:
             {"source": "E_5_1", "target": "27_8_1", "weight": 1.0},
         ],
     }  # fmt: skip
+
+
+def test_whatever_neuronpedia_takes_is_read() -> None:
+    """Layers as numbers, features that are none, nothing that may be left out; and what it refuses is refused here."""
+    jsonschema = pytest.importorskip("jsonschema")
+    graph = foreign()
+    jsonschema.Draft7Validator(NEURONPEDIA).validate(graph)
+    del graph["metadata"]["schema_version"], graph["metadata"]["transcoder_list"]
+    for node in graph["nodes"]:
+        node.pop("influence")
+        node["layer"] = node["layer"] if node["layer"] == "E" else int(node["layer"])
+        if node["feature_type"] == "mlp reconstruction error":
+            node["feature"] = None
+    jsonschema.Draft7Validator(NEURONPEDIA).validate(graph)
+    assert edges(read(graph).circuit) == edges(read(foreign()).circuit)
+    for lacking in ("node_id", "layer", "ctx_idx", "feature_type"):
+        part = json.loads(json.dumps(graph))
+        del part["nodes"][2][lacking]
+        assert not jsonschema.Draft7Validator(NEURONPEDIA).is_valid(part)
+        with pytest.raises(RecordError, match=lacking):
+            read(part)
 
 
 def test_a_graph_of_circuit_tracer_is_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -77,6 +78,7 @@ def test_a_path_that_was_cut_or_weakened_is_told_from_one_that_is_whole(tiny: Lo
         assert sum(parts) == pytest.approx(value(rows, start + CHANGE), abs=1e-4)
     (record,) = (store.get(parent) for parent in parents)
     assert isinstance(record, Measurement)
+    assert re.search(r"; closes to \d\.\de-\d\d \(accounting, not faithfulness\)$", record.note)
     assert (record.targets, record.quantities) == ((tiny.card.id, weaker.card.id, cut.card.id), found)
     differences = [one for parent in record.parents if isinstance(one := store.get(parent), Measurement)]
     assert [one.name for one in differences] == ["difference", "difference"]

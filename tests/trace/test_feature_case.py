@@ -120,3 +120,32 @@ def test_what_is_in_a_folder_is_what_it_is_known_by(tmp_path: Path, tiny: LocalT
         read_features(write(tmp_path / "wide", width=32), tiny.model)
     with pytest.raises(TargetError, match=r"\(48, 3, 64\) would fit the model"):
         read_features(write(tmp_path / "shallow", layers=2), tiny.model)
+
+
+def test_a_check_of_features_that_memory_does_not_hold_is_refused_before_the_graph(
+    traced: Any, tiny: LocalTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from truing.trace.feature_ablation import Features
+    from truing.trace.feature_check import feature_room
+    from truing.trace.room import bench_costs
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the graph was begun")
+
+    _, features, _ = traced
+    monkeypatch.setattr("truing.trace.case.account", never)
+    target = LocalTarget("local/tight", tiny.model, tiny.tokenizer, weights="7" * 64)
+    context = between(target, ASKED, ("True.",), ("False.",))
+    basis = Features(tiny.model, features.layers, beginning=features.beginning)
+    fixed, one = bench_costs(tiny.model, context.functional, basis)
+    for most, said in (
+        (fixed + one - 1, r"ablating features in a case of \d+ tokens, 1 row at once takes about"),
+        (2 * len(context.functional.tree) * features.count * 4 - 1, "more than half of the"),
+    ):
+        target.max_memory = most
+        with open_store(tmp_path / "store") as store:
+            with pytest.raises(TargetError, match=said):
+                _case(target, store, features)
+            assert store.ls() == []
+    target.max_memory = fixed + 2 * one
+    assert "2 rows at once" in str(feature_room(target, context.functional, features, twin=False))

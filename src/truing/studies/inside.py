@@ -60,9 +60,10 @@ def look_inside(
         rows, parents = _rows(before, models[1:], effect, found, store, watcher)
     except (DesignError, TargetError) as error:
         return _nothing(str(error))
+    closes = "" if found.error is None else f"; closes to {found.error:.1e} (accounting, not faithfulness)"
     record = Measurement(
         name="left inside", targets=tuple(dict.fromkeys(target.card.id for target in models)), quantities=rows,
-        note="what is left of the path inside; nothing calibrates it, so that no verdict rests on it",
+        note="what is left of the path inside; nothing calibrates it, so that no verdict rests on it" + closes,
         parents=tuple(sorted({*(one.id for one in found.sources), *parents})),
     )  # fmt: skip
     store.add(record)

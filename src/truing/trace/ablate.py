@@ -21,16 +21,14 @@ from torch import Tensor
 from truing.errors import TargetError
 from truing.targets.local import Functional
 from truing.targets.local.attention import alone
-from truing.targets.local.change import Units, layers, place
+from truing.targets.local.change import Units, entering, layers, place
 from truing.targets.local.inside import forward
-from truing.targets.local.memory import Costs
 from truing.targets.local.tree import takes_trees
 from truing.trace.derive import decision_of
 from truing.trace.picked import matched
+from truing.trace.room import FP32, bench_costs, rows_within
 
 Ablation = Literal["zero", "mean", "counterfactual"]
-ROWS = 16
-"""Rows of a batch at most: with more, a row takes no less time."""
 AGREES = 1e-3
 """What a shortened pass may be off by, nats per token, and relative to the decision."""
 
@@ -72,6 +70,8 @@ class Basis(Protocol):
 
     bytes_a_node: int
     """What changing it takes beyond what a pass takes, for each node of a row."""
+    held_a_node: int
+    """What its values take at a node, in all layers."""
 
     def read(self, stack: ExitStack) -> Callable[[], tuple[Tensor, ...]]:
         """Around a pass over a whole tree. Afterwards: values by layer, shape (T, F)."""
@@ -90,6 +90,7 @@ class Neurons:
 
     def __init__(self, model: Any) -> None:
         self._sites = [place(model, Units("neuron", layer))[0] for layer in range(len(layers(model)))]
+        self.held_a_node = FP32 * sum(map(entering, self._sites))
 
     def read(self, stack: ExitStack) -> Callable[[], tuple[Tensor, ...]]:
         """As they enter the output projection."""
@@ -131,8 +132,7 @@ class Bench:
         self._keys: list[tuple[Tensor, Tensor]] = []
         self.value = self._read()
         """The decision, nats per token."""
-        more = len(functional.tree) * self.basis.bytes_a_node
-        self.rows = _rows(model, len(functional.tree), len(self._kept), memory, more)
+        self.rows = rows_within(memory, *bench_costs(model, functional, self.basis))
         self._short = self._agrees()
 
     @property
@@ -232,13 +232,6 @@ def counterfactual(bench: Bench, twin: Functional, *, memory: int) -> Reference:
 
 
 # -- in a pass ---------------------------------------------------------------------------------------------------------
-
-
-def _rows(model: Any, nodes: int, kept: int, memory: int, more: int) -> int:
-    """`more`: bytes that a row takes beyond a pass."""
-    costs = Costs.of(model)
-    one = more + nodes * (costs.passing + 3 * costs.kept + min(nodes, costs.together) * costs.pair) + kept * costs.out
-    return max(1, min(ROWS, (memory - costs.block(nodes, nodes)) // one))
 
 
 def _batches(begins: Sequence[tuple[int, int]], rows: int) -> Iterator[list[int]]:

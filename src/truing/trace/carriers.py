@@ -11,8 +11,9 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.trace.attribute import Attribution
 from truing.trace.averaging import averaged, segments_of
+from truing.trace.closing import closed
 from truing.trace.differ import corresponding
-from truing.trace.run import CHOOSING, TESTING, Effect, Settings, chosen_by, units_of
+from truing.trace.run import CHOOSING, TESTING, Effect, Settings, chosen_by, plan_twins, units_of
 from truing.trace.twins import Twin, twins
 
 
@@ -25,6 +26,8 @@ class Carriers:
     """What the units were chosen by, and read off."""
     held: tuple[tuple[Arrays, ...], ...]
     """By model, in the order in which they were given."""
+    error: float | None
+    """The largest relative closure error of these models in one twin; None by rules without accounts."""
 
 
 def carriers(
@@ -37,8 +40,9 @@ def carriers(
 ) -> Carriers:
     """Choose units in the first model, and read them in it and in the others, on twins that they were not chosen on.
 
-    TargetError for models whose inside cannot be read, or that do not correspond; DesignError for twins in too few
-    plots. What a trace of the first model with the same settings has in the store is not computed again.
+    TargetError for models whose inside cannot be read, that do not correspond or whose accounts do not close, and where
+    memory is short; DesignError for twins in too few plots. What a trace of the first model with the same settings has
+    in the store is not computed again.
     """
     settings = settings or Settings()
     for target in targets:
@@ -49,6 +53,9 @@ def carriers(
         twins(targets[0], half, effect.cells, per_plot=per_plot)[0] for half in (effect.choosing, effect.testing)
     )
     segments = segments_of([*choosing, *testing])
+    for target in targets:
+        plan_twins(target, [*choosing, *testing], settings, watcher, patched=False, drawn=False)
+    errors = [error for target in targets if (error := closed(target, choosing[0], rule)) is not None]
 
     def read(target: LocalTarget, pairs: Sequence[Twin], name: str) -> tuple[Attribution, list[Arrays]]:
         store.add(target.card)
@@ -58,4 +65,6 @@ def carriers(
     found = [read(target, testing, TESTING) for target in targets]
     units = units_of(mean, found[0][0], chosen_by(mean, settings))
     held = tuple(tuple(records) for _, records in found)
-    return Carriers(units, (*sources, *(record for records in held for record in records)), held)
+    return Carriers(
+        units, (*sources, *(record for records in held for record in records)), held, max(errors, default=None)
+    )

@@ -17,11 +17,11 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
 from truing.targets.protocols import Chat
 from truing.trace.auto import AutoEngine
-from truing.trace.causal import Causal, Checks, check
+from truing.trace.causal import Causal, Checks, check, room
 from truing.trace.context import Context
 from truing.trace.derive import decision_of
 from truing.trace.engine import Engine
-from truing.trace.feature_check import check_features
+from truing.trace.feature_check import check_features, feature_room
 from truing.trace.feature_set import FeatureSet, features_written
 from truing.trace.features import DictionaryEngine
 from truing.trace.hand import HandEngine
@@ -97,10 +97,11 @@ def trace_case(
     """
     settings, watcher, beside = settings or CaseSettings(), watcher or Silent(), beside or Beside()
     check_readable(target)
-    store.add(target.card)
 
     def work(_: None) -> list[CaseGraph]:
-        return [_traced(target, context, store, _How(settings, beside, features), claim, watcher)]
+        found = _traced(target, context, store, _How(settings, beside, features), claim, watcher)
+        store.add(target.card)  # of a trace that fails nothing is kept
+        return [found]
 
     inputs = {
         "target": target.card.id, "case": _identity(context), "settings": asdict(settings),
@@ -187,6 +188,7 @@ def _traced(
     watcher: Watcher,
 ) -> CaseGraph:
     settings, features = how.settings, how.features
+    _plan_check(target, context, how, watcher)  # before the graph, which would be lost
     # The engine, which holds what the pass computed, is gone by the time that neurons are ablated.
     whole = account(target, context, settings, watcher, features)
     others = [account(target, other, settings, watcher, features).picked for other in how.beside.paraphrases]
@@ -208,6 +210,18 @@ def _traced(
         curves=causal.curves, checks=(*causal.checks, *steady), verdict=causal.verdict, why=causal.why,
         parents=(target.card.id, *([claim.id] if claim else [])),
     )  # fmt: skip
+
+
+def _plan_check(target: LocalTarget, context: Context, how: _How, watcher: Watcher) -> None:
+    """Say what the causal check will take. TargetError where it does not fit."""
+    if not how.settings.check:
+        return
+    twin = how.beside.twin is not None
+    if how.features:
+        planned = feature_room(target, context.functional, how.features, twin=twin)
+    else:
+        planned = room(target, context.functional, twin=twin)
+    watcher.say(f"{target.card.name}: {planned}")
 
 
 def _checked(target: LocalTarget, context: Context, picked: Picked, how: _How, watcher: Watcher) -> Causal:

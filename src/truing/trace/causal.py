@@ -15,10 +15,11 @@ from torch import Tensor
 
 from truing.records import Curve, Estimate, Named, Quantity, Unmeasured
 from truing.targets.local import Functional, LocalTarget
-from truing.trace.ablate import Bench, Reference, counterfactual, mean, zero
+from truing.trace.ablate import Bench, Neurons, Reference, counterfactual, mean, zero
 from truing.trace.curves import Drawn, Orders, curves, emptied, enough, gap, sizes, slight
 from truing.trace.jointly import Doses, Jointly, doses, jointly
 from truing.trace.picked import Picked, most_active
+from truing.trace.room import Room, ablating, held
 from truing.trace.singly import Singly, between, pearson, singly, spearman
 from truing.trace.verdict import Evidence, Verdict, verdict
 
@@ -67,15 +68,22 @@ def check(
 
     `twin`: a case of equal length, for counterfactual ablation. `given`: activations by layer, shape (N, F), whose
     means neurons are set to; without them, those at the case's own prompt. `told`: is told what is done next.
-    TargetError for a model whose neurons cannot be ablated, and for a twin that does not align.
+    TargetError for a model whose neurons cannot be ablated, for a twin that does not align, and where memory is short.
     """
     if not len(picked):
         return Causal((), (), "inconclusive", "the graph has no neurons")
-    bench, memory = Bench(target.model, case, memory=target.budget), target.budget
+    room(target, case, twin=twin is not None)
+    memory = target.budget - (0 if twin is None else held(target.model, len(case.tree), Neurons(target.model)))
+    bench = Bench(target.model, case, memory=memory)
     references = [zero(bench), mean(bench, given)]
     if twin is not None:
         references.append(counterfactual(bench, twin, memory=memory))
     return examine(bench, references, picked, seed=seed, settings=settings or Checks(), told=told)
+
+
+def room(target: LocalTarget, case: Functional, *, twin: bool) -> Room:
+    """What the check takes, before it is made. TargetError, with the numbers, where it does not fit."""
+    return ablating(target.model, case, Neurons(target.model), budget=target.budget, twin=twin)
 
 
 def examine(
@@ -237,4 +245,4 @@ def _exact(value: float, unit: str, n: int) -> Estimate:
     )
 
 
-__all__ = ["Causal", "Checks", "check", "examine"]
+__all__ = ["Causal", "Checks", "check", "examine", "room"]

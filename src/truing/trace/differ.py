@@ -18,6 +18,8 @@ from truing.targets.local.inside import blocks
 from truing.trace.averaging import segments_of
 from truing.trace.difference import SHOWN, Difference, average, difference, quantities, strongest
 from truing.trace.plotwise import identity
+from truing.trace.readable import check_readable
+from truing.trace.room import FP32, through_twins
 from truing.trace.run import CLOSURE, Effect
 from truing.trace.twins import Twin, by_plot, case_of, side, spread, twins
 
@@ -44,6 +46,7 @@ def differ(
         blocks(target.model)  # other shapes are not gone through by hand
     choosing = _laid_out(first, second, effect.choosing, effect, per_plot) if neurons else []
     testing = _laid_out(first, second, effect.testing, effect, per_plot)
+    _plan(first, [*choosing, *testing], watcher)
     for target in (first, second):
         store.add(target.card)
     segments = segments_of([*choosing, *testing])
@@ -75,10 +78,23 @@ def differ(
     return record
 
 
+def _plan(target: LocalTarget, pairs: Sequence[Twin], watcher: Watcher | None) -> None:
+    """Say what the differences will take: of both models, and what is kept of every case. TargetError where it does not
+    fit.
+    """
+    parts = len(layers(target.model)) * counts(target.model)["neuron"] * FP32
+    longest = max(len(side.functional.tree) for twin in pairs for side in (twin.first, twin.second))
+    # Two parts of every case, by segment, and once more where they are averaged; what the decision makes of neurons.
+    more = parts * (4 * len(pairs) * len(segments_of(pairs)) + 2 * longest)
+    room = through_twins(target.model, pairs, rows=0, spots=0, budget=target.budget, more=more)
+    (watcher or Silent()).say(f"{target.card.name}: {room}")
+
+
 def corresponding(first: LocalTarget, second: LocalTarget) -> None:
-    """TargetError unless a token, a layer and a neuron of the first are those of the second."""
+    """TargetError unless a token, a layer and a neuron of the first are those of the second, and both can be read."""
     for target in (first, second):
         need(target, "WhiteBox")
+        check_readable(target)
     if first.card.template != second.card.template:
         raise TargetError(
             f"{first.card.name} and {second.card.name} do not read the same tokens (template {first.card.template[:12]}"

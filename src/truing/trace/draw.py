@@ -20,6 +20,7 @@ from truing.targets.local.inside import Activations, llama_shaped
 from truing.trace.accounts import TOGETHER, Account, Spot, by_autograd
 from truing.trace.attribute import decision_cotangent, read_side
 from truing.trace.linear import neuron_cotangent, recursion
+from truing.trace.readable import check_units
 from truing.trace.twins import Side, Twin
 
 OUTPUT, BIASES = "decision", "biases"
@@ -81,8 +82,9 @@ def draw(
     """Nodes, edges (smallest dropped until a share `keep` of the absolute flow is left) and the closure error.
 
     The mean over twins of the first cell's account minus the second's. By hand where blocks are Llama-shaped, else by
-    autograd, so many targets `at_once`.
+    autograd, so many targets `at_once`. TargetError for a spot that the model does not have.
     """
+    check_units(model, (("neuron", layer, index) for layer, index, _ in spots))
     by_hand = llama_shaped(model)
     flow: Tensor | None = None
     values: Tensor | None = None

@@ -36,6 +36,7 @@ class Features:
         self._blocks, self._dictionaries, self._beginning = blocks(model), dictionaries, beginning
         writes = max((len(one.decoders_WFD) for one in dictionaries if one is not None), default=1)
         self.bytes_a_node = (writes + 4) * model.config.hidden_size * FP32
+        self.held_a_node = FP32 * sum(len(one.bias_F) for one in dictionaries if one is not None)
 
     def read(self, stack: ExitStack) -> Callable[[], tuple[Tensor, ...]]:
         """Activations; 0 where a feature is not active, and no columns where a layer has no dictionary."""

@@ -10,6 +10,7 @@ from truing.trace.causal import Causal, Checks, Told, examine
 from truing.trace.feature_ablation import FP32, Features
 from truing.trace.feature_set import FeatureSet
 from truing.trace.picked import Picked
+from truing.trace.room import Room, ablating, held
 
 
 def check_features(
@@ -30,18 +31,29 @@ def check_features(
     """
     if not len(picked):
         return Causal((), (), "inconclusive", "the graph has no features")
-    memory, tables = target.budget, len(case.tree) * features.count * FP32 * (1 if twin is None else 2)
+    feature_room(target, case, features, twin=twin is not None)
+    basis, memory = _basis(target, features), target.budget
+    left = memory - (0 if twin is None else held(target.model, len(case.tree), basis))
+    bench = Bench(target.model, case, memory=left, basis=basis)
+    references = [zero(bench), mean(bench)]
+    if twin is not None:
+        references.append(counterfactual(bench, twin, memory=left))
+    return of_features(examine(bench, references, picked, seed=seed, settings=settings or Checks(), told=told))
+
+
+def feature_room(target: LocalTarget, case: Functional, features: FeatureSet, *, twin: bool) -> Room:
+    """What the check takes, before it is made. TargetError, with the numbers, where it does not fit."""
+    memory, tables = target.budget, len(case.tree) * features.count * FP32 * (2 if twin else 1)
     if tables > memory // 2:
         raise TargetError(
             f"checking features takes their activations at all tokens, {tables / 1e6:,.0f} MB, more than half of the"
             f" {memory / 1e6:,.0f} MB allowed. Allow more (TRUING_MAX_MEMORY), or trace without a check (--no-check)"
         )
-    basis = Features(target.model, features.layers, beginning=features.beginning)
-    bench = Bench(target.model, case, memory=memory - tables, basis=basis)
-    references = [zero(bench), mean(bench)]
-    if twin is not None:
-        references.append(counterfactual(bench, twin, memory=memory - tables))
-    return of_features(examine(bench, references, picked, seed=seed, settings=settings or Checks(), told=told))
+    return ablating(target.model, case, _basis(target, features), budget=memory, twin=twin, unit="feature")
+
+
+def _basis(target: LocalTarget, features: FeatureSet) -> Features:
+    return Features(target.model, features.layers, beginning=features.beginning)
 
 
 def of_features(found: Causal) -> Causal:
@@ -52,4 +64,4 @@ def of_features(found: Causal) -> Causal:
     return Causal(found.curves, checks, found.verdict, found.why.replace("neuron", "feature"))
 
 
-__all__ = ["check_features", "of_features"]
+__all__ = ["check_features", "feature_room", "of_features"]

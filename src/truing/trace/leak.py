@@ -43,12 +43,17 @@ def check_closed(target: LocalTarget, functional: Functional, rule: Rule, error:
     """TargetError, which names the architecture and the module that leaks, where accounts do not close."""
     if error <= LEAK:
         return
-    module = leaking(target.model, functional, rule)
     raise TargetError(
         f"the accounts of {target.card.name} ({type(target.model).__name__}) do not close: relative error"
-        f" {error:.1e}, allowed {LEAK:.0e}. {f'What is lost is lost in {module}. ' * bool(module)}"
-        "The linear rules do not hold for it, so no graph is given."
+        f" {error:.1e}, allowed {LEAK:.0e}{lost_in(target.model, functional, rule)}."
+        " The linear rules do not hold for it, so no graph is given."
     )
+
+
+def lost_in(model: Any, functional: Functional, rule: Rule) -> str:
+    """What follows a closure error: the module that leaks, where one is found."""
+    module = leaking(model, functional, rule)
+    return f"; what is lost is lost in {module}" if module else ""
 
 
 def leaking(model: Any, functional: Functional, rule: Rule) -> str:

@@ -19,6 +19,7 @@ from truing.targets.local.change import counts
 from truing.targets.local.inside import Held, Patch, Site, llama_shaped, run
 from truing.trace.attribute import read_side
 from truing.trace.derive import decision_of, values
+from truing.trace.readable import check_units
 from truing.trace.twins import Side, Twin
 
 Rule = Literal["attribution", "random", "largest change", "shuffled", "another effect"]
@@ -103,7 +104,10 @@ def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, f
 
 @torch.no_grad()
 def both_ways(model: Any, twin: Twin, choices: Sequence[Choice], back: Sequence[Choice]) -> Ways:
-    """`choices` patched in the first cell, `back` in the second. TargetError where units cannot be reached."""
+    """`choices` patched in the first cell, `back` in the second. TargetError where units cannot be reached or do not
+    exist.
+    """
+    check_units(model, ((c.site, *unit) for c in (*choices, *back) for unit in c.units))
     first, decision = _held(model, twin.first)
     second, other = _held(model, twin.second)
     start = _alike(twin)
@@ -144,8 +148,4 @@ def _patched(
 
 def _alike(twin: Twin) -> int:
     """Nodes at the beginning that both cells share: their values are the same, so patching them changes nothing."""
-    a, b = twin.first.functional, twin.second.functional
-    # The last node of the prompt stays out: the reply goes on from it.
-    most = min(a.prompt, b.prompt) - 1
-    differ = (a.tree.ids_N[:most] != b.tree.ids_N[:most]).nonzero()
-    return int(differ[0]) if len(differ) else most
+    return twin.shared

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from truing.errors import TargetError
 from truing.targets import need
 from truing.targets.local import LocalTarget
-from truing.targets.local.change import counts
+from truing.targets.local.change import Kind, counts, layers
 from truing.targets.local.lift import short_format
 from truing.targets.local.tree import takes_trees
 
@@ -35,4 +36,16 @@ def check_readable(target: Any) -> None:
     counts(model)
 
 
-__all__ = ["check_readable"]
+def check_units(model: Any, units: Iterable[tuple[Kind, int, int]]) -> None:
+    """TargetError for a head or neuron (its kind, layer and number) that a model does not have."""
+    depth, of_each = len(layers(model)), counts(model)
+    for kind, layer, index in units:
+        if not 0 <= layer < depth:
+            raise TargetError(f"no layer {layer} in a model of {depth} layers (0 to {depth - 1})")
+        if not 0 <= index < of_each[kind]:
+            raise TargetError(
+                f"no {kind} {index} in layer {layer}: there are {of_each[kind]} (0 to {of_each[kind] - 1})"
+            )
+
+
+__all__ = ["check_readable", "check_units"]

@@ -7,23 +7,26 @@ from dataclasses import asdict, dataclass, replace
 
 from truing.errors import TargetError, UsageError
 from truing.records import Arrays, Claim, Edge, Graph, Node, Surface, Unit, Unmeasured
+from truing.runner import Silent, Watcher, run
 from truing.runner import Unit as Work
-from truing.runner import Watcher, run
 from truing.stats import cluster_mean
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import counts, layers
 from truing.targets.local.inside import llama_shaped
-from truing.trace.accounts import TOGETHER, Spot, by_autograd
+from truing.trace.accounts import TOGETHER, Spot
 from truing.trace.attribute import SCORINGS, Attribution, Scoring
 from truing.trace.averaging import averaged, segments_of
+from truing.trace.closing import closed
 from truing.trace.draw import draw
 from truing.trace.judge import judge
-from truing.trace.leak import check_closed
+from truing.trace.leak import lost_in
 from truing.trace.mediate import Choice, choose
+from truing.trace.ordinary import ordinary
 from truing.trace.patching import decisions, patched_on, shares
-from truing.trace.plan import plan
-from truing.trace.readable import check_readable
+from truing.trace.plan import Plan, plan
+from truing.trace.readable import check_readable, check_units
+from truing.trace.room import through_twins
 from truing.trace.specific import compared
 from truing.trace.twins import Twin, twins
 
@@ -58,6 +61,12 @@ class Settings:
     def said(self) -> dict[str, object]:
         """What determines a graph. The first rule is not named, so that what it gave before keeps its identity."""
         return {key: value for key, value in asdict(self).items() if (key, value) != ("rule", "relp")}
+
+    @property
+    def together(self) -> int:
+        """Choices of units that are patched in one batch, at most: of this effect, or of all ordinary ones beside."""
+        own = len(self.heads) * (2 + 2 * self.draws) + len(self.neurons) * 4
+        return max(own, (len(self.heads) + len(self.neurons)) * (1 + len(ordinary())))
 
     def within(self, target: LocalTarget) -> Settings:
         """The same for a small model: K is at most a quarter of what there is."""
@@ -94,8 +103,8 @@ def trace(
     settings = (settings or Settings()).within(target)
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
-    _at_once(target, choosing, settings.drawn)  # whether there is room is known before anything is computed
-    _check_rules(target, choosing[0], settings.rule)
+    plan_twins(target, [*choosing, *testing], settings, watcher)
+    closed(target, choosing[0], settings.rule)
     store.add(target.card)
     segments = segments_of([*choosing, *testing])
     mean, sources = averaged(target, choosing, segments, store, watcher, name=CHOOSING, rule=settings.rule)
@@ -164,16 +173,19 @@ def retrace(
     """The same spots drawn in another model (a fixed one), and its attributions. Neurons keep their names.
 
     The units' scores are those on the twins that they were tested on: where they were chosen, the first model's scores
-    are the largest of many, and those of any other would look smaller.
+    are the largest of many, and those of any other would look smaller. TargetError where the model has no such units.
     """
     settings = (settings or Settings()).within(target)
+    spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
+    check_units(target.model, [(unit.kind, unit.layer, unit.index) for unit in graph.units])
+    check_units(target.model, [("neuron", layer, index) for layer, index, _ in spots])
     choosing, skipped = twins(target, effect.choosing, effect.cells, per_plot=settings.per_plot)
     testing, skipped_too = twins(target, effect.testing, effect.cells, per_plot=settings.per_plot)
+    plan_twins(target, [*choosing, *testing], settings, watcher, patched=False)
     held, sources = averaged(target, testing, graph.segments, store, watcher, name=TESTING, rule=settings.rule)
     parents = (target.card.id, graph.id, *sorted({r.id for r in sources}))
 
     def work(_: None) -> list[Graph]:
-        spots = [(node.layer, node.index, node.segment) for node in graph.nodes if node.kind == "neuron"]
         nodes, edges, error, note = _drawn(target, choosing, spots, graph.segments, settings)
         scores = {"head": held.heads, "neuron": held.neurons}
         read = {u: float(scores[u.kind][u.layer, u.index]) for u in graph.units}
@@ -216,27 +228,41 @@ def _drawn(
     few, at_once = pairs[:: max(1, -(-len(pairs) // settings.drawn_twins))], _at_once(target, pairs, len(spots))
     nodes, edges, error = draw(target.model, few, spots, segments, at_once=at_once)
     closes = error <= CLOSURE  # which no NaN is
+    lost = "" if closes else lost_in(target.model, few[0].first.functional, "relp")
     if not closes and not llama_shaped(target.model):
         note = (
             f"; no picture: the linear rules do not hold for a {type(target.model).__name__}, whose contributions do"
-            f" not add up (relative error {error:.1e}, allowed {CLOSURE:.0e}), nor are its scores by them to be trusted"
+            f" not add up (relative error {error:.1e}, allowed {CLOSURE:.0e}{lost}), nor are its scores by them to be"
+            " trusted"
         )
         return (), (), error, note
     if not closes:
         raise TargetError(
-            f"the accounts of {target.card.name} do not close: relative error {error:.1e}, allowed {CLOSURE:.0e}."
+            f"the accounts of {target.card.name} ({type(target.model).__name__}) do not close: relative error"
+            f" {error:.1e}, allowed {CLOSURE:.0e}{lost}."
             " Its blocks are not what the linear rules assume, so no graph is given."
         )
     return nodes, edges, error, ""
 
 
-def _check_rules(target: LocalTarget, twin: Twin, rule: Scoring) -> None:
-    """TargetError where units are to be scored by linear rules that do not hold: blocks not gone through by hand, in
-    which what adds up to the decision is another. Other rules ask nothing of them.
+def plan_twins(
+    target: LocalTarget,
+    pairs: Sequence[Twin],
+    settings: Settings,
+    watcher: Watcher | None,
+    *,
+    patched: bool = True,
+    drawn: bool = True,
+) -> None:
+    """Say what going through twins will take, before anything is computed. TargetError where it does not fit.
+
+    `patched`, `drawn`: whether units are patched, and a picture is drawn.
     """
-    if (rule == "relp" or rule == "gate-frozen") and not llama_shaped(target.model):  # noqa: PLR1714 - for mypy
-        functional = twin.first.functional
-        check_closed(target, functional, rule, by_autograd(target.model, twin.first, (), segments_of([twin])).error)
+    spots, say = settings.drawn if drawn else 0, (watcher or Silent()).say
+    rows = settings.together if patched else 0
+    say(f"{target.card.name}: {through_twins(target.model, pairs, rows=rows, spots=spots, budget=target.budget)}")
+    if not llama_shaped(target.model):
+        say(f"{target.card.name}: {_of_a_pass(target, pairs, spots)}")
 
 
 def _at_once(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> int:
@@ -245,8 +271,13 @@ def _at_once(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> int:
     """
     if llama_shaped(target.model):
         return TOGETHER
+    return min(TOGETHER, _of_a_pass(target, pairs, spots).batch)
+
+
+def _of_a_pass(target: LocalTarget, pairs: Sequence[Twin], spots: int) -> Plan:
+    """What the graph of a pass over the longest twin takes."""
     most = max(len(side.functional.tree) for twin in pairs for side in (twin.first, twin.second))
-    return min(TOGETHER, plan(target.model, most, spots, budget=target.budget, by_hand=False).batch)
+    return plan(target.model, most, spots, budget=target.budget, by_hand=False)
 
 
 def strongest(mean: Attribution, segments: Sequence[str], count: int) -> list[Spot]:

@@ -43,6 +43,14 @@ class Twin:
         """Whether every position has its counterpart."""
         return len(self.onto_T) == len(self.first.functional.tree) == len(self.second.functional.tree)
 
+    @property
+    def shared(self) -> int:
+        """Nodes at the beginning that are the same in both; without the last of a prompt, from which replies go on."""
+        a, b = self.first.functional, self.second.functional
+        most = min(a.prompt, b.prompt) - 1
+        differ = (a.tree.ids_N[:most] != b.tree.ids_N[:most]).nonzero()
+        return int(differ[0]) if len(differ) else most
+
 
 def of_tokens(
     first: Sequence[int], second: Sequence[int], answer: Sequence[int], other: Sequence[int], *, name: str = "pair"
