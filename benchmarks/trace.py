@@ -136,6 +136,9 @@ def _mediated(name: str, graph: Any) -> Iterator[Row]:
     for one in graph.mediated:
         of = f" ({one.of})" if one.of else ""
         yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}{of}", one.share.model_dump())
+        for way, gap in (("gone", one.beyond), ("brought back", one.beyond_restored)):
+            if gap is not None:
+                yield measured(f"{name}: {one.k} {one.kind}s, {way} beyond those of another effect", gap.model_dump())
 
 
 SHUFFLES = 4

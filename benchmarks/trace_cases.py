@@ -9,8 +9,8 @@ neurons together, neurons alone; under zero and mean ablation) with
     shuffled scores                 its graph, scores dealt out anew among neighbours by layer and token, several times
     the graph of another decision   of the same text: between the answers to another question
 
-A sham that fails a test cannot be called supported, so that the costly one, neurons together, is only made where both
-others are passed. Shams of one case share its text and its neurons: they are not independent, and clusters are cases.
+What fails the test of single neurons cannot be called supported, so that the costly one, neurons together, is only made
+where that is passed. Shams of one case share its text and its neurons: they are not independent, and clusters are cases.
 """
 
 # K places of a graph
@@ -50,7 +50,11 @@ class Passed:
     """Which tests a graph passed, and whether it is called supported."""
 
     tells: bool
+    """Its scores say what single neurons do."""
+    both: bool
+    """And the best of them together do what they say, more than shams."""
     alone: bool
+    """Its neurons alone carry the decision."""
     supported: bool
 
 
@@ -111,20 +115,18 @@ def dealt(picked: Picked, seed: int) -> Picked:
 
 
 def judged(bench: Bench, references: Sequence[Reference], picked: Picked, *, seed: int = 0) -> Passed:
-    """The tests of a trace. Neurons are tested together only where they pass the others."""
+    """The tests of a trace. Neurons are tested together only where each tells what it does by itself."""
     found = [_evidence(bench, reference, picked, seed) for reference in references]
     tells = all(one.tells for one in found)
     alone = sum(one.holds for one in found) >= ENOUGH
-    if not (tells and alone):
-        return Passed(tells, alone, supported=False)
-    together = [
-        jointly(bench, reference, picked, most=TOGETHER, shams=NULLS, seed=seed + 1000) for reference in references
-    ]
-    whole = [
-        replace(one, moved=joint.effect, moved_p=joint.p, foretold=joint.predicted)
-        for one, joint in zip(found, together, strict=True)
-    ]
-    return Passed(tells, alone, verdict(whole)[0] == "supported")
+    if not tells:
+        return Passed(tells, both=False, alone=alone, supported=False)
+    whole = []
+    for one, reference in zip(found, references, strict=True):
+        joint = jointly(bench, reference, picked, most=TOGETHER, shams=NULLS, seed=seed + 1000)
+        whole.append(replace(one, moved=joint.effect, moved_p=joint.p, foretold=joint.predicted))
+    both = all(one.moves and one.sized for one in whole)
+    return Passed(tells, both, alone, verdict(whole)[0] == "supported")
 
 
 def _evidence(bench: Bench, reference: Reference, picked: Picked, seed: int) -> Evidence:
@@ -184,6 +186,7 @@ def counted(found: Sequence[Sequence[tuple[str, Passed]]]) -> list[Row]:
                 f"one case, {kind}: called supported", [one.supported for one in of], len(found), barred=kind != OWN
             ),
             _share(f"one case, {kind}: scores say what single neurons do", [one.tells for one in of], len(found)),
+            _share(f"one case, {kind}: and what the best do together", [one.both for one in of], len(found)),
             _share(f"one case, {kind}: its neurons alone carry the decision", [one.alone for one in of], len(found)),
         ]
     shams = [one.supported for name, one in every if name != OWN]
