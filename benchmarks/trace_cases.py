@@ -9,8 +9,8 @@ neurons together, neurons alone; under zero and mean ablation) with
     shuffled scores                 its graph, scores dealt out anew among neighbours by layer and token, several times
     the graph of another decision   of the same text: between the answers to another question
 
-What fails the test of single neurons cannot be called supported, so that the costly one, neurons together, is only made
-where that is passed. Shams of one case share its text and its neurons: they are not independent, and clusters are cases.
+What fails the test of single neurons cannot be called supported, so that the costly one, neurons together, is made only
+where that is passed. Shams of one case share its text and its neurons: they are not independent. Clusters are cases.
 """
 
 # K places of a graph

@@ -632,10 +632,10 @@ def test_a_sham_of_one_case_is_judged_by_the_tests_of_a_trace(
         passes.append(len(some))
         return computed(self, some, *more)
 
-    monkeypatch.setattr(Bench, "values", counting)
-    assert bench.values(edits) == bench.values(edits[:1]) * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bench, "values", counting)
+        assert bench.values(edits) == bench.values(edits[:1]) * 2
     assert passes == [1]
-    monkeypatch.undo()
     assert bench.values(edits) == pytest.approx(plain.values(edits), abs=1e-6)
 
     last = len(own.functional.tree)
