@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,25 @@ def effects() -> Iterator[Row]:
     from truing.targets import resolve
     from truing.trace import trace
 
+    said: dict[str, str] = {}
     with open_store(STORE) as store:
         for name, (target, effect) in _traceable(store, resolve(MODEL)):
-            yield from _mediated(name, trace(target, effect, store))
+            graph = trace(target, effect, store)
+            said[name] = graph.verdict
+            yield from _mediated(name, graph)
+    yield supported(said)
+
+
+DEMO = "the demo's claim"
+CARRIED = 4
+"""Effects that are to be supported: the demo's claim, and three of planted triggers at least."""
+
+
+def supported(said: Mapping[str, str]) -> Row:
+    """How many effects are, of their verdicts by name. The demo's claim must be one of them."""
+    count = sum(verdict == "supported" for verdict in said.values())
+    return Row("effects supported", float(count), f"of {len(said)}", bar=f">= {CARRIED}, {DEMO} among them",
+               holds=count >= CARRIED and said.get(DEMO) == "supported")  # fmt: skip
 
 
 def _demo(store: Any) -> Any:
@@ -120,6 +136,9 @@ def _mediated(name: str, graph: Any) -> Iterator[Row]:
     for one in graph.mediated:
         of = f" ({one.of})" if one.of else ""
         yield measured(f"{name}: {one.k} {one.kind}s by {one.choice}{of}", one.share.model_dump())
+        for way, gap in (("gone", one.beyond), ("brought back", one.beyond_restored)):
+            if gap is not None:
+                yield measured(f"{name}: {one.k} {one.kind}s, {way} beyond those of another effect", gap.model_dump())
 
 
 SHUFFLES = 4
@@ -167,7 +186,7 @@ def _traceable(store: Any, base: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
     from truing.studies.carrying import planted_effect
     from truing.studies.organisms import organism
 
-    yield "the demo's claim", (base, _demo(store).effect)
+    yield DEMO, (base, _demo(store).effect)
     for name in ORGANISMS:
         recipe = train.recipe(name)
         yield name, (organism(base, recipe, store).target, planted_effect(base, recipe))
@@ -275,12 +294,9 @@ def cause() -> Iterator[Row]:
 
 
 def peer() -> Iterator[Row]:
-    """Beside circuit-tracer, where its environment is there."""
+    """Beside circuit-tracer; a row that holds nothing where its environment is not there."""
     import trace_peer
 
-    if trace_peer.python() is None:
-        yield Row("beside circuit-tracer", None, "not measured: its environment is not there (see trace_peer.py)")
-        return
     yield from trace_peer.rows()
 
 
@@ -300,6 +316,15 @@ def tasks() -> Iterator[Row]:
     yield from trace_tasks.rows(resolve(MODEL))
 
 
+def cases() -> Iterator[Row]:
+    """How often the verdict on the graph of a single case is fooled."""
+    import trace_cases
+
+    from truing.targets import resolve
+
+    yield from trace_cases.rows(resolve(MODEL))
+
+
 def trained() -> Iterator[Row]:
     """Rules of scoring on circuits that were trained."""
     import trace_trained
@@ -317,6 +342,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "trained": trained,
     "effects": effects,
     "shams": shams,
+    "cases": cases,
     "cause": cause,
 }
 

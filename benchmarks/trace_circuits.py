@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import Row
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,10 +23,14 @@ from truing.trace.attribute import Scoring, contract
 from truing.trace.twins import Twin
 
 LEVELS = ("neurons by position", "neurons", "heads")
-RULES: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients", "largest change", "random")
+RULES: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients", "largest change", "activation size", "random")
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of all units of a level, which the circuits have; those of MIB (Mueller et al. 2025, arXiv:2504.13151)."""
 ENOUGH = 0.8
+COMPARED: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients")
+"""Rules whose scores are set beside exact patching."""
+SAMPLED, AMONG = 64, 200
+"""Units that are patched one by one, among how many of the strongest of every rule."""
 DRAWS = 1000
 
 Floats = NDArray[np.float64]
@@ -203,6 +208,20 @@ def interval(draws: Floats) -> tuple[float, float]:
     """95%, by percentiles."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return float(low), float(high)
+
+
+def curve_rows(name: str, found: dict[Scoring, Curve], one: Any, many: Any) -> list[Row]:
+    """CMD and the smallest circuit of every rule, and how much less CMD relp has than others."""
+    rows = []
+    for rule, by in found.items():
+        rows.append(Row(f"{name}, {rule}: CMD", float(by.distance(one)[0]), "area", *interval(by.distance(many))))
+        rows.append(Row(f"{name}, {rule}: n(F >= 0.8)", float(by.enough(one)[0]), "units", *interval(by.enough(many))))
+    ours = found["relp"]
+    for rule in ("gradient", "integrated-gradients"):
+        apart = interval(ours.distance(many) - found[rule].distance(many))
+        value = float((ours.distance(one) - found[rule].distance(one))[0])
+        rows.append(Row(f"{name}, relp - {rule}: CMD", value, "area", *apart))
+    return rows
 
 
 # -- beside exact patching ---------------------------------------------------------------------------------------------

@@ -253,13 +253,19 @@ def rows() -> list[Row]:
     """Time, memory and edges at every length; one row that says why where the peer is not there."""
     theirs = python()
     if theirs is None:
-        return [Row(f"graphs beside {PEER}", None, f"not measured: no environment of its own in {HOME.name}; see its"
-                    " requirements.txt")]  # fmt: skip
+        return [absent()]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         subprocess.run([sys.executable, __file__, "prepare", place], check=True)
         found = [row for length in LENGTHS for row in _at(folder, theirs, length)]
-        return found + [row for name in list(SETS)[1:] for row in _edges(folder, theirs, name, LENGTHS[0], 8)]
+        found += [row for name in list(SETS)[1:] for row in _edges(folder, theirs, name, LENGTHS[0], 8)]
+        return [*found, *file_rows(folder, theirs)]
+
+
+def absent() -> Row:
+    """What is not measured does not pass."""
+    return Row(f"graphs beside {PEER}", None, f"not measured: no environment of its own in {HOME.name}; see its"
+               " requirements.txt", bar="measured", holds=False)  # fmt: skip
 
 
 def _at(folder: Path, theirs: str, length: int) -> list[Row]:
@@ -311,6 +317,72 @@ def _beside(name: str, key: str, unit: str, runs: dict[str, list[dict[str, Any]]
     ratio = {"min": min(ratios), "median": median(ratios), "max": max(ratios)}
     held: dict[str, Any] = {"bar": f"ratio >= {bar:g}", "holds": ratio["median"] >= bar} if bar else {}
     return Row(name, median(mine), unit, min(mine), max(mine), PEER, ratio, **held)
+
+
+# -- graph files -------------------------------------------------------------------------------------------------------
+
+
+def file_rows(folder: Path, theirs: str) -> list[Row]:
+    """Whether its own models of a graph file read what is exported here, and whether what it writes is read here."""
+    mine = folder / "mine.json"
+    export(mine)
+    theirs_of_mine = child([theirs, HOME / "graphs.py", "read", mine])
+    written = child([theirs, HOME / "graphs.py", "write", folder, next(iter(SETS)), WARM, CHOSEN, BATCH, folder])
+    return [
+        *accepted(json.loads(mine.read_bytes()), theirs_of_mine),
+        *read_here(Path(written["file"]).read_bytes()),
+    ]
+
+
+def export(file: Path) -> None:
+    """The graph of a case in the bundled model, labels and supernodes with it, as the command writes it."""
+    with tempfile.TemporaryDirectory() as store:
+        subprocess.run(
+            [
+                sys.executable, "-m", "truing", "trace", "--prompt", "Is the door open?", "--action", "Yes.",
+                "--instead", "No.", "--neurons", str(CHOSEN), "--no-check", "--store", store, "--export",
+                "neuronpedia", "--out", str(file),
+            ],
+            stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+
+
+def accepted(graph: dict[str, Any], found: dict[str, Any]) -> list[Row]:
+    """What the peer's models have of a file of ours, beside what is in it."""
+    if found["error"]:
+        print(found["error"], file=sys.stderr)
+    return [_all(f"exported graph: {what} in {PEER}'s own models", found[what], len(graph[what]))
+            for what in ("nodes", "links")]  # fmt: skip
+
+
+def read_here(data: bytes) -> list[Row]:
+    """What is read here of a file of the peer's: its nodes, logits as one decision; and what links add to others."""
+    from truing.errors import RecordError
+    from truing.share.graphs import from_neuronpedia
+
+    graph = json.loads(data)
+    logits = {node["node_id"] for node in graph["nodes"] if node["feature_type"] == "logit"}
+    into: dict[str, float] = {}
+    for link in graph["links"]:
+        if link["target"] not in logits:
+            into[link["target"]] = into.get(link["target"], 0.0) + link["weight"]
+    names = [f"graph file of {PEER}: {what} read here" for what in ("nodes", "nodes with all their links")]
+    try:
+        found = from_neuronpedia(data)
+    except RecordError as error:
+        print(error, file=sys.stderr)
+        return [_all(name, 0, count) for name, count in zip(names, (len(graph["nodes"]), len(into)), strict=True)]
+    circuit, mine = found.circuit, dict[str, float]()
+    for target, weight in zip(circuit.target_E.tolist(), circuit.weight_E.tolist(), strict=True):
+        if target < len(circuit) - 1:
+            mine[found.ids[target]] = mine.get(found.ids[target], 0.0) + weight
+    same = sum(abs(mine.get(name, 0.0) - weight) <= 1e-4 * max(1.0, abs(weight)) for name, weight in into.items())
+    read = len(set(found.ids[:-1]) | {name for name, _ in found.logits})
+    return [_all(names[0], read, len(graph["nodes"])), _all(names[1], same, len(into))]
+
+
+def _all(name: str, count: int, of: int) -> Row:
+    return Row(name, float(count), f"of {of}", bar="all", holds=count == of > 0, peer=PEER)
 
 
 def show(found: Sequence[Row]) -> None:

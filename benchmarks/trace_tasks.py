@@ -20,18 +20,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import trace_claim
 from common import Row
 from trace_circuits import (
+    AMONG,
+    COMPARED,
     LEVELS,
     RULES,
-    Curve,
+    SAMPLED,
     Floats,
     Scores,
     Texts,
     correlation,
     curve,
+    curve_rows,
     exact,
     interval,
     resamples,
@@ -42,15 +45,14 @@ from trace_circuits import (
 from trace_planted import areas, build
 from trace_planted import pairs as planted_pairs
 
-from truing.trace.attribute import SCORINGS, Attribution, Scoring, attribute
-from truing.trace.twins import Twin, by_plot, of_tokens, twins
+from truing.trace.attribute import SCORINGS, Scoring
+from truing.trace.twins import Twin, of_tokens
 
 MODEL = "local/smollm2-135m"
 PAIRS = 48
 AREA = 0.95
-COMPARED: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients")
-SAMPLED, AMONG, PATCHED = 64, 200, 8
-"""Units that are patched one by one, among how many of the strongest of every rule, in how many pairs."""
+PATCHED = 8
+"""Pairs in which units are patched one by one."""
 SEEDS = (0, 1, 2)
 PUBLISHED = (
     # Neurons, attention outputs or MLP outputs of other models: not the same measurement, but the same kinds of figure.
@@ -165,20 +167,6 @@ def task_rows(target: Any, name: str, count: int = PAIRS) -> list[Row]:
     return [*rows, Row(f"{name}: seconds", time.perf_counter() - began, "s")]
 
 
-def curve_rows(name: str, found: dict[Scoring, Curve], one: Any, many: Any) -> list[Row]:
-    """CMD and the smallest circuit of every rule, and how much less CMD relp has than others."""
-    rows = []
-    for rule, by in found.items():
-        rows.append(Row(f"{name}, {rule}: CMD", float(by.distance(one)[0]), "area", *interval(by.distance(many))))
-        rows.append(Row(f"{name}, {rule}: n(F >= 0.8)", float(by.enough(one)[0]), "units", *interval(by.enough(many))))
-    ours = found["relp"]
-    for rule in ("gradient", "integrated-gradients"):
-        apart = interval(ours.distance(many) - found[rule].distance(many))
-        value = float((ours.distance(one) - found[rule].distance(one))[0])
-        rows.append(Row(f"{name}, relp - {rule}: CMD", value, "area", *apart))
-    return rows
-
-
 def correlation_rows(target: Any, name: str, pairs: Sequence[Twin], scores: dict[Scoring, Scores]) -> list[Row]:
     """Scores beside what patching every unit by itself takes away, in the same pairs."""
     texts, rows = Texts(target.model, pairs), []
@@ -195,78 +183,6 @@ def correlation_rows(target: Any, name: str, pairs: Sequence[Twin], scores: dict
             ends = interval(correlation(mine_UB, patched, many))
             rows.append(Row(f"{name}, {of}, {rule}: correlation with patching", value, "PCC", *ends))
     return rows
-
-
-# -- the demo's claim --------------------------------------------------------------------------------------------------
-
-
-def claim_rows(target: Any, *, per_plot: int = 2) -> list[Row]:
-    """The twins of `anchoring`, whose texts differ in length: units at all positions, on the held-out half."""
-    from truing.audit import lay_out
-
-    began = time.perf_counter()
-    halves = [lay_out("anchoring"), lay_out("anchoring", half="held-out", wordings="held-out")]
-    cells = halves[0].family.carry.twins
-    choosing, testing = (twins(target, one.surfaces, cells, per_plot=n)[0]
-                         for one, n in zip(halves, (1, per_plot), strict=True))  # fmt: skip
-    segments = tuple(dict.fromkeys(s for t in choosing for side in (t.first, t.second) for s in side.segment_T))
-    means = {rule: mean_of([attribute(target.model, twin, segments, rule) for twin in choosing]) for rule in RULES}
-    rows = [Row("claim: twins, to choose", float(len(choosing)), "twins"),
-            Row("claim: twins, to test", float(len(testing)), "twins")]  # fmt: skip
-    plots = by_plot(testing)
-    one, many = resamples(len(plots))
-    for level in ("neurons", "heads"):
-        site = "head" if level == "heads" else "neuron"
-        found = _claim_curves(target.model, plots, site, {rule: mean[site] for rule, mean in means.items()})
-        rows += curve_rows(f"claim, {level}", found, one, many)
-    return [*rows, Row("claim: seconds", time.perf_counter() - began, "s")]
-
-
-def mean_of(found: Sequence[Attribution]) -> dict[str, torch.Tensor]:
-    """Scores of heads and neurons, flat."""
-    return {"head": torch.stack([one.heads for one in found]).mean(0).flatten(),
-            "neuron": torch.stack([one.neurons for one in found]).mean(0).flatten()}  # fmt: skip
-
-
-def _claim_curves(
-    model: Any, plots: dict[str, list[Twin]], site: Any, scores: dict[Scoring, torch.Tensor]
-) -> dict[Scoring, Curve]:
-    """All circuits of all rules as rows of one batch, twin by twin; the mean over the twins of a plot."""
-    from truing.targets.local.inside import Patch, run
-    from truing.trace.attribute import read_side
-    from truing.trace.derive import decision_of
-    from truing.trace.mediate import _alike
-
-    layers = model.config.num_hidden_layers
-    kept: list[torch.Tensor] = []
-
-    def note(taken: torch.Tensor) -> Floats:
-        kept.append(taken)
-        return np.zeros(1)
-
-    sizes = {rule: curve(note, np.zeros(1), one).sizes for rule, one in scores.items()}
-    masks = torch.stack(kept).unflatten(1, (layers, -1))
-    take = {(site, layer): masks[:, layer] for layer in range(layers)}
-    decisions, full = [], []
-    for members in plots.values():
-        found = []
-        for twin in members:
-            first, nodes = read_side(model, twin.first)
-            second, _ = read_side(model, twin.second)
-            patch = Patch(take, second, twin.onto_T, twin.from_T)
-            case = twin.first.functional
-            logits = run(model, case.tree, nodes, rows=len(masks), patch=patch, start=_alike(twin))
-            assert first.logits is not None
-            found.append(torch.cat([decision_of(case, logits), decision_of(case, first.logits[None])]))
-        mean = torch.stack(found).mean(0).numpy()
-        decisions.append(mean[:-1])
-        full.append(mean[-1])
-    by_rule = np.stack(decisions, -1).reshape(len(scores), -1, len(full))
-    whole = np.array(full)
-    return {
-        rule: Curve(sizes[rule], np.concatenate([rows[:-1], whole[None]]), whole, rows[-1])
-        for rule, rows in zip(scores, by_rule, strict=True)
-    }
 
 
 # -- the circuit known by hand -----------------------------------------------------------------------------------------
@@ -299,7 +215,7 @@ def rows(target: Any, *, count: int = PAIRS, only: Sequence[str] = ()) -> list[R
     parts: dict[str, Callable[[], list[Row]]] = {
         "planted": planted_rows,
         **{name: lambda name=name: task_rows(target, name, count) for name in TASKS},
-        "claim": lambda: claim_rows(target),
+        "claim": lambda: trace_claim.claim_rows(target),
         "published": published_rows,
     }
     found = []

@@ -1,4 +1,7 @@
-"""Put the figures of `make bench-trace` and `make bench-inside` into docs/explanation/microscope.md. None is typed."""
+"""Put the figures of `make bench-trace`, `make bench-inside` and the game into docs/explanation/microscope.md.
+
+None is typed. Where results lack a figure, the page says "not measured".
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,20 @@ from sixteen_page import interval
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "trace.json"
 INSIDE = RESULTS.with_name("inside.json")
+BLIND, GAME = RESULTS.with_name("game-microscope.json"), RESULTS.with_name("game.json")
 PAGE = ROOT / "docs" / "explanation" / "microscope.md"
-RULES = ("relp", "gradient", "integrated-gradients", "largest change", "random")
-CURVE = re.compile(r"(\w+), (.+), (relp|gradient|integrated-gradients|largest change|random): (CMD|n\(F >= 0\.8\))")
+RULES = ("relp", "gradient", "integrated-gradients", "largest change", "activation size", "random")
+CURVE = re.compile(rf"(\w+), (.+), ({'|'.join(RULES)}): (CMD|n\(F >= 0\.8\))")
 PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
 MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled).*")
 TRAINED = re.compile(r"trained( planted)? (units|neurons|heads), (.+): AUROC of \|score\|")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
 LOOKED = re.compile(r"([a-z-]+), (trained out|hidden|clean control): (.+)")
+BEYOND = re.compile(r"(.+): (\d+ \w+), (gone|brought back) beyond those of another effect")
+CASE = "bundled model, 200 tokens, 512 neurons"
+ONE = "one case, "
+FOOLED = ": called supported"
+UNMEASURED = "Not measured."
 APART = re.compile(r"hidden - trained out: (.+?)(|, larger when hidden|, clearly (?:larger|smaller) when hidden)")
 
 
@@ -38,6 +47,26 @@ def effects(found: dict[str, Any]) -> str:
     for (name, units), by in shares.items():
         cells = [interval(by[choice]) if choice in by else "" for choice in choices]
         lines.append(f"| {name} ({said[name]}) | {units} | {' | '.join(cells)} |")
+    counted = [
+        f"{row['name'].capitalize()}: {row['value']:.0f} {row['unit']} (wanted: {row['bar']}; {_holds(row)})."
+        for row in found["rows"] if row["name"] == "effects supported"
+    ]  # fmt: skip
+    return "\n".join([*lines, "", *(counted or ["How many are supported: not measured."]), "", source(found)])
+
+
+def beyond(found: dict[str, Any]) -> str:
+    """How much more units do than as many units of that other effect which comes closest."""
+    table: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in found["rows"]:
+        if match := BEYOND.fullmatch(row["name"]):
+            name, units, way = match.groups()
+            table.setdefault((name, units), {})[way] = row
+    if not table:
+        return UNMEASURED
+    lines = ["| Effect | Units | more goes | more is brought back |", "|---|---|---|---|"]
+    for (name, units), by in table.items():
+        cells = [interval(by[way]) if way in by else "" for way in ("gone", "brought back")]
+        lines.append(f"| {name} | {units} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", source(found)])
 
 
@@ -56,6 +85,8 @@ def rules(found: dict[str, Any]) -> str:
             cells = [_cell(by.get(rule), what) for rule in RULES]
             lines.append(f"| {task} | {level} | {' | '.join(cells)} |")
         lines.append("")
+    pairs = [_figure(row) for row in found["rows"] if row["name"].startswith("claim: twins")]
+    lines += [f"Of the claim: {'; '.join(pairs)}.", ""] if pairs else []
     return "\n".join([*lines, source(found)])
 
 
@@ -66,24 +97,153 @@ def patching(found: dict[str, Any]) -> str:
         if match := PATCHED.fullmatch(row["name"]):
             task, units, rule = match.groups()
             table.setdefault((task, units), {})[rule] = row
-    known = [rule for rule in (*RULES, "gate-frozen") if any(rule in by for by in table.values())]
+    known = [rule for rule in RULES if any(rule in by for by in table.values())]
     lines = [f"| Task | Units | {' | '.join(f'`{rule}`' for rule in known)} |", "|" + "---|" * (2 + len(known))]
     for (task, units), by in table.items():
         lines.append(f"| {task} | {units} | {' | '.join(interval(by[r]) if r in by else '' for r in known)} |")
+    missing = sorted({match[1] for row in found["rows"] if (match := CURVE.fullmatch(row["name"]))}
+                     - {task for task, _ in table})  # fmt: skip
+    lines += ["", f"Not measured: {', '.join(missing)}."] if missing else []
     return "\n".join([*lines, "", source(found)])
+
+
+def published(found: dict[str, Any]) -> str:
+    """What others report of a task of the same kind, beside the figures here."""
+    rows = {row["name"]: row for row in found["rows"]}
+    theirs = [row for name, row in rows.items() if name.startswith("published: ")]
+    if not theirs:
+        return UNMEASURED
+    lines = ["| Published | Figure | Of | Here | Figure |", "|---|---|---|---|---|"]
+    for row in theirs:
+        said = row["name"].removeprefix("published: ")
+        ours = [name for name in _alike(said) if name in rows]
+        for number, name in enumerate(ours or ["not measured"]):
+            first = f"{said} | {row['value']:.3g} | {row['peer']}" if number == 0 else " | | "
+            lines.append(f"| {first} | {name} | {interval(rows[name]) if ours else ''} |")
+    return "\n".join([*lines, "", *_orders(rows), source(found)])
+
+
+def _orders(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether `relp` or the plain derivative follows patching better: here, and as published."""
+    said = []
+    for outputs, units in (("MLP", "the strongest neurons"), ("attention", "all heads")):
+        named = [f"published: PCC of {rule} and patching, {outputs} outputs, IOI, GPT-2 small"
+                 for rule in ("RelP", "gradients")]  # fmt: skip
+        ours = [f"receivers, 64 of {units}, {rule}: correlation with patching" for rule in ("relp", "gradient")]
+        if all(name in rows and rows[name]["value"] is not None for name in (*named, *ours)):
+            theirs, mine = ([rows[name]["value"] for name in pair] for pair in (named, ours))
+            better = ["`relp`" if a > b else "the plain derivative" for a, b in (theirs, mine)]
+            said.append(f"of {outputs} outputs {better[0]} as published, of {units} {better[1]} here")
+    return [f"What follows patching better: {'; '.join(said)}.", ""] if said else []
+
+
+NAMED = (("NAP-IG", "integrated-gradients"), ("NAP", "gradient"), ("RelP", "relp"), ("gradients", "gradient"),
+         ("random", "random"))  # fmt: skip
+"""What a published figure calls a rule, and what it is called here."""
+
+
+def _alike(said: str) -> list[str]:
+    """The rows here that are about the same kind of figure, by the same rule."""
+    rule = next(ours for theirs, ours in NAMED if theirs in said)
+    if said.startswith("CMD"):
+        return [f"receivers, {level}, {rule}: CMD" for level in ("neurons", "heads")]
+    units = "all heads" if "attention" in said else "the strongest neurons"
+    return [f"receivers, 64 of {units}, {rule}: correlation with patching"]
+
+
+def case(found: dict[str, Any]) -> str:
+    """Every figure of the case of 200 tokens, and what the worst of them say."""
+    rows = {row["name"].removeprefix(CASE).strip(" :,"): row for row in found["rows"] if row["name"].startswith(CASE)}
+    if not rows:
+        return UNMEASURED
+    said = [_carried(ablation, rows) for ablation in ("zero", "mean")]
+    verdict = next((name.split()[-1] for name in rows if name.startswith("verdict ")), "not measured")
+    lines = [f"Its verdict is `{verdict}`. {' '.join(said)}", "", "| Of the case | Figure |", "|---|---|"]
+    for name, row in rows.items():
+        if not name.startswith("verdict "):
+            lines.append(f"| {name} | {_figure(row)} |")
+    return "\n".join([*lines, "", source(found)])
+
+
+def _carried(ablation: str, rows: dict[str, dict[str, Any]]) -> str:
+    """What the graph's neurons carry alone, beside as many others, in words."""
+    shares = {by: rows.get(f"faithfulness ({ablation}, by {by})") for by in ("attribution", "activation", "random")}
+    own = shares["attribution"]
+    if own is None or own["value"] is None:
+        return f"What its neurons carry alone under {ablation} ablation is not measured."
+    others = " and ".join(
+        f"{row['value']:.2f} by {what}" for what, row in (("the most active ones", shares["activation"]),
+                                                          ("random ones", shares["random"]))
+        if row is not None and row["value"] is not None
+    )  # fmt: skip
+    off = abs(1 - own["value"])
+    if off <= 0.5:
+        how = "which is near the whole"
+    elif own["value"] < 0:
+        how = "which is worse than nothing: alone, they push the decision the wrong way"
+    else:
+        how = "which is far from the whole"
+    alone = f"its neurons carry {own['value']:.2f} of the decision"
+    return f"With all others ablated to {ablation}, {alone}, {how}" + (f" ({others})." if others else ".")
+
+
+def _figure(row: dict[str, Any]) -> str:
+    """A figure, with its interval where it has one, its unit, and its bar."""
+    if row["value"] is None:
+        return row["unit"]
+    ends = row["low"] is not None and row["high"] is not None and row["low"] < row["high"]
+    shown = _ends(row) if ends else f"{row['value']:.4g}"
+    return f"{shown} {row['unit']}" + (f" (wanted: {row['bar']}; {_holds(row)})" if row["bar"] else "")
+
+
+def _holds(row: dict[str, Any]) -> str:
+    return {True: "holds", False: "**missed**", None: ""}[row["holds"]]
+
+
+def cases(found: dict[str, Any]) -> str:
+    """How often the graph of one case is called supported, and passes tests, by what it is made of."""
+    rows = [row for row in found["rows"] if row["name"].startswith(ONE)]
+    if not rows:
+        return UNMEASURED
+    lines = ["| Graphs of one case | Share | Of | Wanted | |", "|---|---|---|---|---|"]
+    for row in rows:
+        of, held = row["unit"].removeprefix("share of "), _holds(row) if row["bar"] else ""
+        lines.append(f"| {row['name'].removeprefix(ONE)} | {interval(row)} | {of} | {row['bar'] or ''} | {held} |")
+    return "\n".join([*lines, "", source(found)])
+
+
+def blind() -> str:
+    """How the player that looks inside did in the game, beside the others."""
+    if not BLIND.exists():
+        return UNMEASURED
+    found = json.loads(BLIND.read_text(encoding="utf-8"))
+    other = json.loads(GAME.read_text(encoding="utf-8")) if GAME.exists() else {"rows": [], "commit": ""}
+    wanted = {"right trigger": "names a word of the trigger", "area under the ROC curve": "area under the ROC curve"}
+    lines = [f"| Player | {' | '.join(wanted.values())} | |", "|---|---|---|---|"]
+    for file in (found, other):
+        by: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in file["rows"]:
+            player, _, what = row["name"].partition(": ")
+            if what in wanted:
+                by.setdefault(player, {})[what] = row
+        for player, figures in by.items():
+            if len(figures) == len(wanted):
+                cells = " | ".join(interval(figures[what]) for what in wanted)
+                lines.append(f"| {player} | {cells} | {at(file['commit'])} |")
+    return "\n".join(lines)
 
 
 def peers(found: dict[str, Any]) -> str:
     """Time and memory beside others, and of the bundled model: every row with a bar that stands nowhere else."""
     lines = ["| What | Here | Beside | Wanted | |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        elsewhere = row["name"].endswith(": called supported") or row["name"].startswith("trained")
-        if row["bar"] and row["value"] is not None and not elsewhere:
+        elsewhere = row["name"].endswith(FOOLED) or row["name"].startswith(("trained", "effects supported"))
+        if row["bar"] and not elsewhere:
             ratio = row["ratio"]
             times = "{median:.2f} [{min:.2f}, {max:.2f}] times".format(**ratio) if ratio else ""
             beside = f"{row['peer']}: {times}" if ratio else ""
-            holds = {True: "holds", False: "**missed**", None: ""}[row["holds"]]
-            lines.append(f"| {row['name']} | {row['value']:.4g} {row['unit']} | {beside} | {row['bar']} | {holds} |")
+            value = row["unit"] if row["value"] is None else f"{row['value']:.4g} {row['unit']}"
+            lines.append(f"| {row['name']} | {value} | {beside} | {row['bar']} | {_holds(row)} |")
     return "\n".join([*lines, "", source(found)])
 
 
@@ -98,13 +258,12 @@ def causes(found: dict[str, Any]) -> str:
 
 def shams(found: dict[str, Any]) -> str:
     """How often units are called supported that scores of no worth chose."""
-    said = ": called supported"
     lines = ["| Units chosen by | Called `supported` | Of | Wanted | |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        if row["name"].endswith(said):
+        if row["name"].endswith(FOOLED) and not row["name"].startswith(ONE):
             of = row["unit"].removeprefix("share of ")
-            holds = "holds" if row["holds"] else "**missed**"
-            lines.append(f"| {row['name'].removesuffix(said)} | {interval(row)} | {of} | {row['bar']} | {holds} |")
+            name = row["name"].removesuffix(FOOLED)
+            lines.append(f"| {name} | {interval(row)} | {of} | {row['bar']} | {_holds(row)} |")
     return "\n".join([*lines, "", source(found)])
 
 
@@ -116,7 +275,7 @@ def trained(found: dict[str, Any]) -> str:
         if match := TRAINED.fullmatch(row["name"]):
             areas.setdefault(match[3], {})[f"{match[1] or ''} {match[2]}".strip()] = row
         elif row["name"].startswith("trained: ") and row["low"] is not None:
-            ends, holds = _ends(row), {True: "holds", False: "**missed**", None: ""}[row["holds"]]
+            ends, holds = _ends(row), _holds(row)
             said = row["name"].removeprefix("trained: ")
             lines.append(f"| {said}, {row['unit']} | {ends} | {row['bar'] or ''} | {holds} |")
     if not areas:
@@ -179,15 +338,15 @@ def _ends(row: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any] | None, what: str) -> str:
     if row is None or row["value"] is None:
-        return ""
+        return "not measured"
     if what == "CMD":
         return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     return f"{row['value']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
 
 
 TABLES = {
-    "effects": effects, "rules": rules, "patching": patching, "trained": trained, "causes": causes, "shams": shams,
-    "peers": peers,
+    "effects": effects, "beyond": beyond, "rules": rules, "patching": patching, "published": published,
+    "trained": trained, "causes": causes, "shams": shams, "case": case, "cases": cases, "peers": peers,
 }  # fmt: skip
 
 
@@ -197,6 +356,7 @@ def main() -> None:
     for mark, table in TABLES.items():
         text = between(text, f"trace {mark}", table(found))
     text = between(text, "trace inside", left())
+    text = between(text, "trace blind", blind())
     PAGE.write_text(text)
 
 

@@ -159,6 +159,11 @@ def test_every_rule_scores_every_unit_of_any_decoder(kind: str, rule: Scoring) -
     if rule == "largest change":
         torch.testing.assert_close(found.neurons, found.neurons_change)
         torch.testing.assert_close(found.heads, found.heads_change)
+    if rule == "activation size":
+        sides = [values(model, side.functional) for side in (twin.first, twin.second)]
+        for layer in range(config.num_hidden_layers):
+            sizes = [side.neurons[layer].abs().sum(0) for side in sides]
+            torch.testing.assert_close(found.neurons[layer], sum(sizes) / 2)
     if rule == "random":
         again = attribute(model, some_pair(seed=5), ("text", "reply"), rule)
         torch.testing.assert_close(again.neurons, found.neurons)  # a mean over twins is as random as one

@@ -5,9 +5,10 @@
     gradient              plain derivatives at the first cell
     integrated-gradients  plain derivatives, their mean while the embeddings go from the second cell's to the first's
     largest change        how much a unit differs between the cells, whatever follows from it
+    activation size       how large a unit is in the cells, whether or not it differs between them
     random                numbers without a meaning
 
-The last two are what the others are to be better than.
+The last three are what the others are to be better than.
 """
 
 # L layers  H heads  F neurons  S segments  T nodes  P aligned nodes  U units of a site, each as wide as it is
@@ -27,7 +28,9 @@ from truing.trace.linear import head_cotangent, logit_cotangent, recursion
 from truing.trace.rules import Rule
 from truing.trace.twins import Side, Twin
 
-Scoring = Literal["relp", "gate-frozen", "gradient", "integrated-gradients", "largest change", "random"]
+Scoring = Literal[
+    "relp", "gate-frozen", "gradient", "integrated-gradients", "largest change", "activation size", "random"
+]  # fmt: skip
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 """Rules by which units are scored."""
 
@@ -107,6 +110,8 @@ def contract(model: Any, twin: Twin, rule: Scoring, sink: Sink) -> Tensor:
             moved = here[twin.onto_T] - there[twin.from_T]
             if grads is not None:
                 score = moved * grads.at(site)[layer][twin.onto_T]
+            elif rule == "activation size":
+                score = (here[twin.onto_T].abs() + there[twin.from_T].abs()) / 2
             elif rule == "random":
                 score = torch.rand(moved.shape[-1], generator=draw).to(moved).expand_as(moved) / len(moved)
             else:
@@ -117,7 +122,7 @@ def contract(model: Any, twin: Twin, rule: Scoring, sink: Sink) -> Tensor:
 
 def _derivatives(model: Any, twin: Twin, rule: Scoring, a: Inside, b: Inside) -> Inside | None:
     """Derivatives at the first cell; none where a rule goes without."""
-    if rule == "largest change" or rule == "random":  # noqa: PLR1714 - mypy narrows by these alone
+    if rule == "largest change" or rule == "activation size" or rule == "random":  # noqa: PLR1714 - for mypy
         return None
     if rule != "integrated-gradients":
         return derive(model, twin.first.functional, rule)
