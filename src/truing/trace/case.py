@@ -15,6 +15,7 @@ from truing.runner import Unit as Work
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
+from truing.trace.ablate import check_aligned
 from truing.trace.auto import AutoEngine
 from truing.trace.causal import Causal, Checks, check
 from truing.trace.context import Context
@@ -95,6 +96,8 @@ def trace_case(
     """
     settings, watcher, beside = settings or CaseSettings(), watcher or Silent(), beside or Beside()
     check_readable(target)
+    if beside.twin:  # before a graph is computed, not after
+        check_aligned(context.functional, beside.twin.functional)
     store.add(target.card)
 
     def work(_: None) -> list[CaseGraph]:

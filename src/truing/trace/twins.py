@@ -14,6 +14,7 @@ from truing.records import Case, Surface
 from truing.stats import MIN_CLUSTERS
 from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.tree import plant
+from truing.trace.boundary import check_boundary
 
 REPLY = "reply"
 FRAME = "chat frame"
@@ -142,9 +143,14 @@ def _align(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def side(target: LocalTarget, surface: Surface, case: Case) -> Side:
-    """A surface's decision in one of its cases, every token in its segment."""
+    """A surface's decision in one of its cases, every token in its segment.
+
+    UsageError for replies that join with the end of the prompt into other tokens: the model would never see these.
+    """
     functional = target.functional(surface.decision, case.messages)
     text, content = target.prompt_text(case.messages), case.messages[-1].content
+    for reply in (*surface.decision.actions, *surface.decision.alternatives):
+        check_boundary(target, text, reply)
     begin = text.rindex(content)
     ends, end = [], begin
     for label, part in case.segments:
