@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,7 +16,7 @@ from truing.cli.share import pack
 from truing.cli.trace import command
 from truing.cli.trace_lines import lens_lines, probe_lines
 from truing.errors import TargetError, TruingError, UsageError
-from truing.records import CaseGraph, Estimate, Measurement, Named
+from truing.records import CaseGraph, Estimate, Measurement, Message, Named
 from truing.share.graphs import from_neuronpedia, read_case
 from truing.store import open_store
 
@@ -138,9 +139,47 @@ def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:
         run("--transcript", str(file), *more)
 
 
+CALL, SPELLED = '{"to":"Ada Ward","why":"lunch"}', '{"to": "Ada Ward", "why": "lunch"}'
+
+
+@pytest.mark.parametrize(("span", "found"), [(CALL, SPELLED), ("Ada Ward", "Ada Ward")])
+def test_the_arguments_of_a_call_are_traced(span: str, found: str, tiny: Any, tmp_path: Path) -> None:
+    """As the transcript has them, whatever blanks the template puts in, or a part of them."""
+    file, store = tmp_path / "said.json", tmp_path / "store"
+    turns = [
+        {"role": "user", "content": "Mail it to Ada."},
+        {"role": "assistant", "content": "", "calls": [{"name": "send", "arguments": CALL}]},
+        {"role": "tool", "content": "sent", "tool": "send"},
+    ]
+    file.write_text(json.dumps(turns))
+    asked = ["--transcript", str(file), "--span", span, "--target", "local/tiny", "--neurons", "4", "--no-check"]
+    body = json.loads(run(*asked, "--no-labels", "--store", str(store), "--json").stdout)
+    assert body["actions"] == [span]
+    text = tiny.rendered([Message.model_validate(turn) for turn in turns])
+    start, stop = text.index(found), text.index(found) + len(found)
+    assert "".join(body["tokens"]) == text[:stop]  # what follows is no part of the graph
+    own = "".join(
+        token for token, segment in zip(body["tokens"], body["segments"], strict=True) if segment == "2 assistant"
+    )
+    assert own == f"send {SPELLED[: SPELLED.index(found) + len(found)]}"
+    # Its value is the mean log-probability of the tokens that hold the span, after all that is before them.
+    ids, spans = zip(*tiny.offsets(text), strict=True)
+    within = [place for place, (a, b) in enumerate(spans) if a < stop and b > start]
+    (values,), _ = tiny.log_probs([(list(ids[: within[0]]), list(ids[within[0] : within[-1] + 1]))])
+    assert body["value"] == pytest.approx(float(values.mean()), abs=1e-5)
+
+
+NO_CALL = '[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "calls": [{"name": "f", %s}]}]'
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]', "[" * 9999]
-)
+    "content",
+    [
+        "", "{}", "[]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]', "[" * 9999,
+        NO_CALL % '"arguments": "{"', NO_CALL % '"arguments": "[1]"', NO_CALL % '"arguments": {}',
+        NO_CALL % f'"arguments": "{"[" * 99999}"',
+    ],
+)  # fmt: skip
 def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "said.json"
     file.write_text(content)

@@ -344,14 +344,22 @@ def _turns(path: Path) -> tuple[Message, ...]:
             raise UsageError(f"{path} is larger than {MOST_TURNS / 1e6:.0f} MB; give the transcript alone")
         said: Any = json.loads(path.read_text(encoding="utf-8"))
         turns = tuple(Message.model_validate(turn) for turn in said)
+        for call in (call for turn in turns for call in turn.calls):
+            _check_object(call.name, call.arguments)
     except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
         raise UsageError(
             f"cannot read a transcript from {path}: {str(error).splitlines()[0][:200]}. It is a JSON list of turns,"
-            ' each {"role": "system" | "user" | "assistant" | "tool", "content": "..."}'
+            ' each {"role": "system" | "user" | "assistant" | "tool", "content": "..."}; of a call also'
+            ' "calls": [{"name": "...", "arguments": "{...}"}]'
         ) from error
     if not turns:
         raise UsageError(f"the transcript {path} has no turns")
     return turns
+
+
+def _check_object(name: str, arguments: str) -> None:
+    if not isinstance(json.loads(arguments), dict):
+        raise TypeError(f"the arguments of the call of {name!r} are no JSON object")
 
 
 def _lines(graph: Graph) -> list[str]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,17 +48,18 @@ def between(
 def written(target: LocalTarget, messages: Sequence[Message], spans: Sequence[str]) -> Context:
     """Why these spans of a transcript were written: the mean log-probability per token of what they are made of.
 
-    A span is looked for in the rendered conversation, so that the arguments of a call can be one; where it is there
-    several times, the last is meant. A token that is partly in a span belongs to it. UsageError where one is not there.
+    A span is looked for in the rendered conversation, so that the arguments of a call can be one, with blanks or
+    without; where it is there several times, the last is meant. A token that is partly in a span belongs to it.
+    UsageError where one is not there.
     """
     text = target.rendered(messages)
     encoded = target.offsets(text)
     chosen: set[int] = set()
     for span in spans:
-        start = text.rfind(span) if span else -1
+        start, said = max((text.rfind(said), said) for said in _spelled(span)) if span else (-1, "")
         if start < 0:
             raise UsageError(f"the transcript holds no {span!r}, as the model's template renders it; give a text of it")
-        chosen |= {place for place, (_, (a, b)) in enumerate(encoded) if a < start + len(span) and b > start}
+        chosen |= {place for place, (_, (a, b)) in enumerate(encoded) if a < start + len(said) and b > start}
     if not chosen or min(chosen) == 0:
         raise UsageError("the first token of a transcript follows nothing; give a span that begins later")
     nodes = torch.tensor(sorted(chosen))
@@ -66,6 +68,17 @@ def written(target: LocalTarget, messages: Sequence[Message], spans: Sequence[st
     tree, _ = plant([ids])
     functional = Functional(tree, nodes, torch.full((len(nodes),), 1 / len(nodes)), int(nodes[0]))
     return Context(functional, tuple(spans), (), _segments(target, messages, text, functional))
+
+
+def _spelled(text: str) -> set[str]:
+    """A text, and where it is a JSON object or list, how templates may write it."""
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError):
+        return {text}
+    if not isinstance(plain, dict | list):
+        return {text}
+    return {text, *(json.dumps(plain, ensure_ascii=False, separators=marks) for marks in ((",", ":"), (", ", ": ")))}
 
 
 def _segments(target: LocalTarget, messages: Sequence[Message], text: str, functional: Functional) -> tuple[str, ...]:
@@ -77,6 +90,11 @@ def _segments(target: LocalTarget, messages: Sequence[Message], text: str, funct
         if said and (start := text.find(said, at)) >= 0:
             at = start + len(said)
             ends.append((start, at, f"{number} {message.role}"))
+        for part in (part for call in message.calls for part in (call.name, call.arguments)):
+            if found := [(start, one) for one in _spelled(part) if part and (start := text.find(one, at)) >= 0]:
+                start, one = min(found)
+                at = start + len(one)
+                ends.append((start, at, f"{number} {message.role}"))
 
     def label(start: int, stop: int) -> str:
         return next((name for a, b, name in ends if a < stop and start < b), FRAME)
