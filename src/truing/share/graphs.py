@@ -7,7 +7,7 @@ module, which needs numpy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -46,11 +46,12 @@ class Envelope(Value):
 
 @dataclass(frozen=True)
 class Traced:
-    """A case that was read: its record, its target's card, and its graph."""
+    """A case that was read: its record, its target's card, and its graph, also as it stands in the file."""
 
     case: CaseGraph
     target: Target
     circuit: Circuit
+    data: bytes = field(repr=False)
 
 
 def write_case(path: Path, case: CaseGraph, target: Target, graph: bytes) -> tuple[Path, Path]:
@@ -89,7 +90,8 @@ def read_case(path: Path) -> Traced:
     if case.target != target.id:
         raise RecordError(f"{path.name}: its case is about target {case.target[:12]}, its card is of {target.id[:12]}")
     check_size(case)
-    return Traced(case, target, circuit_of(case, read_bounded(arrays, case.graph.size)))
+    graph = read_bounded(arrays, case.graph.size)
+    return Traced(case, target, circuit_of(case, graph), graph)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
