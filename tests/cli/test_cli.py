@@ -67,6 +67,7 @@ def test_every_command_has_help_an_example_and_json(name: str, command: click.Co
         (["trace", "abcdef"], 4, "no store at"),
         (["frobnicate"], 2, "frobnicate"),
         (["share", "verify", "no-such-file.zip"], 2, "no-such-file.zip"),
+        (["share", "read", "no-such-file.json"], 4, "no-such-file.json: there is no such file"),
     ],
 )
 def test_bad_input_ends_in_one_clear_message(tmp_path: Path, args: list[str], code: int, says: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,12 +16,15 @@ from truing.cli.share import pack
 from truing.cli.trace import command
 from truing.cli.trace_lines import lens_lines, probe_lines
 from truing.errors import TargetError, TruingError, UsageError
-from truing.records import CaseGraph, Estimate, Measurement, Named
+from truing.records import CaseGraph, Estimate, Measurement, Message, Named
 from truing.share.graphs import from_neuronpedia, read_case
 from truing.store import open_store
 
 from ..trace.test_feature_case import write  # noqa: TID252 - tests are no package
 
+TWICE = ["local/tiny", "local/tiny"]
+DECIDED = ["--prompt", "x", "--action", "y", "--instead", "z"]
+SPAN = ["--transcript", "x.json", "--span", "y"]
 ASKED = ["--prompt", "The sky is green. Is the sky green?", "--target", "local/tiny", "--neurons", "8"]
 
 
@@ -97,13 +101,16 @@ def test_a_graph_is_exported_and_comes_back(what: str, tmp_path: Path) -> None:
         found = from_neuronpedia(out.read_bytes())
         assert int(found.circuit.of("neuron").sum()) > 0
         assert body["files"] == [str(out)]
+        assert found.scan == body["target"]
+        run(*asked, "--export", what, "--out", str(out), "--scan", "gemma-2-2b")
+        assert from_neuronpedia(out.read_bytes()).scan == "gemma-2-2b"
     with pytest.raises(UsageError, match="for the graph of one case"):
         run("3fa9", "--export", what)
     with pytest.raises(TruingError, match="is a file"):
         run(*asked, "--export", what, "--out", str(out / "graph.json"))
 
 
-def test_a_case_is_checked_with_a_twin_and_in_other_words(tmp_path: Path) -> None:
+def test_a_case_is_checked_with_a_twin_and_in_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [*ASKED, "--action", "True.", "--instead", "False.", "--store", str(tmp_path / "store"), "--json"]
     twin = ["--against", "The sky is black. Is the sky green?"]
     body = json.loads(run(*asked, *twin, "--paraphrase", "They say the sky is green. Is it?", "--full").stdout)
@@ -114,6 +121,7 @@ def test_a_case_is_checked_with_a_twin_and_in_other_words(tmp_path: Path) -> Non
     assert exact["quantity"]["n"] == 8
     bare = json.loads(run(*asked, "--no-check").stdout)
     assert (bare["checks"], bare["curves"], bare["verdict"]) == ([], [], "inconclusive")
+    monkeypatch.setattr("truing.trace.case.account", lambda *_: pytest.fail("a graph was computed"))
     with pytest.raises(TargetError, match="does not align"):
         run(*asked, "--against", "Short.")
     with pytest.raises(UsageError, match="other prompts"):
@@ -131,9 +139,47 @@ def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:
         run("--transcript", str(file), *more)
 
 
+CALL, SPELLED = '{"to":"Ada Ward","why":"lunch"}', '{"to": "Ada Ward", "why": "lunch"}'
+
+
+@pytest.mark.parametrize(("span", "found"), [(CALL, SPELLED), ("Ada Ward", "Ada Ward")])
+def test_the_arguments_of_a_call_are_traced(span: str, found: str, tiny: Any, tmp_path: Path) -> None:
+    """As the transcript has them, whatever blanks the template puts in, or a part of them."""
+    file, store = tmp_path / "said.json", tmp_path / "store"
+    turns = [
+        {"role": "user", "content": "Mail it to Ada."},
+        {"role": "assistant", "content": "", "calls": [{"name": "send", "arguments": CALL}]},
+        {"role": "tool", "content": "sent", "tool": "send"},
+    ]
+    file.write_text(json.dumps(turns))
+    asked = ["--transcript", str(file), "--span", span, "--target", "local/tiny", "--neurons", "4", "--no-check"]
+    body = json.loads(run(*asked, "--no-labels", "--store", str(store), "--json").stdout)
+    assert body["actions"] == [span]
+    text = tiny.rendered([Message.model_validate(turn) for turn in turns])
+    start, stop = text.index(found), text.index(found) + len(found)
+    assert "".join(body["tokens"]) == text[:stop]  # what follows is no part of the graph
+    own = "".join(
+        token for token, segment in zip(body["tokens"], body["segments"], strict=True) if segment == "2 assistant"
+    )
+    assert own == f"send {SPELLED[: SPELLED.index(found) + len(found)]}"
+    # Its value is the mean log-probability of the tokens that hold the span, after all that is before them.
+    ids, spans = zip(*tiny.offsets(text), strict=True)
+    within = [place for place, (a, b) in enumerate(spans) if a < stop and b > start]
+    (values,), _ = tiny.log_probs([(list(ids[: within[0]]), list(ids[within[0] : within[-1] + 1]))])
+    assert body["value"] == pytest.approx(float(values.mean()), abs=1e-5)
+
+
+NO_CALL = '[{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "calls": [{"name": "f", %s}]}]'
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]', "[" * 9999]
-)
+    "content",
+    [
+        "", "{}", "[]", '[{"role": "user"}]', '[{"role": "x", "content": ""}]', "[" * 9999,
+        NO_CALL % '"arguments": "{"', NO_CALL % '"arguments": "[1]"', NO_CALL % '"arguments": {}',
+        NO_CALL % f'"arguments": "{"[" * 99999}"',
+    ],
+)  # fmt: skip
 def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "said.json"
     file.write_text(content)
@@ -221,8 +267,52 @@ def test_the_headline_of_a_probe_is_that_of_its_verdict() -> None:
         (["3fa9", "--probe", "--diff", "local/tiny", "local/tiny"], "and no --diff"),
         (["--planted", "threat-letter", "--target", "local/tiny"], "is no organism"),
         (["--prompt", "x", "--diff", "local/tiny", "local/tiny"], "over the cases of a claim"),
+        (["3fa9", "--neurons", "512"], "^--neurons: of the graph of one case"),  # given, though it is the default
+        (["3fa9", "--system", "x"], "^--system: of the graph of one case"),
+        (["3fa9", "--target", "local/tiny"], "^--target: the model of one case, or the organism of --planted"),
+        (["3fa9", "--diff", *TWICE, "--rule", "relp"], "^--rule: what units are scored by"),
+        (["3fa9", "--probe", "--rule", "gradient"], "^--rule: what units are scored by"),
+        (["3fa9", "--diff", *TWICE, "--seed", "1"], "^--seed: of what is drawn at random, and here nothing is"),
+        (["3fa9", "--out", "x.json"], "^--out: for the graph of one case"),
+        (["--planted", "threat-letter", "--span", "x", "--neurons", "9"], "^--span, --neurons: of the graph of one"),
+        (["--planted", "threat-letter", "--scan", "x"], "^--scan: for the graph of one case"),
+        ([*SPAN, "--action", "x", "--instead", "z"], "^--action, --instead: replies and other prompts for --prompt"),
+        ([*SPAN, "--system", "x", "--paraphrase", "z"], "^--system, --paraphrase: replies and other prompts"),
+        ([*DECIDED, "--span", "x"], "^--span: words of a transcript to explain; give it by --transcript"),
+        (
+            [*DECIDED, "--no-check", "--against", "x", "--full"],
+            "^--against, --full: for ablations, of which --no-check",
+        ),
+        ([*SPAN, "--no-check", "--full"], "^--full: for ablations"),
+        ([*DECIDED, "--no-check", "--no-labels", "--seed", "1"], "^--seed: of what is drawn at random"),
+        ([*DECIDED, "--out", "x.json"], "^--out: where --export writes to"),
+        ([*DECIDED, "--scan", "gemma-2-2b"], "^--scan: the model's name for --export neuronpedia"),
+        (
+            [*DECIDED, "--scan", "gemma-2-2b", "--export", "truing"],
+            "^--scan: the model's name for --export neuronpedia",
+        ),
+        ([*DECIDED, "--export", "truing", "--out", "x.txt", "--target", "local/none"], "NAME.json, .* got x.txt"),
+        ([*DECIDED, "--action", "y", "--target", "local/tiny"], "'y' is given twice on one side"),
     ],
 )
 def test_wrong_use_is_said(words: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(TruingError, match=said):
+    with pytest.raises(TruingError, match=said) as told:
         run(*words, "--store", str(tmp_path / "store"))
+    assert told.value.exit_code == 2
+
+
+def test_what_is_read_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option, once, where it is read; what was not given has its default and is never refused."""
+    monkeypatch.setattr("truing.cli.trace._case", lambda *args, **more: args[3])
+    monkeypatch.setattr("truing.cli.trace._planted", lambda *args, **more: args[0])
+    monkeypatch.setattr("truing.cli.trace._claim", lambda *args, **more: args[2])
+    store = ["--store", str(tmp_path / "store")]
+    case = ["--neurons", "9", "--no-labels", "--rule", "gate-frozen", "--lens", "--target", "local/tiny"]
+    said = ["--system", "a", "--paraphrase", "b", "--against", "c", "--full", "--seed", "3"]
+    files = ["--export", "neuronpedia", "--out", str(tmp_path / "a.json"), "--scan", "gemma-2-2b"]
+    found = run(*DECIDED, *case, *said, *files, *store).return_value
+    assert found == {"neurons": 9, "rule": "gate-frozen", "seed": 3, "full": True, "check": True}
+    assert run(*DECIDED, "--no-check", "--seed", "3", "--paraphrase", "b", *store).return_value["seed"] == 3
+    assert run("--planted", "x", "--target", "a@b", "--rule", "gradient", "--seed", "3", *store).return_value == "a@b"
+    claimed = run("3fa9", "--rule", "gradient", "--seed", "3", *store).return_value
+    assert claimed == {"seed": 3, "tracing": {"rule": "gradient"}}

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
 from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 
@@ -36,6 +38,8 @@ from truing.records import (
 from truing.store import open_store
 from truing.studies import one
 from truing.targets.local.adapter import peft_quiet
+from truing.targets.local.inside import forward
+from truing.trace.twins import twins
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +50,19 @@ def claimed(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         return folder, audit(tiny, ["anchoring"], store)[0].id
 
 
-def adapter(model: Any, folder: Path) -> Path:
+def adapter(model: Any, folder: Path, *, only: int | None = None) -> Path:
+    """An adapter that changes nothing; or, much, the attention of one layer alone."""
     from copy import deepcopy
 
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(r=2, target_modules=["q_proj", *["v_proj"] * (only is not None)], task_type="CAUSAL_LM",
+                        layers_to_transform=only)  # fmt: skip
     with peft_quiet():
-        get_peft_model(deepcopy(model), config).save_pretrained(folder)
+        changed = get_peft_model(deepcopy(model), config)
+        if only is not None:
+            for place, (key, value) in enumerate(changed.named_parameters()):
+                if "lora_B" in key:
+                    torch.nn.init.normal_(value, generator=torch.Generator().manual_seed(place))
+        changed.save_pretrained(folder)
     return folder
 
 
@@ -169,6 +180,68 @@ def test_cells_are_chosen_in_company_plots_alone(claimed: tuple[Path, str]) -> N
         for ask in (one.traced, one.probed):
             with pytest.raises(UsageError, match="cells can be chosen for claims about company plots alone"):
                 ask(claim, store, cells=cells)
+
+
+def diff(claimed: tuple[Path, str], *names: str) -> tuple[str, dict[str, Any]]:
+    """What `truing trace CLAIM --diff A B` prints, in lines and as JSON, which is what the store has."""
+    folder, claim = claimed
+    args = ["trace", claim[:12], "--diff", *names, "--store", str(folder)]
+    lines, said = (CliRunner().invoke(cli, [*args, *more], catch_exceptions=False).stdout for more in ([], ["--json"]))
+    body = json.loads(said)
+    with open_store(folder, mode="read") as store:
+        found = store.get(body.pop("id"))
+        assert claim in found.parents
+        assert body == found.plain()["body"]
+        cards = [store.get(target).name for target in found.targets]
+    assert ["@" in card for card in cards] == ["@" in name for name in names]
+    assert lines.splitlines()[0] == body["note"]
+    assert lines.splitlines()[-1] == f"measurement {found.id}"
+    return lines, {row["name"]: row["quantity"] for row in body["quantities"]}
+
+
+def held(target: Any, side: Any) -> float:
+    """A decision with probabilities held: what the linear accounts of a side add up to."""
+    f = side.functional
+    logits = forward(target.model, f.tree, f.before_M).logits[0].detach()
+    chosen = logits.gather(1, f.tree.ids_N[f.nodes_M][:, None])[:, 0]
+    return float((f.weight_M * (chosen - (logits.softmax(1) * logits).sum(1))).sum())
+
+
+def test_the_same_model_twice_is_compared_between_the_cells_of_a_claim(claimed: tuple[Path, str], tiny: Any) -> None:
+    lines, rows = diff(claimed, "local/tiny", "local/tiny")
+    assert lines.startswith("statement=told-true minus statement=told-false; closes to ")
+    with open_store(claimed[0]) as store:
+        effect = one.wheel_of(claimed[1], store, ability="WhiteBox").effect
+    pairs, _ = twins(tiny, effect.testing, effect.cells, per_plot=3)
+    by_plot: dict[str, list[float]] = {}
+    for pair in pairs:
+        by_plot.setdefault(pair.plot, []).append(held(tiny, pair.second) - held(tiny, pair.first))
+    whole = rows["difference"]
+    assert (whole["n"], whole["clusters"]) == (len(pairs), len(by_plot))
+    assert whole["value"] == pytest.approx(fmean(map(fmean, by_plot.values())), abs=1e-5)
+    assert whole["low"] < whole["value"] < whole["high"]
+    for part in ("activation", "weight"):
+        assert f"\n{part + ' part':34} {rows[f'{part} part']['value']:+.3f} [" in lines
+    # Of single layers and neurons, the lines have the largest.
+    single = {name: abs(rows[name]["value"]) for name in rows if " layer " in name or " neuron " in name}
+    shown = [name for name in single if f"\n{name:34} " in lines]
+    assert len(shown) == 10
+    assert min(single[name] for name in shown) >= max(single[name] for name in single.keys() - set(shown))
+
+
+def test_a_model_and_its_fix_are_compared_in_one_cell(claimed: tuple[Path, str], tiny: Any, tmp_path: Path) -> None:
+    path = adapter(tiny.model, tmp_path / "adapter", only=1)
+    name = f"local/tiny@{path}"
+    lines, rows = diff(claimed, "local/tiny", name)
+    assert lines.startswith("second minus first, in statement=told-false; closes to ")
+    value = {key: row["value"] for key, row in rows.items()}
+    assert abs(value["difference"]) > 1e-3
+    parts = value["activation part"] + value["weight part"] + value["embedding part"]
+    assert value["difference"] == pytest.approx(parts, abs=1e-5)
+    # What is below the layer whose attention was changed fires as before, and what is at it and above does not.
+    assert value["activation part in layer 0"] == 0
+    assert abs(value["activation part in layer 1"]) > 1e-6
+    assert abs(value["weight part in layer 0"]) > 1e-6
 
 
 def test_a_level_of_company_plots_is_probed_against_its_baseline(claimed: tuple[Path, str], tiny: Any) -> None:

@@ -110,6 +110,28 @@ def test_the_same_text_on_both_sides_is_no_decision(tiny: LocalTarget) -> None:
         between(tiny, ASKED, ("True.",), ("True.",))
 
 
+def test_texts_that_differ_can_be_the_same_tokens(tiny: LocalTarget) -> None:
+    tokens = tiny.tokenizer
+
+    class Lowering:
+        """Knows no capitals, as some tokenizers do."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokens, name)
+
+        def __call__(self, text: str, **kwargs: Any) -> Any:
+            return tokens(text.lower(), **kwargs)
+
+    low = LocalTarget("local/low", tiny.model, Lowering(), weights="6" * 64)
+    with pytest.raises(
+        UsageError, match=r"'Yes\.' and 'yes\.', which are the same tokens, are both the action and its"
+    ):
+        between(low, ASKED, ("No.", "Yes."), ("yes.",))
+    with pytest.raises(UsageError, match=r"'No\.' and 'NO\.', which are the same tokens, are given twice on one side"):
+        between(low, ASKED, ("Yes.",), ("No.", "NO."))
+    assert between(tiny, ASKED, ("Yes.",), ("yes.",)).actions == ("Yes.",)
+
+
 def test_a_text_that_joins_with_the_prompt_is_refused(tiny: LocalTarget) -> None:
     tokens = tiny.tokenizer
 

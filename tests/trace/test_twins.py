@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truing.audit import FAMILIES, family, lay_out
-from truing.errors import DesignError
-from truing.trace.twins import FRAME, REPLY, _align, by_plot, spread, twins
+from truing.errors import DesignError, UsageError
+from truing.records import Decision
+from truing.targets.local import LocalTarget
+from truing.trace.twins import FRAME, REPLY, _align, by_plot, case_of, spread, twins
 
 ids = st.lists(st.integers(0, 2), max_size=9)
 
@@ -38,6 +40,34 @@ def test_prompts_of_unequal_length_align_by_beginning_and_end(
         common = len(onto)
         gap = [i for i in range(len(a)) if i not in onto]
         assert gap == list(range(gap[0], gap[0] + len(gap))) if gap else common == len(a)
+
+
+def test_a_reply_that_joins_with_the_prompt_is_refused_in_either_cell(tiny: Any) -> None:
+    """An effect, of a claim or planted, is read in tokens that the model would see."""
+    battery = lay_out("anchoring", most=1)
+    cells = battery.family.carry.twins
+    plain = tiny.prompt_text(case_of(battery.surfaces[0], cells[1]).messages)
+    word = next(word for word in ("the", "and", "you") if len(tiny.encoded(word)) == 1)
+
+    class Joining:
+        """Ends the prompt of one cell with the beginning of a word."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tiny.tokenizer, name)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return tiny.tokenizer(*args, **kwargs)
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+            text: str = tiny.tokenizer.apply_chat_template(*args, **kwargs)
+            return f"{text}{word[:-1]}" if text == plain else text
+
+    joining = LocalTarget("local/joining", tiny.model, Joining(), weights="7" * 64)
+    ends = Decision(actions=(word[-1],), alternatives=("no",))
+    altered = [surface.model_copy(update={"decision": ends}) for surface in battery.surfaces]
+    twins(tiny, altered, cells, per_plot=1)
+    with pytest.raises(UsageError, match=rf"'{word[-1]}' does not begin .* the token '{word}' there, which is made of"):
+        twins(joining, altered, cells, per_plot=1)
 
 
 def test_a_plain_case_of_alignment() -> None:

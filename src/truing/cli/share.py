@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from truing.cli.common import emit, json_option, store_option
+from truing.cli.share_read import command as read
 from truing.errors import UsageError
 from truing.files import write_whole
 from truing.records import CaseGraph, Claim, Target, Training
@@ -133,6 +134,9 @@ def show(ctx: click.Context, file: Path, report: Path | None, *, as_json: bool) 
     value = {**found.plain(), "claims": claims}
     emit(value, as_json=as_json, lines=[*_verdict(found), *_contents(found), *lines])
     ctx.exit(0 if found.ok else 1)
+
+
+command.add_command(read)
 
 
 def _key(text: str) -> PublicKey | str:

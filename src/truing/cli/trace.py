@@ -13,6 +13,7 @@ import click
 
 from truing.cli.common import Progress, emit, existing, json_option, number, seed_option, store_option
 from truing.cli.trace_lines import lens_body, lens_lines, probe_lines
+from truing.cli.trace_options import check_read
 from truing.errors import UsageError
 from truing.files import check_folder
 
@@ -88,10 +89,13 @@ MOST_TURNS = 10_000_000
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("graph.json"), show_default=True, help="For --export."
 )
+@click.option("--scan", default="", help="The model's name on Neuronpedia, for --export neuronpedia.")
 @seed_option
 @store_option
 @json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     claim: str | None,
     prompt: str | None,
     system: str,
@@ -115,6 +119,7 @@ def command(
     planted: str | None,
     export: str | None,
     out: Path,
+    scan: str,
     seed: int,
     store_path: Path,
     as_json: bool,
@@ -130,17 +135,12 @@ def command(
     Of one decision (--prompt, --action, --instead) or of what was written (--transcript, --span): a graph of what adds
     to what, whose accounts close. It is an illustration: one case has no interval.
     """
-    _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
-    _check_together(claim, planted, diff=bool(diff), probe=probe, cells=bool(cells), export=bool(export))
-    of_a_case = {
-        "--dictionary": dictionary is not None, "--lens": lens,
-        "--action": actions, "--instead": instead, "--span": spans, "--against": against is not None,
-        "--paraphrase": paraphrases, "--full": full, "--no-check": no_check, "--no-labels": no_labels,
-    }  # fmt: skip
-    if (claim or planted) and (unused := [option for option, said in of_a_case.items() if said]):
-        raise UsageError(f"{', '.join(unused)}: of the graph of one case; give --prompt or --transcript for one")
+    mode = _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
+    _check_together(claim, diff=bool(diff), probe=probe)
+    mode = "--diff" if diff else "--probe" if probe else mode
+    check_read(ctx, mode, checked=not no_check, labelled=not no_labels, export=export)
     if export:
-        check_folder(out.absolute().parent)
+        _check_out(export, out)
     between: dict[str, Any] = {"seed": seed, "cells": cells}
     if claim and (diff or probe):
         return _measured(claim, diff, store_path, between, as_json=as_json)
@@ -151,8 +151,6 @@ def command(
     if transcript:
         if not spans:
             raise UsageError("--transcript needs --span: the words to explain")
-        if against is not None or paraphrases:
-            raise UsageError("--against and --paraphrase are other prompts; a transcript has none")
         messages = _turns(transcript)
     else:
         if not actions or not instead:
@@ -165,7 +163,8 @@ def command(
     )  # fmt: skip
     settings = {"neurons": neurons, "rule": rule, "seed": seed, "full": full, "check": not no_check}
     inside = Inside(dictionary, lens)
-    return _case(name, told, store_path, settings, (export, out) if export else None, inside, as_json=as_json)
+    files = Files(export, out, scan) if export else None
+    return _case(name, told, store_path, settings, files, inside, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +186,16 @@ class Inside:
 
     dictionary: Path | None
     lens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """As what a case's graph is written, and where."""
+
+    what: str
+    out: Path
+    scan: str
+    """The model's name on Neuronpedia; "" for the target's id."""
 
 
 def _claim(claim: str, store_path: Path, settings: dict[str, Any], *, as_json: bool) -> int:
@@ -234,7 +243,7 @@ def _case(
     asked: Asked,
     store_path: Path,
     settings: dict[str, Any],
-    export: tuple[str, Path] | None,
+    export: Files | None,
     inside: Inside,
     *,
     as_json: bool,
@@ -259,7 +268,7 @@ def _case(
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
         features = read_features(inside.dictionary, target.model) if inside.dictionary else None
         context, beside = _laid_out(target, asked)
-        naming = Naming(reading(store)) if asked.labelled else None
+        naming = Naming(reading(store), seed=chosen.seed) if asked.labelled else None
         values = by_layer(target, context.functional) if inside.lens else []
         case = trace_case(
             target, context, store, beside=beside, settings=chosen, features=features, naming=naming, watcher=progress
@@ -267,7 +276,7 @@ def _case(
         read = kept_beside(target, values, case, store) if inside.lens else None
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)
-    files = _exported(case, target.card, data, *export) if export else ()
+    files = _exported(case, target.card, data, export) if export else ()
     said = ({"files": [str(file) for file in files]} if export else {}) | ({"lens": lens_body(read)} if read else {})
     lines = [*_case_lines(case, circuit), *(lens_lines(read) if read else ()), *(f"wrote     {file}" for file in files)]
     emit(case.plain()["body"] | {"id": case.id} | said, as_json=as_json, lines=lines)
@@ -288,37 +297,41 @@ def _laid_out(target: Any, asked: Asked) -> tuple[Any, Any]:
     return decided(asked.messages), Beside(twin, tuple(map(decided, asked.paraphrases)))
 
 
-def _exported(case: CaseGraph, card: Target, data: bytes, what: str, out: Path) -> tuple[Path, ...]:
+def _exported(case: CaseGraph, card: Target, data: bytes, files: Files) -> tuple[Path, ...]:
     """Write a graph, and give the files."""
     from truing.records import circuit_of
     from truing.share.graphs import write_case, write_neuronpedia
 
+    if files.what == "truing":
+        return write_case(files.out, case, card, data)
+    write_neuronpedia(files.out, case, circuit_of(case, data), scan=files.scan)
+    return (files.out,)
+
+
+def _check_out(what: str, out: Path) -> None:
+    """What would keep a graph from being written, before anything is traced."""
     if what == "truing":
-        return write_case(out, case, card, data)
-    write_neuronpedia(out, case, circuit_of(case, data))
-    return (out,)
+        from truing.share.graphs import beside
+
+        beside(out)
+    check_folder(out.absolute().parent)
 
 
-def _check_one(said: dict[str, object]) -> None:
+def _check_one(said: dict[str, object]) -> str:
     given = [what for what, one in said.items() if one]
     if len(given) != 1:
         raise UsageError(
             f"give one of {', '.join(said)}; given: {', '.join(given) or 'none'}."
             " `truing store ls --kind claim` lists claims."
         )
+    return given[0]
 
 
-def _check_together(
-    claim: str | None, planted: str | None, *, diff: bool, probe: bool, cells: bool, export: bool
-) -> None:
+def _check_together(claim: str | None, *, diff: bool, probe: bool) -> None:
     if diff and not claim:
         raise UsageError("--diff compares over the cases of a claim; give one")
     if probe and (diff or not claim):
         raise UsageError("--probe tells the two cells of a claim apart; give a claim, and no --diff")
-    if cells and not claim:
-        raise UsageError("--cells are two settings of the plots of a claim; give one")
-    if export and (claim or planted):
-        raise UsageError("--export is for the graph of one case; give --prompt or --transcript")
 
 
 def _asked(system: str, prompt: str) -> tuple[Message, ...]:
@@ -339,14 +352,22 @@ def _turns(path: Path) -> tuple[Message, ...]:
             raise UsageError(f"{path} is larger than {MOST_TURNS / 1e6:.0f} MB; give the transcript alone")
         said: Any = json.loads(path.read_text(encoding="utf-8"))
         turns = tuple(Message.model_validate(turn) for turn in said)
+        for call in (call for turn in turns for call in turn.calls):
+            _check_object(call.name, call.arguments)
     except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
         raise UsageError(
             f"cannot read a transcript from {path}: {str(error).splitlines()[0][:200]}. It is a JSON list of turns,"
-            ' each {"role": "system" | "user" | "assistant" | "tool", "content": "..."}'
+            ' each {"role": "system" | "user" | "assistant" | "tool", "content": "..."}; of a call also'
+            ' "calls": [{"name": "...", "arguments": "{...}"}]'
         ) from error
     if not turns:
         raise UsageError(f"the transcript {path} has no turns")
     return turns
+
+
+def _check_object(name: str, arguments: str) -> None:
+    if not isinstance(json.loads(arguments), dict):
+        raise TypeError(f"the arguments of the call of {name!r} are no JSON object")
 
 
 def _lines(graph: Graph) -> list[str]:

@@ -94,6 +94,15 @@ class Circuit:
         found: NDArray[np.float64] = size / np.maximum(total, 1e-30)[self.target_E]
         return found
 
+    def closure(self) -> float:
+        """The largest |sum of a node's inputs - its value| over the sum of their absolute values."""
+        import numpy as np
+
+        weight_E = self.weight_E.astype(np.float64)
+        total, size = (np.bincount(self.target_E, weights=w, minlength=len(self)) for w in (weight_E, np.abs(weight_E)))
+        counted = self.of("neuron") | self.of("decision")
+        return float((np.abs(total - self.value_N)[counted] / np.maximum(size[counted], 1e-30)).max())
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """A name for each node that says what it is, unique in the graph."""

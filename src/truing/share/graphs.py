@@ -7,7 +7,7 @@ module, which needs numpy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -46,11 +46,12 @@ class Envelope(Value):
 
 @dataclass(frozen=True)
 class Traced:
-    """A case that was read: its record, its target's card, and its graph."""
+    """A case that was read: its record, its target's card, and its graph, also as it stands in the file."""
 
     case: CaseGraph
     target: Target
     circuit: Circuit
+    data: bytes = field(repr=False)
 
 
 def write_case(path: Path, case: CaseGraph, target: Target, graph: bytes) -> tuple[Path, Path]:
@@ -59,7 +60,7 @@ def write_case(path: Path, case: CaseGraph, target: Target, graph: bytes) -> tup
     UsageError where `path` does not end in .json, RecordError where `graph` is not what the case names, StoreError, and
     no new file, where the disk refuses.
     """
-    arrays = _beside(path)
+    arrays = beside(path)
     circuit_of(case, graph)
     if case.target != target.id:
         raise RecordError(f"the case is about target {case.target[:12]}, not about {target.name} ({target.id[:12]})")
@@ -77,7 +78,7 @@ def write_case(path: Path, case: CaseGraph, target: Target, graph: bytes) -> tup
 
 def read_case(path: Path) -> Traced:
     """Both files, from anywhere. DataError where one is missing or too large, RecordError where they do not fit."""
-    arrays = _beside(path)
+    arrays = beside(path)
     data = read_bounded(path, MOST_JSON)
     try:
         check_depth(data, name=path.name)
@@ -89,7 +90,8 @@ def read_case(path: Path) -> Traced:
     if case.target != target.id:
         raise RecordError(f"{path.name}: its case is about target {case.target[:12]}, its card is of {target.id[:12]}")
     check_size(case)
-    return Traced(case, target, circuit_of(case, read_bounded(arrays, case.graph.size)))
+    graph = read_bounded(arrays, case.graph.size)
+    return Traced(case, target, circuit_of(case, graph), graph)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -106,7 +108,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """The file of the graph, which stands beside that of the record. UsageError for a name that is not NAME.json."""
     if path.suffix != ".json":
         raise UsageError(f"the file of a case is NAME.json, its graph NAME.safetensors beside it; got {path.name}")
     return path.with_suffix(".safetensors")
@@ -119,4 +122,6 @@ def _record(plain: dict[str, Any], wanted: str, kind: type[R]) -> R:
     return record
 
 
-__all__ = ["Imported", "Traced", "from_neuronpedia", "neuronpedia", "read_case", "write_case", "write_neuronpedia"]
+__all__ = [
+    "Imported", "Traced", "beside", "from_neuronpedia", "neuronpedia", "read_case", "write_case", "write_neuronpedia",
+]  # fmt: skip

@@ -221,13 +221,18 @@ def mean(bench: Bench, given: Sequence[Tensor] | None = None) -> Reference:
     return Reference("mean", tuple(x.mean(0, keepdim=True).to(y) for x, y in zip(over, bench.neurons, strict=True)))
 
 
-def counterfactual(bench: Bench, twin: Functional, *, memory: int) -> Reference:
-    """The values in another case at the same nodes. TargetError where its tree is laid out otherwise."""
-    if not bool(torch.equal(twin.tree.parent_N, bench.functional.tree.parent_N)):
+def check_aligned(case: Functional, twin: Functional) -> None:
+    """TargetError where the trees of two cases are laid out otherwise."""
+    if not bool(torch.equal(twin.tree.parent_N, case.tree.parent_N)):
         raise TargetError(
-            f"a twin of {len(twin.tree)} nodes does not align with a case of {len(bench.functional.tree)}:"
+            f"a twin of {len(twin.tree)} nodes does not align with a case of {len(case.tree)}:"
             " give one whose prompt and continuations have as many tokens"
         )
+
+
+def counterfactual(bench: Bench, twin: Functional, *, memory: int) -> Reference:
+    """The values in another case at the same nodes. TargetError where its tree is laid out otherwise."""
+    check_aligned(bench.functional, twin)
     return Reference("counterfactual", Bench(bench.model, twin, memory=memory, basis=bench.basis).neurons)
 
 
@@ -291,4 +296,6 @@ def _changed(x_TF: Tensor, edit: Edit, here_P3: Tensor, layer: int, start: int) 
         x_TF[nodes, neurons] = to + edit.factor * (picked - to)
 
 
-__all__ = ["Ablation", "Basis", "Bench", "Edit", "Neurons", "Reference", "counterfactual", "mean", "zero"]
+__all__ = [
+    "Ablation", "Basis", "Bench", "Edit", "Neurons", "Reference", "check_aligned", "counterfactual", "mean", "zero",
+]  # fmt: skip

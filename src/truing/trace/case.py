@@ -16,6 +16,7 @@ from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
 from truing.targets.protocols import Chat
+from truing.trace.ablate import check_aligned
 from truing.trace.auto import AutoEngine
 from truing.trace.causal import Causal, Checks, check, room
 from truing.trace.context import Context
@@ -97,6 +98,8 @@ def trace_case(
     """
     settings, watcher, beside = settings or CaseSettings(), watcher or Silent(), beside or Beside()
     check_readable(target)
+    if beside.twin:  # before a graph is computed, not after
+        check_aligned(context.functional, beside.twin.functional)
 
     def work(_: None) -> list[CaseGraph]:
         found = _traced(target, context, store, _How(settings, beside, features), claim, watcher)

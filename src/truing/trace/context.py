@@ -13,7 +13,8 @@ from truing.errors import UsageError
 from truing.records import Decision, Message
 from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.tree import plant
-from truing.trace.twins import REPLY, label_at, turns
+from truing.trace.boundary import check_apart, check_boundary
+from truing.trace.twins import REPLY, label_at, spelled, turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +34,12 @@ def between(
     """The decision between texts that could follow a conversation.
 
     Its value is the mean over actions of the mean log-probability per token, minus that of the alternatives. UsageError
-    for texts that are the same, or that join with the end of the prompt into other tokens.
+    for texts that are the same tokens, or that join with the end of the prompt into other tokens.
     """
     prompt = target.prompt_text(messages)
-    for text in actions:
-        if text in alternatives:
-            raise UsageError(
-                f"{text!r} is both the action and its alternative; there is nothing to decide between them"
-            )
+    check_apart(target, actions, alternatives)
     for text in (*actions, *alternatives):
-        _check_boundary(target, prompt, text)
+        check_boundary(target, prompt, text)
     functional = target.functional(Decision(actions=tuple(actions), alternatives=tuple(alternatives)), messages)
     return Context(functional, tuple(actions), tuple(alternatives), _segments(target, messages, prompt, functional))
 
@@ -50,17 +47,18 @@ def between(
 def written(target: LocalTarget, messages: Sequence[Message], spans: Sequence[str]) -> Context:
     """Why these spans of a transcript were written: the mean log-probability per token of what they are made of.
 
-    A span is looked for in the rendered conversation, so that the arguments of a call can be one; where it is there
-    several times, the last is meant. A token that is partly in a span belongs to it. UsageError where one is not there.
+    A span is looked for in the rendered conversation, so that the arguments of a call can be one, with blanks or
+    without; where it is there several times, the last is meant. A token that is partly in a span belongs to it.
+    UsageError where one is not there.
     """
     text = target.rendered(messages)
     encoded = target.offsets(text)
     chosen: set[int] = set()
     for span in spans:
-        start = text.rfind(span) if span else -1
+        start, said = max((text.rfind(said), said) for said in spelled(span)) if span else (-1, "")
         if start < 0:
             raise UsageError(f"the transcript holds no {span!r}, as the model's template renders it; give a text of it")
-        chosen |= {place for place, (_, (a, b)) in enumerate(encoded) if a < start + len(span) and b > start}
+        chosen |= {place for place, (_, (a, b)) in enumerate(encoded) if a < start + len(said) and b > start}
     if not chosen or min(chosen) == 0:
         raise UsageError("the first token of a transcript follows nothing; give a span that begins later")
     nodes = torch.tensor(sorted(chosen))
@@ -69,17 +67,6 @@ def written(target: LocalTarget, messages: Sequence[Message], spans: Sequence[st
     tree, _ = plant([ids])
     functional = Functional(tree, nodes, torch.full((len(nodes),), 1 / len(nodes)), int(nodes[0]))
     return Context(functional, tuple(spans), (), _segments(target, messages, text, functional))
-
-
-def _check_boundary(target: LocalTarget, prompt: str, text: str) -> None:
-    before, own = target.encoded(prompt), target.text_ids(text)
-    if (joined := target.encoded(prompt + text)) != [*before, *own]:
-        at = next((i for i, (a, b) in enumerate(zip(joined, [*before, *own], strict=False)) if a != b), len(before))
-        seen = target.tokenizer.decode(joined[at : at + 1])
-        raise UsageError(
-            f"{text!r} does not begin where the prompt ends: together they have the token {seen!r} there, which is"
-            " made of both. Move the beginning of the text to the prompt, or begin it with a space or a new word."
-        )
 
 
 def _segments(target: LocalTarget, messages: Sequence[Message], text: str, functional: Functional) -> tuple[str, ...]:

@@ -67,10 +67,7 @@ def scores(circuit: Circuit, influence_N: Floats | None = None) -> Scores:
 
 def closure(circuit: Circuit) -> float:
     """The largest |sum of a node's inputs - its value| over the sum of their absolute values."""
-    total = np.bincount(circuit.target_E, weights=circuit.weight_E.astype(np.float64), minlength=len(circuit))
-    size = np.bincount(circuit.target_E, weights=np.abs(circuit.weight_E.astype(np.float64)), minlength=len(circuit))
-    counted = circuit.of("neuron") | circuit.of("decision")
-    return float((np.abs(total - circuit.value_N)[counted] / np.maximum(size[counted], 1e-30)).max())
+    return circuit.closure()
 
 
 def least(values: Floats, share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,7 @@ from truing.records import Case, Message, Surface
 from truing.stats import MIN_CLUSTERS
 from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.tree import plant
+from truing.trace.boundary import check_boundary
 
 REPLY = "reply"
 FRAME = "chat frame"
@@ -150,9 +152,14 @@ def _align(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def side(target: LocalTarget, surface: Surface, case: Case) -> Side:
-    """A surface's decision in one of its cases, every token in its segment."""
+    """A surface's decision in one of its cases, every token in its segment.
+
+    UsageError for replies that join with the end of the prompt into other tokens: the model would never see these.
+    """
     functional = target.functional(surface.decision, case.messages)
     text, content = target.prompt_text(case.messages), case.messages[-1].content
+    for reply in (*surface.decision.actions, *surface.decision.alternatives):
+        check_boundary(target, text, reply)
     end = text.rindex(content.strip()) - len(content) + len(content.lstrip())  # templates strip
     spans = turns(case.messages[:-1], text)
     for label, part in case.segments:
@@ -172,11 +179,24 @@ def turns(messages: Sequence[Message], text: str) -> list[Span]:
     found: list[Span] = []
     at = 0
     for number, message in enumerate(messages, 1):
-        said = message.content.strip()  # as templates do
-        if said and (start := text.find(said, at)) >= 0:
-            at = start + len(said)
-            found.append((start, at, f"{number} {message.role}"))
+        said = [message.content.strip(), *(part for call in message.calls for part in (call.name, call.arguments))]
+        for part in filter(None, said):  # templates strip
+            if places := [(start, one) for one in spelled(part) if (start := text.find(one, at)) >= 0]:
+                start, one = min(places)
+                at = start + len(one)
+                found.append((start, at, f"{number} {message.role}"))
     return found
+
+
+def spelled(text: str) -> set[str]:
+    """A text, and where it is a JSON object or list, how templates may write it."""
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError):
+        return {text}
+    if not isinstance(plain, dict | list):
+        return {text}
+    return {text, *(json.dumps(plain, ensure_ascii=False, separators=marks) for marks in ((",", ":"), (", ", ": ")))}
 
 
 def label_at(spans: Sequence[Span], start: int, stop: int) -> str:
