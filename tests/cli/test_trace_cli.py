@@ -285,6 +285,7 @@ def test_the_headline_of_a_probe_is_that_of_its_verdict() -> None:
         ),
         ([*SPAN, "--no-check", "--full"], "^--full: for ablations"),
         ([*DECIDED, "--no-check", "--no-labels", "--seed", "1"], "^--seed: of what is drawn at random"),
+        ([*DECIDED, "--no-check", "--dictionary", ".", "--seed", "1"], "^--seed: of what is drawn at random"),
         ([*DECIDED, "--out", "x.json"], "^--out: where --export writes to"),
         ([*DECIDED, "--scan", "gemma-2-2b"], "^--scan: the model's name for --export neuronpedia"),
         (

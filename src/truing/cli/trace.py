@@ -138,7 +138,8 @@ def command(
     mode = _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
     _check_together(claim, diff=bool(diff), probe=probe)
     mode = "--diff" if diff else "--probe" if probe else mode
-    check_read(ctx, mode, checked=not no_check, labelled=not no_labels, export=export)
+    # Labels are of neurons, and those of features have none.
+    check_read(ctx, mode, checked=not no_check, labelled=not (no_labels or dictionary), export=export)
     if export:
         _check_out(export, out)
     between: dict[str, Any] = {"seed": seed, "cells": cells}
