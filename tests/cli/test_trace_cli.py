@@ -252,6 +252,21 @@ def test_the_headline_of_a_probe_is_that_of_its_verdict() -> None:
     assert "+0.900" in lines[3]
 
 
+def test_a_target_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truing.trace.named.CALLED", 1)
+    store = ["--store", str(tmp_path / "store")]
+    asked = [*ASKED, "--action", "True.", "--instead", "False.", "--no-check", "--named-by", "local/tiny", *store]
+    said = run(*asked)
+    body = json.loads(run(*asked, "--json").stdout)
+    (one,), first = body["names"], body["labels"][0]
+    assert (one["layer"], one["index"]) == (first["layer"], first["index"])
+    assert body["named_by"] == body["target"]
+    assert f"\nname      {one['layer']}.{one['index']}: " in said.stdout
+    assert "trace: names by local/tiny" in said.stderr
+    with pytest.raises(UsageError, match="unknown target 'nobody/x'"):
+        run(*asked[:-4], "--named-by", "nobody/x", *store)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -286,6 +301,10 @@ def test_the_headline_of_a_probe_is_that_of_its_verdict() -> None:
         ([*SPAN, "--no-check", "--full"], "^--full: for ablations"),
         ([*DECIDED, "--no-check", "--no-labels", "--seed", "1"], "^--seed: of what is drawn at random"),
         ([*DECIDED, "--no-check", "--dictionary", ".", "--seed", "1"], "^--seed: of what is drawn at random"),
+        ([*DECIDED, "--cells", "a=b", "a=c"], "^--cells: two settings of the plots of a claim"),
+        ([*DECIDED, "--no-labels", "--named-by", "local/tiny"], "^--named-by: names beside labels"),
+        ([*DECIDED, "--dictionary", ".", "--named-by", "local/tiny"], "^--named-by: names beside labels"),
+        (["3fa9", "--named-by", "local/tiny"], "^--named-by: of the graph of one case"),
         ([*DECIDED, "--out", "x.json"], "^--out: where --export writes to"),
         ([*DECIDED, "--scan", "gemma-2-2b"], "^--scan: the model's name for --export neuronpedia"),
         (
@@ -316,4 +335,5 @@ def test_what_is_read_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run(*DECIDED, "--no-check", "--seed", "3", "--paraphrase", "b", *store).return_value["seed"] == 3
     assert run("--planted", "x", "--target", "a@b", "--rule", "gradient", "--seed", "3", *store).return_value == "a@b"
     claimed = run("3fa9", "--rule", "gradient", "--seed", "3", *store).return_value
-    assert claimed == {"seed": 3, "tracing": {"rule": "gradient"}}
+    assert claimed == {"seed": 3, "cells": None, "tracing": {"rule": "gradient"}}
+    assert run("3fa9", "--cells", "cue=test", "cue=real", *store).return_value["cells"] == ("cue=test", "cue=real")

@@ -18,7 +18,7 @@ from truing.errors import UsageError
 from truing.files import check_folder
 
 if TYPE_CHECKING:
-    from truing.records import CaseGraph, Circuit, Graph, Message, Target
+    from truing.records import Called, CaseGraph, Circuit, Graph, Message, Target
 
 SHOWN = 10
 HEADLINES = (
@@ -59,6 +59,11 @@ MOST_TURNS = 10_000_000
 @click.option("--full", is_flag=True, help="Ablate every neuron of a case's graph by itself, not a sample of 64.")
 @click.option("--no-check", is_flag=True, help="Only the accounts of a case: no ablation, and no verdict.")
 @click.option("--no-labels", is_flag=True, help="Do not say what a case's neurons stand for: no labels, no supernodes.")
+@click.option(
+    "--named-by", metavar="TARGET",
+    help="A target that is asked for short names of the ten neurons with the most influence. It is sent what their"
+    " labels are made from: texts that ship with Truing and replies in the store.",
+)  # fmt: skip
 @click.option("--neurons", type=click.IntRange(1), default=512, show_default=True, help="Neurons in a case's graph.")
 @click.option(
     "--dictionary", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
@@ -108,6 +113,7 @@ def command(
     full: bool,
     no_check: bool,
     no_labels: bool,
+    named_by: str | None,
     name: str,
     neurons: int,
     dictionary: Path | None,
@@ -160,7 +166,7 @@ def command(
     told = Asked(
         messages, spans if transcript else actions, None if transcript else instead,
         None if against is None else _asked(system, against), tuple(_asked(system, one) for one in paraphrases),
-        not no_labels,
+        not no_labels, named_by,
     )  # fmt: skip
     settings = {"neurons": neurons, "rule": rule, "seed": seed, "full": full, "check": not no_check}
     inside = Inside(dictionary, lens)
@@ -179,6 +185,8 @@ class Asked:
     paraphrases: tuple[tuple[Message, ...], ...]
     labelled: bool
     """Whether its neurons are."""
+    namer: str | None
+    """Who is asked to name them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +275,17 @@ def _case(
         need(target, "Scored")
         if not isinstance(target, LocalTarget):
             raise UsageError(f"{name} has no inside that can be read; give a target local/...")
+        namer = resolve(asked.namer, progress) if asked.namer else None
+        if namer:
+            need(namer, "Chat")
         features = read_features(inside.dictionary, target.model) if inside.dictionary else None
         context, beside = _laid_out(target, asked)
         naming = Naming(reading(store), seed=chosen.seed) if asked.labelled else None
         values = by_layer(target, context.functional) if inside.lens else []
         case = trace_case(
-            target, context, store, beside=beside, settings=chosen, features=features, naming=naming, watcher=progress
-        )
+            target, context, store, beside=beside, settings=chosen, features=features, naming=naming, namer=namer,
+            watcher=progress,
+        )  # fmt: skip
         read = kept_beside(target, values, case, store) if inside.lens else None
         data = store.blob_bytes(case.graph)
     circuit = circuit_of(case, data)
@@ -424,7 +436,7 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
     ]  # fmt: skip
     lines += [f"adds      {total:+.4f} nats/token: {segment}" for segment, total in _by_segment(case)]
     lines += [f"carries   {said}" for said in _strongest(case, circuit)]
-    lines += _labels(case)
+    lines += [*_labels(case), *map(_named, case.names)]
     lines += [
         f"supernode {one.name}: {len(one.nodes)} {case.unit}{'s' * (len(one.nodes) > 1)}"
         for one in case.supernodes[:SHOWN]
@@ -469,6 +481,11 @@ def _labels(case: CaseGraph) -> list[str]:
         f" {low:+.2f} to {high:+.2f}), {sum(one.low > 0 for one in scores)} clearly above 0; of another neuron's label"
         f" {quantiles(others, method='inclusive')[1]:+.2f}"
     ]
+
+
+def _named(one: Called) -> str:
+    said = f"{one.name!r}, which sorts held-out places: {number(one.score.model_dump())}" if one.name else "none"
+    return f"name      {one.unit}: {said}"
 
 
 def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@ from click.core import ParameterSource
 from truing.errors import UsageError
 
 OF_PROMPT = "--system --action --instead --against --paraphrase"
-OF_CASE = f"{OF_PROMPT} --span --full --no-check --no-labels --neurons --dictionary --lens"
+OF_CASE = f"{OF_PROMPT} --span --full --no-check --no-labels --named-by --neurons --dictionary --lens"
 UNSAID = {ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP}
 
 
@@ -26,6 +26,7 @@ def check_read(ctx: click.Context, mode: str, *, checked: bool, labelled: bool, 
         (OF_PROMPT, mode == "--prompt", "replies and other prompts for --prompt; a transcript has none"),
         ("--span", mode == "--transcript", "words of a transcript to explain; give it by --transcript"),
         ("--against --full", checked, "for ablations, of which --no-check makes none"),
+        ("--named-by", labelled, "names beside labels, and here no neuron is labelled"),
         ("--out", bool(export), "where --export writes to; give it"),
         ("--scan", export == "neuronpedia", "the model's name for --export neuronpedia; give that"),
         ("--target", case or mode == "--planted",
