@@ -263,7 +263,7 @@ def test_a_target_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert body["named_by"] == body["target"]
     assert f"\nname      {one['layer']}.{one['index']}: " in said.stdout
     assert "trace: names by local/tiny" in said.stderr
-    with pytest.raises(UsageError, match="unknown target 'nobody/x'"):
+    with pytest.raises(TargetError, match="unknown target 'nobody/x'"):
         run(*asked[:-4], "--named-by", "nobody/x", *store)
 
 
