@@ -655,13 +655,19 @@ def test_a_sham_of_one_case_is_judged_by_the_tests_of_a_trace(
     assert rows["one case, the graph of another decision: called supported"].holds
     assert rows["one case, cases with a sham: called supported"].value == pytest.approx(0.1)
     assert rows["one case, shuffled scores: scores say what single neurons do"].value == 1
-    assert rows["one case, shuffled scores: and what the best do together"].value == pytest.approx(0.1)
+    assert rows["one case, shuffled scores: both tests of scores are passed"].value == pytest.approx(0.1)
     page = modules("trace_page")
     told = {"rows": [asdict(row) for row in rows.values()], "machine": {"cores": 2, "processor": "x"}, "commit": "0"}
     assert "| all shams: called supported | 0.08 [0.03, 0.18] | 60 in 10 cases | <= 0.05 | **missed** |" in page.cases(
         told
     )
+    assert "Called `supported` are 0.90 of graphs and 0.08 of shams; both tests of scores pass 0.90 of" in page.cases(
+        told
+    )
     assert "called supported" not in page.shams(told) + page.peers(told)
+    none = [[(cases.OWN, failed), (cases.DEALT, failed), (cases.OTHER, failed)]]
+    told["rows"] = [asdict(row) for row in cases.counted(none)]
+    assert "No graph is called `supported`, its own no more than shams" in page.cases(told)
 
 
 def test_a_graph_file_counts_as_read_where_nothing_is_lost(modules: Any) -> None:
