@@ -573,6 +573,17 @@ def test_the_page_of_the_microscope_says_what_was_not_measured_and_what_is_unfav
     assert "Effects supported: 4 of 5 (wanted: >= 4" in page.effects(told(four))
     assert "effects supported" not in page.peers(told(four))
 
+    def q(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.1, high=value + 0.1, level=0.95, n=9, clusters=9, unit="share",
+                        estimator="t")  # fmt: skip
+
+    units = SimpleNamespace(k=15, kind="head", choice="attribution", of="", share=q(0.9), beyond=q(0.2),
+                            beyond_restored=Unmeasured(reason="x"))  # fmt: skip
+    graph = SimpleNamespace(verdict="weak", effect=q(1.0), mediated=[units])
+    effects = told(*trace._mediated("a", graph))
+    assert "| a | 15 heads | 0.20 [0.10, 0.30] | not measured |" in page.beyond(effects)
+    assert "| a (weak) | 15 heads | 0.90 [0.80, 1.00] |" in page.effects(effects)
+
 
 def test_the_twins_of_a_claim_are_patched_as_a_trace_patches_them(modules: Any, tiny: Any) -> None:
     """Circuits of texts that differ in length are what patching the same units by choice gives, row by row."""
