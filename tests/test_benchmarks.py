@@ -11,6 +11,7 @@ from dataclasses import asdict
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,8 +183,6 @@ def estimate(value: float) -> Any:
 
 
 def test_the_gate_s_table_counts_verdicts_by_truth_and_gives_what_probes_bring_back(modules: Any) -> None:
-    from types import SimpleNamespace
-
     from truing.records import Named
 
     gate, page = modules("gate"), modules("organisms_page")
@@ -279,8 +278,6 @@ def test_what_company_families_add_stands_beneath_the_scoreboards(modules: Any) 
 
 
 def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> None:
-    from types import SimpleNamespace
-
     from truing.records import Named
     from truing.train import recipe
 
