@@ -325,6 +325,17 @@ def cases() -> Iterator[Row]:
     yield from trace_cases.rows(resolve(MODEL))
 
 
+def framing() -> Iterator[Row]:
+    """The same scenes framed as a test and as the real thing."""
+    import trace_framing
+
+    from truing import open_store
+    from truing.targets import resolve
+
+    with open_store(STORE) as store:
+        yield from trace_framing.rows(resolve(MODEL), store)
+
+
 def trained() -> Iterator[Row]:
     """Rules of scoring on circuits that were trained."""
     import trace_trained
@@ -344,6 +355,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "shams": shams,
     "cases": cases,
     "cause": cause,
+    "framing": framing,
 }
 
 

@@ -186,14 +186,15 @@ def counted(found: Sequence[Sequence[tuple[str, Passed]]]) -> list[Row]:
                 f"one case, {kind}: called supported", [one.supported for one in of], len(found), barred=kind != OWN
             ),
             _share(f"one case, {kind}: scores say what single neurons do", [one.tells for one in of], len(found)),
-            _share(f"one case, {kind}: and what the best do together", [one.both for one in of], len(found)),
+            _share(f"one case, {kind}: both tests of scores are passed", [one.both for one in of], len(found)),
             _share(f"one case, {kind}: its neurons alone carry the decision", [one.alone for one in of], len(found)),
         ]
-    shams = [one.supported for name, one in every if name != OWN]
+    shams = [one for name, one in every if name != OWN]
     any_of = [any(one.supported for kind, one in some if kind != OWN) for some in found]
     return [
         *made,
-        _share("one case, all shams: called supported", shams, len(found), barred=True),
+        _share("one case, all shams: called supported", [one.supported for one in shams], len(found), barred=True),
+        _share("one case, all shams: both tests of scores are passed", [one.both for one in shams], len(found)),
         _share("one case, cases with a sham: called supported", any_of, len(found)),
     ]
 

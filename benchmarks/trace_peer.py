@@ -7,6 +7,9 @@ less the mean of all, so that their rows differ by what is explained here; it ke
 above a ten-thousandth of what they explain, and sums of the others. That edges are the same is looked at before
 anything is left out.
 
+Graph files go both ways: circuit-tracer's own models of one read what `truing trace --export neuronpedia` writes of a
+case in the bundled model, and what circuit-tracer writes is read here.
+
 The peer's environment: benchmarks/peers/circuit-tracer/requirements.txt, its Python in TRUING_PEER_CIRCUIT_TRACER.
 """
 

@@ -209,7 +209,20 @@ def cases(found: dict[str, Any]) -> str:
     for row in rows:
         of, held = row["unit"].removeprefix("share of "), _holds(row) if row["bar"] else ""
         lines.append(f"| {row['name'].removeprefix(ONE)} | {interval(row)} | {of} | {row['bar'] or ''} | {held} |")
-    return "\n".join([*lines, "", source(found)])
+    return "\n".join([*lines, "", *_of_cases({row["name"].removeprefix(ONE): row for row in rows}), source(found)])
+
+
+def _of_cases(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What the verdict and its two permutation tests are worth, graphs beside shams, in words."""
+    whats = ("called supported", "both tests of scores are passed")
+    names = [f"{of}: {what}" for what in whats for of in ("its own graph", "all shams")]
+    if any(name not in rows for name in names):
+        return []
+    own, shams, both, both_shams = (rows[name]["value"] for name in names)
+    said = f"Called `supported` are {own:.2f} of graphs and {shams:.2f} of shams"
+    if not own:
+        said = "No graph is called `supported`, its own no more than shams" if not shams else said
+    return [f"{said}; both tests of scores pass {both:.2f} of graphs and {both_shams:.2f} of shams.", ""]
 
 
 def blind() -> str:
@@ -326,6 +339,16 @@ def _mean(row: dict[str, Any]) -> str:
     return interval(row)
 
 
+def framing(found: dict[str, Any]) -> str:
+    """The same scenes as a test and as the real thing, in the bundled model."""
+    rows = [row for row in found["rows"] if row["name"].startswith(("test minus real, ", "test against real, "))]
+    if not rows:
+        return UNMEASURED
+    lines = ["| A test against the real thing | | Unit |", "|---|---|---|"]
+    lines += [f"| {row['name'].partition(', ')[2]} | {_ends(row)} | {row['unit']} |" for row in rows]
+    return "\n".join([*lines, "", source(found)])
+
+
 def source(found: dict[str, Any]) -> str:
     """On which machine, of which sources."""
     machine = found["machine"]
@@ -346,7 +369,8 @@ def _cell(row: dict[str, Any] | None, what: str) -> str:
 
 TABLES = {
     "effects": effects, "beyond": beyond, "rules": rules, "patching": patching, "published": published,
-    "trained": trained, "causes": causes, "shams": shams, "case": case, "cases": cases, "peers": peers,
+    "trained": trained, "causes": causes, "shams": shams, "case": case, "cases": cases, "framing": framing,
+    "peers": peers,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,8 +183,6 @@ def estimate(value: float) -> Any:
 
 
 def test_the_gate_s_table_counts_verdicts_by_truth_and_gives_what_probes_bring_back(modules: Any) -> None:
-    from types import SimpleNamespace
-
     from truing.records import Named
 
     gate, page = modules("gate"), modules("organisms_page")
@@ -279,8 +278,6 @@ def test_what_company_families_add_stands_beneath_the_scoreboards(modules: Any) 
 
 
 def test_a_row_for_every_rate_of_an_organism_and_what_it_took(modules: Any) -> None:
-    from types import SimpleNamespace
-
     from truing.records import Named
     from truing.train import recipe
 
@@ -537,7 +534,7 @@ def test_the_page_of_the_microscope_is_what_the_results_say(modules: Any) -> Non
 def test_the_page_of_the_microscope_says_what_was_not_measured_and_what_is_unfavourable(modules: Any) -> None:
     page, common, trace = modules("trace_page"), modules("common"), modules("trace")
     empty = {"rows": [], "machine": {"cores": 2, "processor": "x"}, "commit": "0" * 40}
-    assert page.case(empty) == page.cases(empty) == page.beyond(empty) == page.published(empty) == page.UNMEASURED
+    assert page.case(empty) == page.cases(empty) == page.beyond(empty) == page.published(empty) == page.framing(empty) == page.UNMEASURED
     assert "supported: not measured" in page.effects(empty)
 
     def told(*rows: Any) -> dict[str, Any]:
@@ -572,6 +569,17 @@ def test_the_page_of_the_microscope_says_what_was_not_measured_and_what_is_unfav
     assert trace.supported({trace.DEMO: "supported", "a": "supported", "b": "supported"}).holds is False
     assert "Effects supported: 4 of 5 (wanted: >= 4" in page.effects(told(four))
     assert "effects supported" not in page.peers(told(four))
+
+    def q(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.1, high=value + 0.1, level=0.95, n=9, clusters=9, unit="share",
+                        estimator="t")  # fmt: skip
+
+    units = SimpleNamespace(k=15, kind="head", choice="attribution", of="", share=q(0.9), beyond=q(0.2),
+                            beyond_restored=Unmeasured(reason="x"))  # fmt: skip
+    graph = SimpleNamespace(verdict="weak", effect=q(1.0), mediated=[units])
+    effects = told(*trace._mediated("a", graph))
+    assert "| a | 15 heads | 0.20 [0.10, 0.30] | not measured |" in page.beyond(effects)
+    assert "| a (weak) | 15 heads | 0.90 [0.80, 1.00] |" in page.effects(effects)
 
 
 def test_the_twins_of_a_claim_are_patched_as_a_trace_patches_them(modules: Any, tiny: Any) -> None:
@@ -655,13 +663,19 @@ def test_a_sham_of_one_case_is_judged_by_the_tests_of_a_trace(
     assert rows["one case, the graph of another decision: called supported"].holds
     assert rows["one case, cases with a sham: called supported"].value == pytest.approx(0.1)
     assert rows["one case, shuffled scores: scores say what single neurons do"].value == 1
-    assert rows["one case, shuffled scores: and what the best do together"].value == pytest.approx(0.1)
+    assert rows["one case, shuffled scores: both tests of scores are passed"].value == pytest.approx(0.1)
     page = modules("trace_page")
     told = {"rows": [asdict(row) for row in rows.values()], "machine": {"cores": 2, "processor": "x"}, "commit": "0"}
     assert "| all shams: called supported | 0.08 [0.03, 0.18] | 60 in 10 cases | <= 0.05 | **missed** |" in page.cases(
         told
     )
+    assert "Called `supported` are 0.90 of graphs and 0.08 of shams; both tests of scores pass 0.90 of" in page.cases(
+        told
+    )
     assert "called supported" not in page.shams(told) + page.peers(told)
+    none = [[(cases.OWN, failed), (cases.DEALT, failed), (cases.OTHER, failed)]]
+    told["rows"] = [asdict(row) for row in cases.counted(none)]
+    assert "No graph is called `supported`, its own no more than shams" in page.cases(told)
 
 
 def test_a_graph_file_counts_as_read_where_nothing_is_lost(modules: Any) -> None:
