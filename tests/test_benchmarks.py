@@ -534,7 +534,14 @@ def test_the_page_of_the_microscope_is_what_the_results_say(modules: Any) -> Non
 def test_the_page_of_the_microscope_says_what_was_not_measured_and_what_is_unfavourable(modules: Any) -> None:
     page, common, trace = modules("trace_page"), modules("common"), modules("trace")
     empty = {"rows": [], "machine": {"cores": 2, "processor": "x"}, "commit": "0" * 40}
-    assert page.case(empty) == page.cases(empty) == page.beyond(empty) == page.published(empty) == page.framing(empty) == page.UNMEASURED
+    assert (
+        page.case(empty)
+        == page.cases(empty)
+        == page.beyond(empty)
+        == page.published(empty)
+        == page.framing(empty)
+        == page.UNMEASURED
+    )
     assert "supported: not measured" in page.effects(empty)
 
     def told(*rows: Any) -> dict[str, Any]:
