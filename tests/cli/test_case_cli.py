@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from truing.cli import cli
 from truing.errors import DataError, StoreError
-from truing.records import Loop, Target, Unmeasured, canonical, digest_of
+from truing.records import Called, Loop, Target, Unmeasured, canonical, digest_of
 from truing.share import verify
-from truing.share.graphs import from_neuronpedia, write_case, write_neuronpedia
+from truing.share.graphs import from_neuronpedia, read_case, write_case, write_neuronpedia
+from truing.share.received import records_of
 from truing.store import open_store
 
 from ..cases import HOSTILE, case, circuit, named  # noqa: TID252 - tests are no package
@@ -124,6 +125,15 @@ def test_a_case_with_labels_brings_the_one_that_was_labelled(tmp_path: Path) -> 
     with open_store(tmp_path / "store", mode="read") as store:
         assert store.get(plain.id) == plain
         assert not store.check()
+    # One that a target named too: by itself, and by another, which the file does not bring.
+    first = labelled.labels[0]
+    name = Called(layer=first.layer, index=first.index, name="x", score=first.score, unclear=0)
+    for namer, parents in ((TARGET.id, (TARGET.id, plain.id)), ("f" * 64, (TARGET.id, "f" * 64, plain.id))):
+        both = labelled.model_copy(update={"names": (name,), "named_by": namer, "parents": parents})
+        write_case(tmp_path / "c.json", both, TARGET, GRAPH.packed())
+        kept = received(tmp_path / "c.json", tmp_path / "store")["kept"]
+        assert kept == ([TARGET.id, plain.id, both.id] if namer == TARGET.id else [])
+        assert records_of(read_case(tmp_path / "c.json")) == (TARGET, plain, both)
     for parents in ((TARGET.id, "f" * 64), ("f" * 64, plain.id)):
         other = named(GRAPH, target=TARGET.id, parents=parents)
         write_case(tmp_path / "b.json", other, TARGET, GRAPH.packed())

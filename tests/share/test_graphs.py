@@ -88,7 +88,15 @@ HOSTILE_NAMES: dict[str, Any] = {
     "twice": lambda label, group, case: group.update(nodes=[*group["nodes"], group["nodes"][0]]),
     "other": lambda label, group, case: label.update(index=10**6),
     "again": lambda label, group, case: case["labels"].append(label),
+    "long": lambda label, group, case: case.update(names=[called(label, "x" * 61)]),
+    "named": lambda label, group, case: case.update(names=[{**called(label), "index": 10**6}]),
+    "renamed": lambda label, group, case: case.update(names=[called(label)] * 2),
 }
+
+
+def called(label: Any, name: str = "x") -> dict[str, Any]:
+    """A name as a case has it, of the neuron of a label."""
+    return {"layer": label["layer"], "index": label["index"], "name": name, "score": label["score"], "unclear": 0}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +107,8 @@ HOSTILE_NAMES: dict[str, Any] = {
         ("groups", "at most 64 items"), ("key", "Extra inputs"), ("no neuron", "name 0, which is no neuron"),
         ("beyond", "name 1000000, which is no neuron"), ("twice", "supernodes .* name one neuron twice"),
         ("other", r"labels .* name \d+\.1000000, which"), ("again", "labels .* name one neuron twice"),
+        ("long", "at most 60 characters"), ("named", r"names .* name \d+\.1000000, which"),
+        ("renamed", "names .* name one neuron twice"),
     ],
 )  # fmt: skip
 def test_hostile_labels_and_supernodes_are_refused(tmp_path: Path, which: str, said: str) -> None:

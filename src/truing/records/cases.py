@@ -51,12 +51,14 @@ def check_fit(case: CaseGraph, circuit: Circuit) -> None:
 
 
 def _check_named(case: CaseGraph, circuit: Circuit, said: str) -> None:
-    """RecordError where labels or supernodes are of neurons that the graph does not have, or of one twice."""
+    """RecordError where labels, names or supernodes are of neurons that the graph does not have, or of one twice."""
     neurons = circuit.of("neuron").nonzero()[0].tolist()
-    units = [one.unit for one in case.labels]
+    units, called = [one.unit for one in case.labels], [one.unit for one in case.names]
     there = {f"{circuit.layer_N[node]}.{circuit.index_N[node]}" for node in neurons}
     members = [node for group in case.supernodes for node in group.nodes]
-    for what, some, known in (("labels", units, there), ("supernodes", members, set(neurons))):
+    for what, some, known in (
+        ("labels", units, there), ("names", called, there), ("supernodes", members, set(neurons)),
+    ):  # fmt: skip
         if lost := [one for one in some if one not in known]:
             raise RecordError(f"{what} of {said} name {lost[0]}, which is no neuron of its graph")
         if len(set(some)) < len(some):

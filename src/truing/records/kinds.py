@@ -703,6 +703,11 @@ class CaseGraph(Record, Sparse):
     verdict: Literal["supported", "weak", "refuted", "inconclusive"]
     why: str
 
+    def unlabelled(self, parents: tuple[Id, ...] = ()) -> CaseGraph:
+        """The case without what its neurons stand for, which is added and changes nothing in it."""
+        named = {"labels": (), "labelled_from": None, "names": (), "named_by": None, "supernodes": ()}
+        return self.model_copy(update={**named, "parents": parents})
+
     @property
     def unit(self) -> Literal["neuron", "feature"]:
         """What its nodes of kind neuron are."""

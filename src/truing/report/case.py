@@ -82,18 +82,10 @@ class CaseView:
 def views(pool: Pool, blobs: Blobs | None) -> tuple[list[CaseView], int]:
     """The cases that are drawn, and how many more there are. One that was labelled stands for what it was before."""
     every = pool.all(CaseGraph)
-    known = {case.id: case for case in every}
-    before = {one for case in every for one in case.parents if one in known and _bare(known[one]) == _bare(case)}
+    bare = {case.id: case.unlabelled() for case in every}
+    before = {one for case in every for one in case.parents if one in bare and bare[one] == bare[case.id]}
     found = [case for case in every if case.id not in before]
     return [view(case, pool, blobs) for case in found[:MOST]], max(0, len(found) - MOST)
-
-
-def _bare(case: CaseGraph) -> CaseGraph:
-    """A case without its labels: what is the same of one before and after."""
-    return case.model_copy(
-        update=dict.fromkeys(("labels", "names", "supernodes", "parents"), ())
-        | {"labelled_from": None, "named_by": None}
-    )
 
 
 def view(case: CaseGraph, pool: Pool, blobs: Blobs | None) -> CaseView:

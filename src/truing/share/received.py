@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from truing.errors import RecordError
-from truing.records import CaseGraph, Id, Record
+from truing.records import Id, Record
 from truing.share.exported import MOST_BYTES
 from truing.share.graphs import Imported, Traced, from_neuronpedia, read_bounded, read_case
 from truing.store import Store, open_store
@@ -45,12 +45,12 @@ def read_graph(path: Path) -> Traced | Imported:
 def records_of(traced: Traced) -> tuple[Record, ...]:
     """What a file holds, parents first: the target, the case, and what it was before it had labels.
 
-    Labels are added to a case and change nothing in it, so that the earlier one can be told from the later, and its id
-    says whether it is that one.
+    Labels and names are added to a case and change nothing in it, so that the earlier one can be told from the later,
+    and its id says whether it is that one.
     """
     case, before = traced.case, traced.case.parents[:-1]
-    plain = case.model_copy(update={"labels": (), "labelled_from": None, "supernodes": (), "parents": before})
-    earlier: tuple[CaseGraph, ...] = (plain,) if case.parents and plain.id == case.parents[-1] else ()
+    plain = [case.unlabelled(before), case.unlabelled(tuple(one for one in before if one != case.named_by))]
+    earlier = [one for one in plain if case.parents and one.id == case.parents[-1]][:1]
     return (traced.target, *earlier, case)
 
 

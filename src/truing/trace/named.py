@@ -81,13 +81,13 @@ def named(
             "labelled_from": texts if found else None,
             "supernodes": grouped(case, circuit, naming.groups),
         }
-        parents = (*case.parents, case.id)
+        namers: tuple[str, ...] = ()
         if namer and found:
             watcher.start(f"trace: names by {namer.card.name}", 1)
             said |= {"names": word(namer, found[:CALLED]), "named_by": namer.card.id}
-            parents = (*parents, namer.card.id)
+            namers = () if namer.card.id in case.parents else (namer.card.id,)
             watcher.step()
-        return [case.model_copy(update={**said, "parents": parents})]
+        return [case.model_copy(update={**said, "parents": (*case.parents, *namers, case.id)})]
 
     settings = asdict(naming) | {"texts": texts}
     inputs = {"case": case.id, "settings": settings} | ({"namer": namer.card.id} if namer else {})
