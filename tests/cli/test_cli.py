@@ -206,7 +206,8 @@ def test_an_audit_by_hand_end_to_end_in_the_base_install(tmp_path: Path) -> None
     assert truing("audit", "scripted/anchored", "--family", "anchoring", "--store", store,
                   "--fail-if", "supported").returncode == 1  # fmt: skip
     claim = next(c["id"] for c in claims if c["outcome"] == "preference")
-    for verb in (["trace", claim], ["train", claim, "--out", str(tmp_path / "adapter")]):
+    diff = ["trace", claim, "--diff", "scripted/anchored", "scripted/anchored"]
+    for verb in (["trace", claim], diff, ["trace", claim, "--probe"], ["train", claim, "--out", f"{tmp_path}/adapter"]):
         done = truing(*verb, "--store", store)
         assert done.returncode == 3, done.stderr
         assert "WhiteBox" in done.stderr

@@ -59,9 +59,9 @@ def traced(
     watcher: Watcher | None = None,
 ) -> Graph:
     """What carries the effect of a claim: of its twins, or of company plots between two settings."""
-    from truing.trace import Settings, trace
-
     claim, target = _subject(prefix, store, "WhiteBox", watcher)
+    from truing.trace import Settings, trace  # brings torch, which the checks before do not need
+
     effect = _effect(claim, target, store, cells, seed, watcher)
     return trace(target, effect, store, settings=Settings(seed=seed, **(tracing or {})), watcher=watcher)
 
@@ -76,9 +76,9 @@ def differing(
     watcher: Watcher | None = None,
 ) -> Measurement:
     """What is different inside two models over the cases of a claim; of one, given twice, between the claim's cells."""
+    claim, target = _subject(prefix, store, "WhiteBox", watcher)
     from truing.trace import differ
 
-    claim, target = _subject(prefix, store, "WhiteBox", watcher)
     effect = _effect(claim, target, store, cells, seed, watcher)
     known = {target.card.name: target}
     for name in names:
@@ -97,10 +97,10 @@ def probed(
     They are those that its effect is traced between; of company plots, a level of a factor and its baseline, in the
     cells that were scored. Every plot is left out once, when the probe is fitted that is tested on it.
     """
+    claim, target = _subject(prefix, store, "WhiteBox", watcher)
     from truing.studies.matched import between
     from truing.trace.probe import probe
 
-    claim, target = _subject(prefix, store, "WhiteBox", watcher)
     if claim.effect and not cells:
         surfaces, cells = _scored(claim, store), between(claim, _design(claim, store))
     else:
