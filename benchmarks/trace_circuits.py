@@ -251,3 +251,13 @@ def correlation(scores_UB: Floats, exact_UB: Floats, draws: NDArray[np.int64]) -
     a, b = (x[:, draws].mean(-1) for x in (scores_UB, exact_UB))
     a, b = a - a.mean(0), b - b.mean(0)
     return (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))
+
+
+def beside_patching(name: str, by: dict[Scoring, Floats], exact: Floats, draws: tuple[Any, Any]) -> list[Row]:
+    """How scores (units, pairs) by each rule go with what patching each takes away; `draws`: all, and resamples."""
+    one, many = draws
+    return [
+        Row(f"{name}, {rule}: correlation with patching", float(correlation(mine, exact, one)[0]), "PCC",
+            *interval(correlation(mine, exact, many)))
+        for rule, mine in by.items()
+    ]  # fmt: skip

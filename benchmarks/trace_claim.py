@@ -21,10 +21,9 @@ from trace_circuits import (
     SAMPLED,
     Curve,
     Floats,
-    correlation,
+    beside_patching,
     curve,
     curve_rows,
-    interval,
     resamples,
     sample,
     site_of,
@@ -123,17 +122,14 @@ def patched_rows(target: Any, choosing: Sequence[Twin], scored: Scored) -> list[
     """Scores beside what patching every unit by itself takes away, in the first twin of every topic that chooses."""
     first = {twin.plot: number for number, twin in reversed(list(enumerate(choosing)))}
     some, rows = sorted(first.values()), []
-    one, many = resamples(len(some))
+    draws = resamples(len(some))
     for level, among in (("neurons", AMONG), ("neurons", 0), ("heads", 0)):
         by = {rule: torch.stack([getattr(scored[rule][n], level).flatten() for n in some]) for rule in COMPARED}
         chosen = sample(list(by.values()), count=SAMPLED, among=among)
         exact = alone(target.model, [choosing[n] for n in some], level, chosen, by["relp"].shape[1])
         of = f"{len(chosen)} of {'the strongest' if among else 'all'} {level}"
-        for rule, mine in by.items():
-            mine_UB: Floats = mine[:, chosen].T.double().numpy()
-            value = float(correlation(mine_UB, exact, one)[0])
-            ends = interval(correlation(mine_UB, exact, many))
-            rows.append(Row(f"claim, {of}, {rule}: correlation with patching", value, "PCC", *ends))
+        chosen_by: dict[Scoring, Floats] = {rule: mine[:, chosen].T.double().numpy() for rule, mine in by.items()}
+        rows += beside_patching(f"claim, {of}", chosen_by, exact, draws)
     return rows
 
 

@@ -32,7 +32,7 @@ from trace_circuits import (
     Floats,
     Scores,
     Texts,
-    correlation,
+    beside_patching,
     curve,
     curve_rows,
     exact,
@@ -170,18 +170,15 @@ def task_rows(target: Any, name: str, count: int = PAIRS) -> list[Row]:
 def correlation_rows(target: Any, name: str, pairs: Sequence[Twin], scores: dict[Scoring, Scores]) -> list[Row]:
     """Scores beside what patching every unit by itself takes away, in the same pairs."""
     texts, rows = Texts(target.model, pairs), []
-    one, many = resamples(len(pairs))
+    draws = resamples(len(pairs))
     for level, among in (("neurons by position", AMONG), ("neurons by position", 0), ("neurons", AMONG), ("heads", 0)):
         by = {rule: scores[rule].at(level)[: len(pairs)] for rule in COMPARED}
         total = by["relp"].shape[1]
         chosen = sample(list(by.values()), count=SAMPLED, among=among)
         patched = exact(texts, level, chosen, total)
         of = f"{len(chosen)} of {'the strongest' if among else 'all'} {level}"
-        for rule, mine in by.items():
-            mine_UB: Floats = mine[:, chosen].T.double().numpy()
-            value = float(correlation(mine_UB, patched, one)[0])
-            ends = interval(correlation(mine_UB, patched, many))
-            rows.append(Row(f"{name}, {of}, {rule}: correlation with patching", value, "PCC", *ends))
+        chosen_by: dict[Scoring, Floats] = {rule: mine[:, chosen].T.double().numpy() for rule, mine in by.items()}
+        rows += beside_patching(f"{name}, {of}", chosen_by, patched, draws)
     return rows
 
 

@@ -1005,3 +1005,13 @@ def test_pairs_that_begin_alike_are_patched_as_whole_ones_are(modules: Any, tiny
         assert first[first.index(first[-1]) + 1] == int(
             twin.first.functional.tree.ids_N[twin.first.functional.nodes_M[0]]
         )
+
+
+def test_scores_stand_beside_what_patching_takes_away(modules: Any) -> None:
+    circuits, np = modules("trace_circuits"), modules("numpy")
+    exact = np.random.default_rng(0).normal(size=(12, 7))
+    draws = circuits.resamples(7)
+    first, second = circuits.beside_patching("x", {"relp": 2 * exact, "gradient": -exact}, exact, draws)
+    assert first.name == "x, relp: correlation with patching"
+    assert (first.value, first.low, first.high) == pytest.approx((1, 1, 1))
+    assert second.value == pytest.approx(-1)

@@ -15,7 +15,7 @@ from truing.errors import DesignError, UsageError
 from truing.records import Claim, Design, Estimate, Unmeasured
 from truing.store import open_store
 from truing.studies import one
-from truing.studies.matched import between, matched
+from truing.studies.matched import between, check_plots, matched
 from truing.trace.twins import twins
 
 CUES = ("cue=test", "cue=real")
@@ -114,6 +114,13 @@ def test_company_claims_are_not_trained_on(tiny: Any, tmp_path: Path) -> None:
             store.add(record)
         with pytest.raises(UsageError, match=r"no pairs to train on\. It can be traced"):
             one.wheel_of(mine.id, store)
+
+
+def test_a_claim_about_other_plots_than_those_that_ship_is_refused() -> None:
+    claim, design = about("cue=test")
+    check_plots(claim, design)
+    with pytest.raises(UsageError, match=r"are not what they were when claim [0-9a-f]{12} was made \(digest 000000"):
+        check_plots(claim, design.model_copy(update={"rules": "0" * 64}))
 
 
 @pytest.mark.slow

@@ -22,8 +22,7 @@ def matched(family: str, cells: tuple[str, str], claim: Claim | None = None) -> 
 
     UsageError for settings that are none; DesignError for a family whose halves have too few plots.
     """
-    if family not in kinds():
-        raise UsageError(f"no family of company plots is called {family!r}; there are {', '.join(kinds())}")
+    _known(family)
     _check(*cells)
     halves: tuple[Half, ...] = ("develop", "held-out")
     choosing, testing = ([*_twins(_laid(family, half), *cells)] for half in halves)
@@ -38,6 +37,22 @@ def between(claim: Claim, design: Design) -> tuple[str, str]:
             " one level of a factor (`truing store ls --kind claim`)."
         )
     return design.naive.plus[0], design.naive.minus[0]
+
+
+def check_plots(claim: Claim, design: Design) -> None:
+    """UsageError where the plots that ship are not those that a claim was made from: twins would be of others."""
+    _known(claim.family)
+    now = lay_out(claim.family, half=None if design.half == "both" else design.half)
+    if design.rules not in {one.rules for one in now.designs}:
+        raise UsageError(
+            f"the plots of {claim.family}, or the rules that they are judged by, are not what they were when claim"
+            f" {claim.id[:12]} was made (digest {str(design.rules)[:12]}). Audit the target anew."
+        )
+
+
+def _known(family: str) -> None:
+    if family not in kinds():
+        raise UsageError(f"no family of company plots is called {family!r}; there are {', '.join(kinds())}")
 
 
 def _check(first: str, second: str) -> None:

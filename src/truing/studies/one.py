@@ -111,9 +111,11 @@ def probed(
 
 def _effect(claim: Claim, target: Any, store: Store, cells: Cells, seed: int, watcher: Watcher | None) -> Effect:
     if claim.effect:
-        from truing.studies.matched import between, matched
+        from truing.studies.matched import between, check_plots, matched
 
-        return matched(claim.family, cells or between(claim, _design(claim, store)), claim)
+        design = _design(claim, store)
+        check_plots(claim, design)
+        return matched(claim.family, cells or between(claim, design), claim)
     if cells:
         raise UsageError(
             f"claim {claim.id[:12]} is of {claim.family}, whose twins are named in its file; cells can be chosen for"
