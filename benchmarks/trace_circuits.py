@@ -63,7 +63,7 @@ def scored(model: Any, twins: Sequence[Twin], start: int, rule: Scoring) -> Scor
         rows: dict[tuple[Site, int], Tensor] = {}
 
         def sink(site: Site, layer: int, _: Tensor, score: Tensor, twin: Twin = twin, rows: Any = rows) -> None:
-            rows[site, layer] = score[start : twin.first.functional.prompt].clone()
+            rows[site, layer] = score[start : twin.first.functional.prompt].cpu()
 
         contract(model, twin, rule, sink)
         for site, pairs in found.items():
@@ -79,12 +79,15 @@ class Texts:
         self.model, self.layers = model, model.config.num_hidden_layers
         sides = [(twin.first.functional, twin.second.functional) for twin in twins]
         self.prompt = sides[0][0].prompt
-        first, second = (torch.stack([pair[i].tree.ids_N[: self.prompt] for pair in sides]) for i in (0, 1))
+        first, second = (
+            torch.stack([pair[i].tree.ids_N[: self.prompt] for pair in sides]).to(model.device) for i in (0, 1)
+        )
         self.start = start_of(twins)
         f = [pair[0] for pair in sides]
-        self._weights = torch.zeros(len(f), int(model.config.vocab_size))
+        weights = torch.zeros(len(f), int(model.config.vocab_size))
         for row, one in enumerate(f):
-            self._weights[row, one.tree.ids_N[one.nodes_M]] = one.weight_M
+            weights[row, one.tree.ids_N[one.nodes_M]] = one.weight_M
+        self._weights = weights.to(model.device)
         self._cache = self._prefix(first[:, : self.start]) if self.start else None
         self._first = first[:, self.start :]
         self.theirs: dict[tuple[Site, int], Tensor] = {}
@@ -121,7 +124,7 @@ class Texts:
         for (site, layer), mask in take.items():
 
             def hook(_: Any, args: Any, mask: Tensor = mask, at: Any = (site, layer)) -> Any:
-                return (torch.where(mask, self.theirs[at], args[0]), *args[1:])
+                return (torch.where(mask.to(args[0].device), self.theirs[at], args[0]), *args[1:])
 
             hooks.append(site_module(self.model, site, layer).register_forward_pre_hook(hook))
         try:
@@ -137,7 +140,7 @@ class Texts:
         ).logits[:, -1]
         if self._cache is not None:
             self._cache.crop(-ids.shape[1])
-        return (logits.double() * self._weights).sum(-1).numpy()
+        return (logits.double() * self._weights).sum(-1).cpu().numpy()
 
     def masks(self, level: str, chosen: Tensor) -> dict[tuple[Site, int], Tensor]:
         """Masks of what is taken, from a flat choice of the level's units."""

@@ -111,7 +111,7 @@ def decisions(model: Any, twin: Twin, level: str, masks: torch.Tensor) -> Floats
     patch, case = Patch(take, second, twin.onto_T, twin.from_T), twin.first.functional
     logits = run(model, case.tree, nodes, rows=len(masks), patch=patch, start=_alike(twin))
     assert first.logits is not None  # read_side() sets them
-    found: Floats = torch.cat([decision_of(case, logits), decision_of(case, first.logits[None])]).double().numpy()
+    found: Floats = torch.cat([decision_of(case, logits), decision_of(case, first.logits[None])]).double().cpu().numpy()
     return found
 
 

@@ -87,14 +87,14 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str], rule: Scoring = "
         found["by"][layer] = by.index_add(0, segment_T.to(score.device), score)
 
     effect = contract(model, twin, rule, sink)
-    stacked = {name: torch.stack([rows[layer] for layer in sorted(rows)]) for name, rows in found.items()}
+    stacked = {name: torch.stack([rows[layer] for layer in sorted(rows)]).cpu() for name, rows in found.items()}
     return Attribution(
         stacked["heads"],
         stacked["neurons"],
         stacked["heads_change"],
         stacked["neurons_change"],
         stacked["by"].transpose(0, 1).contiguous(),
-        effect,
+        effect.cpu(),
     )
 
 

@@ -68,7 +68,9 @@ def difference(
     where = torch.tensor([index[sides[0].segment_T[int(t)]] for t in onto_T])
 
     def by_segment(parts_T: Tensor) -> Tensor:
-        return torch.zeros(len(segments), *parts_T.shape[1:]).index_add(0, where, parts_T)
+        return (
+            parts_T.new_zeros(len(segments), *parts_T.shape[1:]).index_add(0, where.to(parts_T.device), parts_T).cpu()
+        )
 
     activation, weight = [], []
     for layer in range(len(first.given)):
@@ -79,8 +81,8 @@ def difference(
     embeddings = second.embedding_T[from_T] - first.embedding_T[onto_T]
     alone = [_without(one, nodes) for one, nodes in ((first, onto_T), (second, from_T))]
     return Difference(
-        torch.stack(activation, 1), torch.stack(weight, 1), by_segment(embeddings), alone[1] - alone[0],
-        torch.tensor(second.value - first.value, dtype=torch.double), first.size + second.size,
+        torch.stack(activation, 1), torch.stack(weight, 1), by_segment(embeddings), (alone[1] - alone[0]).cpu(),
+        torch.tensor(second.value - first.value, dtype=torch.double), (first.size + second.size).cpu(),
     )  # fmt: skip
 
 

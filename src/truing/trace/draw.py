@@ -9,6 +9,7 @@ that the inputs of every node add up to its value: exact accounting, checked on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,12 +31,13 @@ OUTPUT, BIASES = "decision", "biases"
 def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[str]) -> Account:
     """All contributions into every spot and into the decision, in one batched recursion: of Llama-shaped blocks."""
     seen, kept = read_side(model, side)
-    where = {label: torch.tensor([s == label for s in side.segment_T], dtype=seen.embed_TD.dtype) for label in segments}
+    new = partial(torch.zeros, device=seen.embed_TD.device)
+    where = {label: torch.tensor([s == label for s in side.segment_T]).to(seen.embed_TD) for label in segments}
     rows, nodes = len(spots) + 1, len(seen.embed_TD)
-    R_BTD = torch.zeros(rows, nodes, seen.embed_TD.shape[1])
+    R_BTD = new(rows, nodes, seen.embed_TD.shape[1])
     R_BTD[-1], value = decision_cotangent(model, side, seen, kept)
-    flow = torch.zeros(rows, len(spots) + 2 * len(segments), dtype=torch.double)
-    absolute = torch.zeros(rows, dtype=torch.double)
+    flow = new(rows, len(spots) + 2 * len(segments), dtype=torch.double)
+    absolute = new(rows, dtype=torch.double)
     where_ST = torch.stack([where[label] for label in segments])
 
     def inject(layer: int, R_BTD: Tensor) -> Tensor:
@@ -62,6 +64,7 @@ def account(model: Any, side: Side, spots: Sequence[Spot], segments: Sequence[st
     flow[:, len(spots) + len(segments) :] = (inputs_BT @ where_ST.T).double()
     absolute += inputs_BT.abs().sum(-1).double()
     values = torch.tensor([*_values(seen, spots, where), value], dtype=torch.double)
+    flow, absolute = flow.cpu(), absolute.cpu()
     error = ((flow.sum(-1) - values).abs() / absolute.clamp(min=1e-12)).max()
     return Account(flow, values, float(error))
 

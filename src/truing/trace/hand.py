@@ -51,7 +51,7 @@ class HandEngine:
         R_BTD = recursion(
             self._model, self.seen, self._decision[None], sink=read_off, through_mlps=True, rule=self._rule
         )
-        return Sources((R_BTD * self.seen.embed_TD).sum(-1), torch.zeros(1, dtype=torch.double)), found
+        return self._sources(R_BTD), found
 
     @torch.no_grad()
     def into(self, goals: Sequence[Goal], sink: Sink) -> Sources:
@@ -78,7 +78,11 @@ class HandEngine:
         R_BTD = recursion(
             self._model, self.seen, R_BTD, sink=pour, through_mlps=False, inject=inject, top=top, rule=self._rule
         )
-        return Sources((R_BTD * self.seen.embed_TD).sum(-1), torch.zeros(len(goals), dtype=torch.double))
+        return self._sources(R_BTD)
+
+    def _sources(self, R_BTD: Tensor) -> Sources:
+        inputs_BT = (R_BTD * self.seen.embed_TD).sum(-1)
+        return Sources(inputs_BT, inputs_BT.new_zeros(len(inputs_BT), dtype=torch.double))
 
     def _layer(self, layer: int, after_BTD: Tensor) -> Layer:
         down_DF = self._model.model.layers[layer].mlp.down_proj.weight

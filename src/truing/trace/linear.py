@@ -52,7 +52,8 @@ def logit_cotangent(
 def neuron_cotangent(model: Any, seen: Activations, layer: int, neuron: int) -> Tensor:
     """Cotangent at the residual stream before the MLP of one neuron's value, at every position: shape (T, D)."""
     block = model.model.layers[layer]
-    return _into_mlp(block, seen, layer, torch.ones(len(seen.gate[layer]), 1), slice(neuron, neuron + 1))
+    every_T1 = torch.ones_like(seen.gate[layer][:, :1])
+    return _into_mlp(block, seen, layer, every_T1, slice(neuron, neuron + 1))
 
 
 def spot_cotangents(

@@ -78,14 +78,15 @@ class _Gathering:
         """A layer's neurons."""
         count = len(layer.total_BT)
         self.total_BLT[:count, layer.number] = layer.total_BT
+        floor_B = self.floor_B[:count].to(layer.total_BT.device)
         if layer.largest is not None:
-            some_4E = layer.largest(self.floor_B[:count], self.listed).double().cpu().numpy()
+            some_4E = layer.largest(floor_B, self.listed).double().cpu().numpy()
             self.found.append(np.insert(some_4E, 1, layer.number, axis=0))
             self._trim()
             return
-        for cells in (layer.bound_BT >= self.floor_B[:count, None]).nonzero().split(CELLS):
+        for cells in (layer.bound_BT >= floor_B[:, None]).nonzero().split(CELLS):
             parts = layer.parts(cells)
-            cell, index = (parts.abs() >= self.floor_B[cells[:, 0], None]).nonzero().T
+            cell, index = (parts.abs() >= floor_B[cells[:, 0], None]).nonzero().T
             row, node = cells[cell].T
             some = [row, torch.full_like(row, layer.number), node, index, parts[cell, index]]
             self.found.append(torch.stack([x.double() for x in some]).cpu().numpy())
@@ -100,7 +101,7 @@ class _Gathering:
         full = np.bincount(rows, minlength=len(self.floor_B)) >= self.listed
         least = np.full(len(full), np.inf)
         np.minimum.at(least, rows, weights)
-        floor_B = np.where(full, np.maximum(least, self.floor_B.cpu().numpy()), self.floor_B.cpu().numpy())
+        floor_B = np.where(full, np.maximum(least, self.floor_B.numpy()), self.floor_B.numpy())
         self.floor_B = torch.from_numpy(floor_B).to(self.floor_B)
 
     def largest(self) -> NDArray[np.float64]:
