@@ -26,10 +26,10 @@ check: $(VENV)/.dev ## lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Types are checked by one core while the other builds the wheel and its environment.
-test: $(VENV)/.dev ## what CI runs
-	$(MAKE) --jobs 2 check $(WHEEL_VENV)/.ready
-	$(MAKE) test-wheel
+# An install waits for the disk and types are checked by one core: each beside something else.
+test: ## what CI runs
+	$(MAKE) --jobs 2 $(VENV)/.dev $(WHEEL_VENV)/.ready
+	$(MAKE) --jobs 2 check test-wheel
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.bench ## the real model, 100 kills; about an hour
@@ -111,11 +111,10 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) --editable '.[bench]'
 	@touch $@
 
-$(WHEEL_VENV)/.ready: $(VENV)/.dev $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md Makefile
-	rm -rf build/wheel $(WHEEL_VENV)
-	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel . >/dev/null
+$(WHEEL_VENV)/.ready: $(shell find src -type f -not -name '*.pyc') pyproject.toml README.md Makefile | $(VENV)/bin/python
+	rm -rf $(WHEEL_VENV)
 	"$(BIN)/python" -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt build/wheel/*.whl pytest pytest-xdist hypothesis
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt . pytest pytest-xdist hypothesis
 	@touch $@
 
 clean: ## remove the environment and build files (not the stores)
