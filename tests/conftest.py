@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -25,6 +26,12 @@ os.environ.setdefault("TRUING_DEVICE", "cpu")  # what is expected is computed th
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole loops take longest: begun first, they leave no worker alone at the end."""
     items.sort(key=lambda item: "studies" not in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported so far is for good: garbage is not looked for in it again, where memory is said to run out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

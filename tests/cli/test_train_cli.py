@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ pytest.importorskip("torch")
 
 from truing import open_store, train
 from truing.audit import lay_out
+from truing.cli import main
 from truing.cli.train import METHODS, SCHEDULES
 from truing.records import Training
 
@@ -36,7 +39,13 @@ TRUING = (sys.executable, "-m", "truing", "train")
 
 
 def truing(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TRUING, *args], capture_output=True, text=True, check=False)
+    """`truing train` in this process, up to its exit code; a process of its own takes seconds to begin."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["truing", "train", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(args, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def written(path: Path, rows: list[Any]) -> Path:
