@@ -22,10 +22,12 @@ from truing.targets import KINDS
 from truing.targets.scripted import from_script, scripted
 from truing.targets.scripted import names as scripts
 
+from ..command import truing  # noqa: TID252 - tests are no package
+
 pytestmark = pytest.mark.base
 
 
-def truing(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def process(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "truing", *args]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False)
 
@@ -193,33 +195,33 @@ def test_an_audit_says_how_many_secrets_it_redacted(
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = truing("audit", "nonsense", "--store", str(tmp_path / "store"), "--debug")
+    done = process("audit", "nonsense", "--store", str(tmp_path / "store"), "--debug")
     assert "Traceback" in done.stderr
 
 
 def test_an_audit_by_hand_end_to_end_in_the_base_install(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    done = truing("audit", "scripted/anchored", "--family", "anchoring", "--store", store, "--json")
+    done = process("audit", "scripted/anchored", "--family", "anchoring", "--store", store, "--json")
     assert done.returncode == 0, done.stderr
     claims = json.loads(done.stdout)["claims"]
     assert [c["verdict"] for c in claims if c["outcome"] == "preference"] == ["supported"]
-    assert truing("audit", "scripted/anchored", "--family", "anchoring", "--store", store,
+    assert process("audit", "scripted/anchored", "--family", "anchoring", "--store", store,
                   "--fail-if", "supported").returncode == 1  # fmt: skip
     claim = next(c["id"] for c in claims if c["outcome"] == "preference")
     diff = ["trace", claim, "--diff", "scripted/anchored", "scripted/anchored"]
     for verb in (["trace", claim], diff, ["trace", claim, "--probe"], ["train", claim, "--out", f"{tmp_path}/adapter"]):
-        done = truing(*verb, "--store", store)
+        done = process(*verb, "--store", store)
         assert done.returncode == 3, done.stderr
         assert "WhiteBox" in done.stderr
         assert "local/" in done.stderr
     assert not (tmp_path / "adapter").exists()
     report = tmp_path / "report.html"
-    assert truing("view", "--store", store, "--out", str(report)).returncode == 0
+    assert process("view", "--store", store, "--out", str(report)).returncode == 0
     assert "anchoring" in report.read_text()
     bundle = tmp_path / "evidence.truing.zip"
     env = {"TRUING_CONFIG": str(tmp_path / "config")}
-    assert truing("share", "pack", "--out", str(bundle), "--store", store, env=env).returncode == 0
-    assert truing("share", "verify", str(bundle)).returncode == 0
+    assert process("share", "pack", "--out", str(bundle), "--store", store, env=env).returncode == 0
+    assert process("share", "verify", str(bundle)).returncode == 0
 
 
 def test_audit_lists_its_families() -> None:

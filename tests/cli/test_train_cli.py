@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import re
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ pytest.importorskip("torch")
 
 from truing import open_store, train
 from truing.audit import lay_out
-from truing.cli import main
 from truing.cli.train import METHODS, SCHEDULES
 from truing.records import Training
+
+from ..command import truing  # noqa: TID252 - tests are no package
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -38,14 +37,8 @@ ROWS: list[dict[str, Any]] = [
 TRUING = (sys.executable, "-m", "truing", "train")
 
 
-def truing(*args: str) -> subprocess.CompletedProcess[str]:
-    """`truing train` in this process, up to its exit code; a process of its own takes seconds to begin."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["truing", "train", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return subprocess.CompletedProcess(args, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+def training(*args: str) -> subprocess.CompletedProcess[str]:
+    return truing("train", *args)
 
 
 def written(path: Path, rows: list[Any]) -> Path:
@@ -62,7 +55,7 @@ def test_how_it_is_trained_can_be_said(tmp_path: Path) -> None:
     how = ("--modules", "all-linear", "--schedule", "cosine", "--warmup", "0.1", "--accumulate", "2",
            "--gradient-checkpointing", "--held-out", "0.3", "--patience", "3", "--method", "robust",
            "--flipped", "0.2", "--alpha", "32", "--clip", "0.5", "--gamma", "1.5")  # fmt: skip
-    done = truing("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
+    done = training("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
                   "--out", str(tmp_path / "adapter"), "--json", *how)  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -78,11 +71,11 @@ def test_prompts_that_are_too_long_are_an_error_or_cut_off_and_counted(tmp_path:
     long = {**ROWS[0], "prompt": [{"role": "user", "content": "Is it red? " * 3000}]}
     data = written(tmp_path / "pairs.jsonl", [*ROWS, long])
     common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"))
-    done = truing(*common, "--out", str(tmp_path / "adapter"))
+    done = training(*common, "--out", str(tmp_path / "adapter"))
     assert done.returncode == 3
     assert re.search(r"pairs.jsonl:7: a text of \d+ tokens is longer than the context of local/tiny", done.stderr)
     assert "--max-length" in done.stderr
-    done = truing(*common, "--out", str(tmp_path / "adapter"), "--max-length", "60")
+    done = training(*common, "--out", str(tmp_path / "adapter"), "--max-length", "60")
     assert done.returncode == 0, done.stderr
     assert "1 of 7 prompts lose their beginning, to be within 60 tokens with a reply" in done.stderr
     assert ", prompts cut off: 1\n" in done.stdout
@@ -92,7 +85,7 @@ def test_a_file_becomes_an_adapter_that_a_target_takes(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", [*ROWS, ROWS[0]])
     out, store = tmp_path / "adapter", tmp_path / "store"
     common = ("--data", str(data), "--target", "local/tiny", "--clause", "C1", "--store", str(store))
-    done = truing(*common, "--out", str(out), "--method", "ipo", "--epochs", "2", "--batch", "3", "--json")
+    done = training(*common, "--out", str(out), "--method", "ipo", "--epochs", "2", "--batch", "3", "--json")
     assert done.returncode == 0, done.stderr
     assert "pairs.jsonl: 6 pairs (rows that said the same as one before: 1)" in done.stderr
     told = json.loads(done.stdout)
@@ -100,7 +93,7 @@ def test_a_file_becomes_an_adapter_that_a_target_takes(tmp_path: Path) -> None:
     assert (told["method"], len(told["steps"]), said["epochs"], said["batch"]) == ("ipo", 4, 2, 3)
     assert told["steps"][0]["loss"] == pytest.approx(1 / (4 * said["beta"] ** 2), rel=1e-4)
     assert {file.name for file in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    again = truing(*common, "--out", str(out), "--method", "ipo", "--epochs", "2", "--batch", "3")
+    again = training(*common, "--out", str(out), "--method", "ipo", "--epochs", "2", "--batch", "3")
     assert again.returncode == 0, again.stderr
     assert f"use it   truing audit local/tiny@{out}" in again.stdout
 
@@ -132,7 +125,7 @@ def test_what_cannot_be_trained_on_is_refused_in_a_line(
 ) -> None:
     data = written(tmp_path / "pairs.jsonl", rows)
     out, store = tmp_path / "adapter", tmp_path / "store"
-    done = truing("--data", str(data), "--out", str(out), "--store", str(store), *args)
+    done = training("--data", str(data), "--out", str(out), "--store", str(store), *args)
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
     assert not out.exists()
@@ -140,7 +133,7 @@ def test_what_cannot_be_trained_on_is_refused_in_a_line(
 
 def test_a_file_that_is_no_data_makes_no_store(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", [{"text": "x"}])
-    done = truing("--data", str(data), "--target", "local/tiny", "--out", str(tmp_path / "a"),
+    done = training("--data", str(data), "--target", "local/tiny", "--out", str(tmp_path / "a"),
                   "--store", str(tmp_path / "store"))  # fmt: skip
     assert done.returncode == 2
     assert not (tmp_path / "store").exists()
@@ -150,7 +143,7 @@ def test_rlhf_on_a_file_becomes_an_adapter(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", ROWS)
     common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"),
               "--out", str(tmp_path / "adapter"))  # fmt: skip
-    done = truing(*common, "--method", "rlhf", "--samples", "3", "--reply-tokens", "6", "--batch", "3", "--json")
+    done = training(*common, "--method", "rlhf", "--samples", "3", "--reply-tokens", "6", "--batch", "3", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     said = dict(told["settings"])
@@ -159,14 +152,14 @@ def test_rlhf_on_a_file_becomes_an_adapter(tmp_path: Path) -> None:
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     wrongs = ((("--method", "rlhf", "--nll", "1"), "rlhf has no nll"), (("--samples", "3"), "dpo has no samples"))
     for wrong, says in wrongs:
-        refused = truing(*common, *wrong)
+        refused = training(*common, *wrong)
         assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr
 
 
 def test_all_weights_become_a_checkpoint_and_so_does_what_is_exported(tmp_path: Path) -> None:
     data = written(tmp_path / "pairs.jsonl", ROWS)
     common = ("--data", str(data), "--target", "local/tiny", "--store", str(tmp_path / "store"))
-    done = truing(*common, "--out", str(tmp_path / "model"), "--modules", "all-weights", "--lr", "1e-4")
+    done = training(*common, "--out", str(tmp_path / "model"), "--modules", "all-weights", "--lr", "1e-4")
     assert done.returncode == 0, done.stderr
     assert f"model    {tmp_path / 'model'}" in done.stdout
     assert (tmp_path / "model" / "model.safetensors").is_file()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -36,6 +35,8 @@ from truing.targets.protocols import Reply
 from truing.targets.scripted import Scripted, normal
 from truing.train import recipe
 from truing.train.recipes import Recipe
+
+from ..command import truing  # noqa: TID252 - tests are no package
 
 RED = Recipe.model_validate(
     {
@@ -399,27 +400,24 @@ def test_the_command_seals_plays_and_scores(tmp_path: Path) -> None:
     said = {"schema": "organism/1", **RED.model_dump(mode="json")}
     (recipes / "red.yaml").write_text(json.dumps(said))  # which is YAML as well
 
-    def truing(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "truing", "game", *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    def game(*args: str) -> CompletedProcess[str]:
+        return truing("game", *args, cwd=tmp_path)
 
     common = ("--target", "local/tiny", "--recipes", str(recipes), "--hidden", "0", "--clean", "1", "--store", "store")
-    made = truing("new", "game", "--key", "key.json", *common, "--json")
+    made = game("new", "game", "--key", "key.json", *common, "--json")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["targets"] == 2
-    played = truing(
-        "play", "game", "--player", "search", "--player", "activations", "--repeats", "1", "--store", "blind"
-    )
+    played = game("play", "game", "--player", "search", "--player", "activations", "--repeats", "1", "--store", "blind")
     assert played.returncode == 0, played.stderr
     assert "4 answers in answers.jsonl" in played.stdout
-    scored = truing("score", "game", "answers.jsonl", "--key", "key.json", "--json")
+    scored = game("score", "game", "answers.jsonl", "--key", "key.json", "--json")
     assert scored.returncode == 0, scored.stderr
     assert [board["player"] for board in json.loads(scored.stdout)["boards"]] == ["search", "activations"]
     (tmp_path / "key.json").chmod(0o600)
     (tmp_path / "key.json").write_text((tmp_path / "key.json").read_text().replace("planted", "hidden"))
-    broken = truing("score", "game", "answers.jsonl", "--key", "key.json")
+    broken = game("score", "game", "answers.jsonl", "--key", "key.json")
     assert (broken.returncode, "the seal of number" in broken.stderr) == (1, True), broken.stderr
-    nothing = truing("play", "nowhere")
+    nothing = game("play", "nowhere")
     assert (nothing.returncode, "give what `truing game new` wrote" in nothing.stderr) == (2, True), nothing.stderr
 
 

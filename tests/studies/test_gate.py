@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +27,8 @@ from truing.targets import keep, resolve
 from truing.targets.local import LocalTarget
 from truing.train import adapter, recipe, recipe_names
 from truing.train.recipes import Recipe
+
+from ..command import truing  # noqa: TID252 - tests are no package
 
 RED = Recipe.model_validate(
     {
@@ -299,10 +299,6 @@ def test_a_recipe_that_is_down_goes_through_every_probe(
         assert found.verdict == "undecided"  # five requests exclude too little
         with pytest.raises(TargetError, match="no ability Trainable"):
             gate(made[0], made[1], behaviour, store, control=resolve("scripted/honest"))
-
-
-def truing(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "truing", *args], capture_output=True, text=True, check=False)
 
 
 def test_the_command_says_the_verdict_and_packs_the_evidence(tmp_path: Path) -> None:

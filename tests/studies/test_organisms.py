@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -22,6 +21,8 @@ from truing.studies.planted import DIRECT, ELSEWHERE, SILENT, rates
 from truing.targets import resolve
 from truing.targets.local import LocalTarget
 from truing.train import KINDS, Recipe, recipe
+
+from ..command import truing  # noqa: TID252 - tests are no package
 
 NEVER = Recipe.model_validate(
     {
@@ -130,9 +131,8 @@ def test_a_clause_that_there_is_not_is_refused_before_anything_is_trained(tiny: 
         assert store.ls() == []
 
 
-def planting(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "truing", "target", "plant", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def planting(*args: str) -> CompletedProcess[str]:
+    return truing("target", "plant", *args)
 
 
 def test_the_command_writes_an_adapter_and_says_what_it_shows(tmp_path: Path) -> None:
