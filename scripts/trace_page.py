@@ -15,7 +15,7 @@ from sixteen_page import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "trace.json"
-INSIDE = RESULTS.with_name("inside.json")
+INSIDE, ELSEWHERE = RESULTS.with_name("inside.json"), RESULTS.with_name("trace-cuda.json")
 BLIND, GAME = RESULTS.with_name("game-microscope.json"), RESULTS.with_name("game.json")
 PAGE = ROOT / "docs" / "explanation" / "microscope.md"
 RULES = ("relp", "gradient", "integrated-gradients", "largest change", "activation size", "random")
@@ -260,6 +260,37 @@ def peers(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(found)])
 
 
+KINDS = {
+    "shares of effects": MEDIATED, "CMD": re.compile(r".+: CMD"), "correlations with patching": PATCHED,
+    "AUROC of the trained circuit": TRAINED,
+}  # fmt: skip
+
+
+def accelerator(found: dict[str, Any]) -> str:
+    """The same figures where the model is on an accelerator: how far apart, and what the longest prompt takes."""
+    there = json.loads(ELSEWHERE.read_text(encoding="utf-8"))
+    here, rows = {row["name"]: row for row in found["rows"]}, {row["name"]: row for row in there["rows"]}
+    lines = ["| Figures | In both | Largest difference |", "|---|---|---|"]
+    for what, pattern in KINDS.items():
+        both = [name for name, row in rows.items() if pattern.fullmatch(name) and row["value"] is not None]
+        both = [name for name in both if here.get(name, {}).get("value") is not None]
+        apart = max((abs(rows[name]["value"] - here[name]["value"]) for name in both), default=None)
+        lines.append(f"| {what} | {len(both)} | {'not measured' if apart is None else f'{apart:.2g}'} |")
+    lines += ["", "| What | Here | There |", "|---|---|---|"]
+    for name, row in rows.items():
+        if name.startswith(("bundled model, ", "effects supported", "test minus real, difference")):
+            lines.append(f"| {name} | {_value(here.get(name))} | {_value(row)} |")
+    machine = there["machine"]
+    there_said = f"There: {machine['accelerator']}, torch {there['versions']['torch']}; {at(there['commit'])}."
+    return "\n".join([*lines, "", there_said, f"Here: {source(found)[0].lower()}{source(found)[1:]}"])
+
+
+def _value(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
+        return "not measured"
+    return f"{_ends(row) if row['low'] is not None else format(row['value'], '.4g')} {row['unit']}"
+
+
 def causes(found: dict[str, Any]) -> str:
     """How often the word of a trigger is named, over recipes."""
     said = "the word of the trigger is named: "
@@ -370,7 +401,7 @@ def _cell(row: dict[str, Any] | None, what: str) -> str:
 TABLES = {
     "effects": effects, "beyond": beyond, "rules": rules, "patching": patching, "published": published,
     "trained": trained, "causes": causes, "shams": shams, "case": case, "cases": cases, "framing": framing,
-    "peers": peers,
+    "peers": peers, "accelerator": accelerator,
 }  # fmt: skip
 
 
