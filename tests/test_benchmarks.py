@@ -622,6 +622,23 @@ def test_the_twins_of_a_claim_are_patched_as_a_trace_patches_them(modules: Any, 
     np.testing.assert_allclose(curve.kept[-1], curve.full)
 
 
+def test_the_parts_of_what_a_frame_changes_add_up_and_its_words_tell_it(
+    modules: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    framing = modules("trace_framing")
+    from truing import open_store
+
+    monkeypatch.setattr(framing, "FAMILIES", ("deception",))
+    with open_store(tmp_path / "store") as store:
+        rows = {row.name: row for row in framing.rows(tiny, store)}
+    assert all(row.low < row.value < row.high or row.value == row.high == 1 for row in rows.values())
+    whole, *parts = (rows[f"test minus real, {name}"].value for name in framing.WHOLES[:5])
+    assert whole == pytest.approx(sum(parts), abs=1e-5)
+    _, dealt, words = (rows[f"test against real, AUROC of {name}"] for name in framing.PROBES)
+    assert words.low > 0.5
+    assert words.value > dealt.high
+
+
 def test_a_sham_of_one_case_is_judged_by_the_tests_of_a_trace(
     modules: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
