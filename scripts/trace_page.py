@@ -30,6 +30,11 @@ CASE = "bundled model, 200 tokens, 512 neurons"
 ONE = "one case, "
 FOOLED = ": called supported"
 UNMEASURED = "Not measured."
+KINDS = {
+    "shares of effects": MEDIATED, "CMD": re.compile(r".+: CMD"), "correlations with patching": PATCHED,
+    "AUROC of the trained circuit": TRAINED,
+}  # fmt: skip
+"""Figures that are set beside those of an accelerator."""
 APART = re.compile(r"hidden - trained out: (.+?)(|, larger when hidden|, clearly (?:larger|smaller) when hidden)")
 
 
@@ -260,29 +265,23 @@ def peers(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", source(found)])
 
 
-KINDS = {
-    "shares of effects": MEDIATED, "CMD": re.compile(r".+: CMD"), "correlations with patching": PATCHED,
-    "AUROC of the trained circuit": TRAINED,
-}  # fmt: skip
-
-
 def accelerator(found: dict[str, Any]) -> str:
     """The same figures where the model is on an accelerator: how far apart, and what the longest prompt takes."""
     there = json.loads(ELSEWHERE.read_text(encoding="utf-8"))
     here, rows = {row["name"]: row for row in found["rows"]}, {row["name"]: row for row in there["rows"]}
     lines = ["| Figures | In both | Largest difference |", "|---|---|---|"]
     for what, pattern in KINDS.items():
-        both = [name for name, row in rows.items() if pattern.fullmatch(name) and row["value"] is not None]
-        both = [name for name in both if here.get(name, {}).get("value") is not None]
-        apart = max((abs(rows[name]["value"] - here[name]["value"]) for name in both), default=None)
-        lines.append(f"| {what} | {len(both)} | {'not measured' if apart is None else f'{apart:.2g}'} |")
+        named = [name for name in {**here, **rows} if pattern.fullmatch(name)]
+        values = [[table.get(name, {}).get("value") for table in (here, rows)] for name in named]
+        both = [abs(a - b) for a, b in values if a is not None and b is not None]
+        apart = f"{max(both):.2g}" if both else "not measured"
+        lines.append(f"| {what} | {len(both)} of {len(named)} | {apart} |")
     lines += ["", "| What | Here | There |", "|---|---|---|"]
     for name, row in rows.items():
         if name.startswith(("bundled model, ", "effects supported", "test minus real, difference")):
             lines.append(f"| {name} | {_value(here.get(name))} | {_value(row)} |")
     machine = there["machine"]
-    there_said = f"There: {machine['accelerator']}, torch {there['versions']['torch']}; {at(there['commit'])}."
-    return "\n".join([*lines, "", there_said, f"Here: {source(found)[0].lower()}{source(found)[1:]}"])
+    return "\n".join([*lines, "", f"There: {machine['accelerator']}; {at(there['commit'])}.", f"Here: {source(found)}"])
 
 
 def _value(row: dict[str, Any] | None) -> str:

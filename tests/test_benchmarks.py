@@ -622,6 +622,20 @@ def test_the_twins_of_a_claim_are_patched_as_a_trace_patches_them(modules: Any, 
     np.testing.assert_allclose(curve.kept[-1], curve.full)
 
 
+def test_figures_of_an_accelerator_are_set_beside_those_here_and_lost_ones_are_counted(
+    modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = modules("trace_page")
+
+    def results(**values: float | None) -> dict[str, Any]:
+        some = [{"name": f"{name}: CMD", "value": value, "low": None, "unit": ""} for name, value in values.items()]
+        return {"machine": {"cores": 2, "processor": "x", "accelerator": "y"}, "commit": "c" * 40, "rows": some}
+
+    (tmp_path / "there.json").write_text(json.dumps(results(a=0.1, b=0.5, c=None)))
+    monkeypatch.setattr(page, "ELSEWHERE", tmp_path / "there.json")
+    assert "| CMD | 2 of 4 | 0.2 |" in page.accelerator(results(a=0.1, b=0.3, c=0.1, d=0.2))
+
+
 def test_the_parts_of_what_a_frame_changes_add_up_and_its_words_tell_it(
     modules: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -632,9 +646,11 @@ def test_the_parts_of_what_a_frame_changes_add_up_and_its_words_tell_it(
     with open_store(tmp_path / "store") as store:
         rows = {row.name: row for row in framing.rows(tiny, store)}
     assert all(row.low < row.value < row.high or row.value == row.high == 1 for row in rows.values())
+    told = [f"test against real, AUROC of {name}" for name in framing.PROBES]
+    assert [*rows] == [*(f"test minus real, {name}" for name in framing.WHOLES), *told]
     whole, *parts = (rows[f"test minus real, {name}"].value for name in framing.WHOLES[:5])
     assert whole == pytest.approx(sum(parts), abs=1e-5)
-    _, dealt, words = (rows[f"test against real, AUROC of {name}"] for name in framing.PROBES)
+    _, dealt, words = (rows[name] for name in told)
     assert words.low > 0.5
     assert words.value > dealt.high
 

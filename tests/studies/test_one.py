@@ -41,8 +41,6 @@ from truing.targets.local.adapter import peft_quiet
 from truing.targets.local.inside import forward
 from truing.trace.twins import twins
 
-from ..command import truing  # noqa: TID252 - tests are no package
-
 
 @pytest.fixture(scope="module")
 def claimed(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
@@ -123,7 +121,8 @@ def test_an_adapter_for_another_model_is_refused_before_any_evaluation(
 
 
 def test_the_command_says_so_in_one_line(claimed: tuple[Path, str], tmp_path: Path) -> None:
-    done = truing("measure", claimed[1][:12], "--after", str(tmp_path), "--store", str(claimed[0]))
+    command = [sys.executable, "-m", "truing", "measure", claimed[1][:12], "--after", str(tmp_path)]
+    done = subprocess.run([*command, "--store", str(claimed[0])], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith(f"truing: no adapter at {tmp_path} (adapter_config.json is missing)")
     assert done.stderr.count("\n") == 1

@@ -45,15 +45,15 @@ def stores(tmp_path: Path) -> Iterator[tuple[Store, Store]]:
 def alike(here: Any, there: Any) -> None:
     """Records hold the same, but for the last digits."""
     a, b = here.model_dump(mode="json"), there.model_dump(mode="json")
-    assert _rounded(a) == pytest.approx(_rounded(b), abs=1e-4, rel=1e-3)
+    assert _numbers(a) == pytest.approx(_numbers(b), abs=1e-4, rel=1e-3)
 
 
-def _rounded(x: Any, at: str = "") -> dict[str, Any]:
+def _numbers(x: Any, at: str = "") -> dict[str, Any]:
     """Its numbers by where they stand."""
     if isinstance(x, dict):
-        return {k: v for key, one in x.items() for k, v in _rounded(one, f"{at}.{key}").items()}
+        return {k: v for key, one in x.items() for k, v in _numbers(one, f"{at}.{key}").items()}
     if isinstance(x, list):
-        return {k: v for key, one in enumerate(x) for k, v in _rounded(one, f"{at}.{key}").items()}
+        return {k: v for key, one in enumerate(x) for k, v in _numbers(one, f"{at}.{key}").items()}
     return {at: x} if isinstance(x, int | float) and "seconds" not in at else {}
 
 
