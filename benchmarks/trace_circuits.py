@@ -62,7 +62,9 @@ def scored(model: Any, twins: Sequence[Twin], start: int, rule: Scoring) -> Scor
     for twin in twins:
         rows: dict[tuple[Site, int], Tensor] = {}
 
-        def sink(site: Site, layer: int, _: Tensor, score: Tensor, twin: Twin = twin, rows: Any = rows) -> None:
+        def sink(
+            site: Site, layer: int, _: Tensor, __: Tensor, score: Tensor, twin: Twin = twin, rows: Any = rows
+        ) -> None:
             rows[site, layer] = score[start : twin.first.functional.prompt].cpu()
 
         contract(model, twin, rule, sink)

@@ -211,11 +211,11 @@ def graph(of: Target, about: Claim, rng: random.Random, *, parents: Sequence[Rec
 
 
 def mediated() -> tuple[Mediation, ...]:
-    shares = {"attribution": 0.62, "random": 0.03, "largest change": 0.31, "shuffled": 0.05}
+    shares = {"attribution": 0.62, "random": 0.03, "largest change": 0.31, "activation size": 0.02, "shuffled": 0.05}
     found = [
         Mediation(
             kind=kind, choice=choice, k=k, share=estimate(share * factor, 0.12, "share", n=42),
-            restored=None if choice == "largest change" else estimate(0.9 * share * factor, 0.12, "share", n=42),
+            restored=estimate(0.9 * share * factor, 0.12, "share", n=42),
         )
         for kind, k, factor in (("head", 5, 0.6), ("head", 15, 1.0), ("neuron", 200, 0.5), ("neuron", 1000, 0.9))
         for choice, share in shares.items()

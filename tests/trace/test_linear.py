@@ -230,3 +230,12 @@ def test_many_cotangents_at_once_are_each_alone(setting: Setting) -> None:
         (alone,) = recursion(setting.model, setting.seen, rows[row : row + 1], sink=lambda *_: None, through_mlps=True)
         torch.testing.assert_close(together[row], alone, atol=1e-5 * float(together.abs().max()), rtol=1e-5)
     assert float(together[1].abs().max()) == 0
+
+
+def test_strips_of_nodes_lose_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    R_TD, _ = setting.decision
+    whole = recursion(setting.model, setting.seen, R_TD[None], sink=lambda *_: None, through_mlps=True)
+    monkeypatch.setattr("truing.trace.linear.STRIP", 5)
+    assert len(R_TD) % 5
+    parts = recursion(setting.model, setting.seen, R_TD[None], sink=lambda *_: None, through_mlps=True)
+    torch.testing.assert_close(parts, whole, atol=1e-6 * float(whole.abs().max()), rtol=1e-5)

@@ -23,7 +23,7 @@ from truing.trace.ablate import Bench, Neurons
 from truing.trace.attribute import read_side
 from truing.trace.averaging import segments_of
 from truing.trace.causal import room
-from truing.trace.room import bench_costs, held, through_twins
+from truing.trace.room import bench_costs, held, rows_within, through_twins
 from truing.trace.twins import twins
 
 ASKED = (Message(role="user", content="The sky is green. Is the sky green?"),)
@@ -113,6 +113,7 @@ def test_rows_are_as_many_as_choices(tiny: LocalTarget, effect: Effect) -> None:
     """No choice is left out of the plan: neither of this effect nor of those beside."""
     import torch
 
+    from truing.trace.attribute import TRIVIAL
     from truing.trace.mediate import choose
     from truing.trace.ordinary import ordinary
 
@@ -122,10 +123,17 @@ def test_rows_are_as_many_as_choices(tiny: LocalTarget, effect: Effect) -> None:
         choice
         for ks, draws in ((many.heads, many.draws), (many.neurons, 1))
         for k in ks
-        for choice in choose("head", k, table, table, draws=draws, seed=0)
+        for choice in choose("head", k, table, dict.fromkeys(TRIVIAL, table), draws=draws, seed=0)
     ]
     assert many.together == len(drawn)
     assert replace(many, draws=1).together == 4 * (1 + len(ordinary()))
+
+
+@pytest.mark.parametrize(("nodes", "rows"), [(10, 16), (1024, 16), (2048, 8), (4096, 4), (20_000, 1)])
+def test_a_batch_of_long_cases_is_no_larger_than_is_of_use(nodes: int, rows: int) -> None:
+    assert rows_within(10**12, 0, 1, nodes) == rows
+    assert rows_within(3, 0, 1, nodes) == min(rows, 3)
+    assert rows_within(0, 5, 1, nodes) == 1
 
 
 def test_the_plan_holds_the_inside_of_both_sides_and_grows(tiny: LocalTarget, effect: Effect) -> None:

@@ -46,7 +46,9 @@ def pairs(tiny: LocalTarget, effect: Effect) -> list[Twin]:
 
 def scores(model: Any, twin: Twin, rule: Scoring) -> dict[tuple[Site, int], tuple[torch.Tensor, torch.Tensor]]:
     found = {}
-    contract(model, twin, rule, lambda site, layer, moved, score: found.update({(site, layer): (moved, score)}))
+    contract(
+        model, twin, rule, lambda site, layer, here, there, score: found.update({(site, layer): (here - there, score)})
+    )
     return found
 
 
@@ -160,6 +162,8 @@ def test_every_rule_scores_every_unit_of_any_decoder(kind: str, rule: Scoring) -
         torch.testing.assert_close(found.neurons, found.neurons_change)
         torch.testing.assert_close(found.heads, found.heads_change)
     if rule == "activation size":
+        torch.testing.assert_close(found.neurons, found.neurons_size)
+        torch.testing.assert_close(found.heads, found.heads_size)
         sides = [values(model, side.functional) for side in (twin.first, twin.second)]
         for layer in range(config.num_hidden_layers):
             sizes = [side.neurons[layer].abs().sum(0) for side in sides]
@@ -238,5 +242,6 @@ def test_pairs_of_tokens_are_twins_of_one_decision() -> None:
 
 def test_slots_of_an_attribution_are_those_that_stores_hold() -> None:
     assert Attribution.__slots__ == (
-        "heads", "neurons", "heads_change", "neurons_change", "neurons_by_segment", "effect",
+        "heads", "neurons", "heads_change", "neurons_change", "heads_size", "neurons_size", "neurons_by_segment",
+        "effect",
     )  # fmt: skip

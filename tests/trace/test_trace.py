@@ -24,7 +24,7 @@ from truing.targets.local import LocalTarget
 from truing.targets.local.tiny import COPY_HEADS, COPY_LAYER
 from truing.trace import Effect, Settings, judge, retrace, trace
 from truing.trace.accounts import Account
-from truing.trace.attribute import attribute, read_side
+from truing.trace.attribute import TRIVIAL, Trivial, attribute, read_side
 from truing.trace.averaging import averaged
 from truing.trace.derive import decision_of
 from truing.trace.draw import OUTPUT, account, draw
@@ -74,6 +74,9 @@ def test_the_planted_heads_rank_first_by_attribution(tiny: LocalTarget, pairs: l
         torch.testing.assert_close(one.neurons_by_segment.sum(0), one.neurons, atol=1e-5, rtol=1e-4)
         assert (one.heads_change >= 0).all()
         assert (one.neurons_change >= 0).all()
+        # No change exceeds what is there: |a - b| <= |a| + |b|.
+        assert (one.heads_change <= 2 * one.heads_size + 1e-5).all()
+        assert (one.neurons_change <= 2 * one.neurons_size + 1e-5).all()
 
 
 def test_the_planted_heads_carry_the_whole_effect_and_no_others_do(tiny: LocalTarget, pairs: list[Twin]) -> None:
@@ -133,11 +136,13 @@ def test_patching_everything_gives_the_other_twin(name: str, effect: Effect, req
 
 def test_choices_are_what_their_rules_say() -> None:
     generator = torch.Generator().manual_seed(1)
-    score, change = torch.randn(4, 30, generator=generator), torch.rand(4, 30, generator=generator)
-    by_rule = {choice.rule: choice for choice in choose("neuron", 12, score, change, draws=1, seed=3)}
-    assert set(by_rule) == {"attribution", "random", "largest change", "shuffled"}
+    score = torch.randn(4, 30, generator=generator)
+    change, size = torch.rand(2, 4, 30, generator=generator)
+    trivial: dict[Trivial, torch.Tensor] = {"largest change": change, "activation size": size}
+    by_rule = {choice.rule: choice for choice in choose("neuron", 12, score, trivial, draws=1, seed=3)}
+    assert set(by_rule) == {"attribution", "random", "largest change", "activation size", "shuffled"}
     assert all(choice.k == 12 == len(set(choice.units)) for choice in by_rule.values())
-    for rule, table in (("attribution", score), ("largest change", change)):
+    for rule, table in (("attribution", score), ("largest change", change), ("activation size", size)):
         chosen = {float(table[unit]) for unit in by_rule[rule].units}
         assert chosen == set(table.flatten().sort(descending=True).values[:12].tolist())
     # Shuffled inside layers: as many units of each layer as the attribution has there.
@@ -145,14 +150,14 @@ def test_choices_are_what_their_rules_say() -> None:
     assert layers[0] == layers[1]
     assert set(by_rule["shuffled"].units) != set(by_rule["attribution"].units)
     assert not set(by_rule["random"].units) & set(by_rule["attribution"].units)
-    assert choose("neuron", 12, score, change, draws=1, seed=3) == list(by_rule.values())
-    again = {choice.rule: choice for choice in choose("neuron", 12, score, change, draws=1, seed=4)}
+    assert choose("neuron", 12, score, trivial, draws=1, seed=3) == list(by_rule.values())
+    again = {choice.rule: choice for choice in choose("neuron", 12, score, trivial, draws=1, seed=4)}
     assert again["attribution"] == by_rule["attribution"]
     assert again["random"] != by_rule["random"]
-    drawn = choose("neuron", 12, score, change, draws=3, seed=3)
+    drawn = choose("neuron", 12, score, trivial, draws=3, seed=3)
     assert [choice.rule for choice in drawn].count("random") == 3 == [choice.rule for choice in drawn].count("shuffled")
-    assert len({choice.label for choice in drawn}) == len(drawn) == 8
-    assert len({choice.units for choice in drawn}) == 8
+    assert len({choice.label for choice in drawn}) == len(drawn) == 9
+    assert len({choice.units for choice in drawn}) == 9
 
 
 def test_the_way_back_is_the_way_there_with_the_cells_exchanged(wild: LocalTarget, effect: Effect) -> None:
@@ -185,11 +190,12 @@ def test_the_planted_heads_bring_the_whole_effect_back_and_no_others_do(tiny: Lo
     assert abs(shares[1]) < 0.05
 
 
-def test_one_of_each_sham_goes_the_other_way_too() -> None:
+def test_one_of_each_rule_goes_the_other_way_too() -> None:
     generator = torch.Generator().manual_seed(1)
-    score, change = torch.randn(4, 30, generator=generator), torch.rand(4, 30, generator=generator)
-    drawn = choose("head", 5, score, change, draws=3, seed=3)
-    assert [(c.rule, c.draw) for c in back(drawn)] == [("attribution", 0), ("random", 0), ("shuffled", 0)]
+    score, table = torch.randn(4, 30, generator=generator), torch.rand(4, 30, generator=generator)
+    drawn = choose("head", 5, score, dict.fromkeys(TRIVIAL, table), draws=3, seed=3)
+    rules = ("attribution", *TRIVIAL, "random", "shuffled")
+    assert [(c.rule, c.draw) for c in back(drawn)] == [(rule, 0) for rule in rules]
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
@@ -273,6 +279,7 @@ def share(value: float, half: float = 0.05) -> Quantity:
 
 def shares(k: int = 5, kind: str = "head", **by_rule: Quantity) -> list[Mediation]:
     said = {"attribution": share(0.9), "random": share(0.0), "shuffled": share(0.1), "largest change": share(0.2)}
+    said |= {"activation size": share(0.0)}
     said |= {rule.replace("_", " "): quantity for rule, quantity in by_rule.items()}
     return [Mediation(kind=kind, choice=rule, k=k, share=quantity) for rule, quantity in said.items()]
 
@@ -294,6 +301,7 @@ NONE = Unmeasured(reason="4 clusters")
         (shares(attribution=share(0.0), random=share(0.9), shuffled=share(0.9)), "refuted"),
         (shares(attribution=share(-0.9)), "refuted"),
         (shares(attribution=share(0.0), largest_change=share(0.9)), "refuted"),  # nor is a trivial one
+        (shares(attribution=share(0.0), activation_size=share(0.9)), "refuted"),
         (shares(attribution=share(0.9, half=0.6)), "weak"),
         (shares(attribution=share(0.8), random=share(0.85)), "refuted"),  # random units do better
         (shares(attribution=share(0.6, half=0.5)), "inconclusive"),  # too few twins to tell
@@ -350,8 +358,12 @@ def test_units_must_bring_the_effect_back_too(
 def test_a_trivial_choice_that_does_as_well_is_remarked() -> None:
     _, why = judge(shares(largest_change=share(0.88)))
     assert "largest change alone do as well" in why
+    _, why = judge(shares(activation_size=share(0.88)))
+    assert "units chosen by activation size alone do as well" in why
+    _, why = judge(shares(activation_size=share(0.88), largest_change=share(0.88)))
+    assert "units chosen by the largest change or activation size alone do as well" in why
     _, plain = judge(shares())
-    assert "largest change" not in plain
+    assert "do as well" not in plain
     assert "5 heads mediate 90% [85%, 95%]" in plain
 
 
@@ -368,7 +380,9 @@ def test_a_trace_finds_the_planted_heads_and_supports_them(tiny: LocalTarget, ef
     restored = {(m.kind, m.choice): m.restored for m in graph.mediated}
     assert restored["head", "attribution"].value == pytest.approx(1, abs=0.05)
     assert abs(restored["head", "random"].value) < 0.1
-    assert restored["head", "largest change"] is None
+    for rule in ("largest change", "activation size"):
+        assert isinstance(mediated["head", rule], Estimate)
+        assert isinstance(restored["head", rule], Estimate)
     assert "bring back" in graph.why
     assert graph.verdict == judge(graph.mediated)[0]
     assert graph.closure_error < 1e-5
@@ -483,8 +497,8 @@ def test_the_shared_beginning_need_not_be_patched(wild: LocalTarget) -> None:
     twin = pairs[0]
     segments = tuple(dict.fromkeys(twin.first.segment_T))
     found = attribute(wild.model, twin, segments)
-    choices = [*choose("head", 2, found.heads, found.heads_change, draws=1, seed=1)]
-    choices += choose("neuron", 9, found.neurons, found.neurons_change, draws=1, seed=2)
+    choices = [*choose("head", 2, found.heads, found.trivial("head"), draws=1, seed=1)]
+    choices += choose("neuron", 9, found.neurons, found.trivial("neuron"), draws=1, seed=2)
     _, _, quick = mediate(wild.model, twin, choices)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("truing.trace.mediate._alike", lambda _: 0)
@@ -560,8 +574,8 @@ def test_heads_that_carry_everything_are_not_called_an_effects_own(
 ) -> None:
     """The tiny model's heads copy whatever a prompt holds: those of other effects are the same two."""
     mean, _ = averaged(tiny, pairs, labels(pairs), store, None, name="attribution")
-    choices = choose("head", 2, mean.heads, mean.heads_change, draws=1, seed=0)
-    choices += choose("neuron", 20, mean.neurons, mean.neurons_change, draws=1, seed=0)
+    choices = choose("head", 2, mean.heads, mean.trivial("head"), draws=1, seed=0)
+    choices += choose("neuron", 20, mean.neurons, mean.trivial("neuron"), draws=1, seed=0)
     before = shares_of(patched_on(tiny, pairs, choices, store), choices)
     assert judge(before)[0] == "supported"
     found, sources = compared(tiny, pairs, choices, before, store)

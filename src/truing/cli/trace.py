@@ -133,7 +133,7 @@ def command(
     """Trace the effect of CLAIM (an id, or its first digits), or one decision.
 
     Of a claim: which heads and neurons carry the effect. They are chosen on one half of the plots; on the other half
-    they are patched from the twin, beside random units, largest changes and a shuffled explanation.
+    they are patched from the twin, beside random units, largest changes and activations, and a shuffled explanation.
 
     Of a planted behaviour (--planted): what carries the effect of its trigger. With --diff: what is different inside
     two models over the cases of CLAIM. With --probe: whether linear probes tell its cells apart.

@@ -551,15 +551,15 @@ class Mediation(Sparse):
     later = frozenset({"restored", "of", "beyond", "beyond_restored"})
 
     kind: Literal["head", "neuron"]
-    choice: Literal["attribution", "random", "largest change", "shuffled", "another effect"]
+    choice: Literal["attribution", "random", "largest change", "activation size", "shuffled", "another effect"]
     k: int
     draws: int = 1
     """Choices that the share is averaged over."""
     share: Quantity
     """In the first cell, with the units' values of the second: what goes."""
     restored: Quantity | None = None
-    """In the second cell, with the units' values of the first: what comes. Of one draw; of the largest changes, and in
-    older records, not measured."""
+    """In the second cell, with the units' values of the first: what comes. Of one draw; in older records not
+    measured, or not of trivial choices."""
     of: str = ""
     """The other effect whose units these are: of the ordinary ones, that which the chosen units exceed least in what
     goes; where there are two, the second is that of what comes. Of one twin of each plot."""

@@ -132,7 +132,7 @@ class Bench:
         self._keys: list[tuple[Tensor, Tensor]] = []
         self.value = self._read()
         """The decision, nats per token."""
-        self.rows = rows_within(memory, *bench_costs(model, functional, self.basis))
+        self.rows = rows_within(memory, *bench_costs(model, functional, self.basis), len(functional.tree))
         self._short = self._agrees()
 
     @property

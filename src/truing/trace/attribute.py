@@ -33,14 +33,18 @@ Scoring = Literal[
 ]  # fmt: skip
 SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 """Rules by which units are scored."""
+Trivial = Literal["largest change", "activation size"]
+TRIVIAL: tuple[Trivial, ...] = get_args(Trivial)
+"""Those that ask for no derivative, and are no chance either."""
 
-Sink = Callable[[Site, int, Tensor, Tensor], None]
-"""Is given (site, layer, difference between the cells at aligned nodes, score there), both (P, U)."""
+Sink = Callable[[Site, int, Tensor, Tensor, Tensor], None]
+"""Is given (site, layer, values in the first cell at aligned nodes, in the second, score there), each (P, U)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Per unit, summed over aligned positions: what of the effect it carries, and how much it changes at all.
+    """Per unit, summed over aligned positions: what of the effect it carries, how much it changes at all, and how large
+    it is.
 
     score = (value in first cell - value in second) * total derivative of the decision: nats per token; positive
     where the unit carries the effect. Shapes: heads (L, H), neurons (L, F); by segment: (S, L, F). The effect itself,
@@ -51,8 +55,20 @@ class Attribution:
     neurons: Tensor
     heads_change: Tensor
     neurons_change: Tensor
+    heads_size: Tensor
+    neurons_size: Tensor
     neurons_by_segment: Tensor
     effect: Tensor
+
+    def scores(self, site: Site) -> Tensor:
+        """Of the units of a site."""
+        return self.heads if site == "head" else self.neurons
+
+    def trivial(self, site: Site) -> dict[Trivial, Tensor]:
+        """What units of a site could be chosen by without asking what follows from them."""
+        if site == "head":
+            return {"largest change": self.heads_change, "activation size": self.heads_size}
+        return {"largest change": self.neurons_change, "activation size": self.neurons_size}
 
 
 def read_side(model: Any, side: Side) -> tuple[Activations, Tensor]:
@@ -72,30 +88,30 @@ def attribute(model: Any, twin: Twin, segments: Sequence[str], rule: Scoring = "
     heads = int(model.config.get_text_config().num_attention_heads)
     index = {label: i for i, label in enumerate(segments)}
     segment_T = torch.tensor([index[twin.first.segment_T[int(t)]] for t in twin.onto_T])
-    found: dict[str, dict[int, Tensor]] = {
-        name: {} for name in ("heads", "neurons", "heads_change", "neurons_change", "by")
-    }
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in Attribution.__slots__ if name != "effect"}
 
-    def sink(site: Site, layer: int, moved: Tensor, score: Tensor) -> None:
-        if site == "head":
-            found["heads"][layer] = score.sum(0).view(heads, -1).sum(-1)
-            found["heads_change"][layer] = moved.abs().sum(0).view(heads, -1).sum(-1)
-            return
-        found["neurons"][layer] = score.sum(0)
-        found["neurons_change"][layer] = moved.abs().sum(0)
-        by = torch.zeros(len(segments), score.shape[1], device=score.device)
-        found["by"][layer] = by.index_add(0, segment_T.to(score.device), score)
+    def sink(site: Site, layer: int, here: Tensor, there: Tensor, score: Tensor) -> None:
+        count = heads if site == "head" else score.shape[1]
+        for name, x_PU in (("", score), ("_change", change(here, there)), ("_size", size(here, there))):
+            found[f"{site}s{name}"][layer] = x_PU.sum(0).view(count, -1).sum(-1)
+        if site == "neuron":
+            by = torch.zeros(len(segments), score.shape[1], device=score.device)
+            found["neurons_by_segment"][layer] = by.index_add(0, segment_T.to(score.device), score)
 
     effect = contract(model, twin, rule, sink)
     stacked = {name: torch.stack([rows[layer] for layer in sorted(rows)]).cpu() for name, rows in found.items()}
-    return Attribution(
-        stacked["heads"],
-        stacked["neurons"],
-        stacked["heads_change"],
-        stacked["neurons_change"],
-        stacked["by"].transpose(0, 1).contiguous(),
-        effect.cpu(),
-    )
+    stacked["neurons_by_segment"] = stacked["neurons_by_segment"].transpose(0, 1).contiguous()
+    return Attribution(**stacked, effect=effect.cpu())
+
+
+def change(here: Tensor, there: Tensor) -> Tensor:
+    """How far values are apart between the cells."""
+    return (here - there).abs()
+
+
+def size(here: Tensor, there: Tensor) -> Tensor:
+    """How large values are, the mean of the cells."""
+    return (here.abs() + there.abs()) / 2
 
 
 def contract(model: Any, twin: Twin, rule: Scoring, sink: Sink) -> Tensor:
@@ -106,17 +122,17 @@ def contract(model: Any, twin: Twin, rule: Scoring, sink: Sink) -> Tensor:
     grads = _derivatives(model, twin, rule, a, b)
     draw = torch.Generator().manual_seed(0)  # the same for all twins, so that their mean is no less random
     for site in SITES:
-        for layer, (here, there) in enumerate(zip(a.at(site), b.at(site), strict=True)):
-            moved = here[twin.onto_T] - there[twin.from_T]
+        for layer, cells in enumerate(zip(a.at(site), b.at(site), strict=True)):
+            here, there = cells[0][twin.onto_T], cells[1][twin.from_T]
             if grads is not None:
-                score = moved * grads.at(site)[layer][twin.onto_T]
+                score = (here - there) * grads.at(site)[layer][twin.onto_T]
             elif rule == "activation size":
-                score = (here[twin.onto_T].abs() + there[twin.from_T].abs()) / 2
+                score = size(here, there)
             elif rule == "random":
-                score = torch.rand(moved.shape[-1], generator=draw).to(moved).expand_as(moved) / len(moved)
+                score = torch.rand(here.shape[-1], generator=draw).to(here).expand_as(here) / len(here)
             else:
-                score = moved.abs()
-            sink(site, layer, moved, score)
+                score = change(here, there)
+            sink(site, layer, here, there, score)
     return torch.tensor(a.decision - b.decision, dtype=torch.double)
 
 
@@ -140,10 +156,11 @@ def _by_hand(model: Any, twin: Twin, rule: Rule, sink: Sink) -> Tensor:
     onto, taken = twin.onto_T, twin.from_T
 
     def pour(layer: int, after: Tensor, before: Tensor) -> None:
-        moved = a.neurons[layer][onto] - b.neurons[layer][taken]
-        sink("neuron", layer, moved, moved * (after[0, onto] @ model.model.layers[layer].mlp.down_proj.weight))
-        moved = a.heads[layer][onto] - b.heads[layer][taken]
-        sink("head", layer, moved, moved * head_cotangent(model, layer, before[0, onto]))
+        here, there = a.neurons[layer][onto], b.neurons[layer][taken]
+        onto_neurons = after[0, onto] @ model.model.layers[layer].mlp.down_proj.weight
+        sink("neuron", layer, here, there, (here - there) * onto_neurons)
+        here, there = a.heads[layer][onto], b.heads[layer][taken]
+        sink("head", layer, here, there, (here - there) * head_cotangent(model, layer, before[0, onto]))
 
     R_TD, _ = decision_cotangent(model, twin.first, a, kept)
     recursion(model, a, R_TD[None], sink=pour, through_mlps=True, rule=rule)

@@ -38,7 +38,9 @@ def averaged(
         blob = store.put_blob(pack_tensors({part: tensor.contiguous() for part, tensor in sums.items()}), "safetensors")
         return [arrays(target, name, plot, members, blob=blob)]
 
-    more = {"segments": list(segments), "name": name} | ({} if rule == "relp" else {"rule": rule})
+    more = {"segments": list(segments), "name": name, "parts": list(Attribution.__slots__)} | (
+        {} if rule == "relp" else {"rule": rule}
+    )
     records = units_of_work("attribute", target, plots, more, work, store, watcher)
     total: dict[str, Tensor] = {}
     for record in records:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class CaseSettings:
     keep_edges: float = 0.98
     check: bool = True
     """Whether neurons are ablated to see if the graph is right."""
+    checks: Checks = field(default_factory=Checks)
+    """How much of that is done."""
     full: bool = False
     """Whether all of them are ablated by themselves, not a sample."""
     seed: int = 0
@@ -232,7 +234,7 @@ def _checked(target: LocalTarget, context: Context, picked: Picked, how: _How, w
     if not settings.check:
         return Causal((), (), "inconclusive", "no causal check was made")
     twin = beside.twin.functional if beside.twin else None
-    checks = Checks(singly=len(picked)) if settings.full else Checks()
+    checks = replace(settings.checks, singly=len(picked)) if settings.full else settings.checks
     if how.features:
         return check_features(target, context.functional, picked, how.features, twin=twin, seed=settings.seed,
                               settings=checks, told=_renamed(watcher))  # fmt: skip

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 from truing.records import Estimate, Mediation, Quantity
+from truing.trace.attribute import Trivial
 
 Verdict = Literal["supported", "weak", "refuted", "inconclusive"]
 HALF = 0.5
 """Share of the effect that an explanation must account for."""
 MARGIN = 0.05
 """Share of the effect by which units must exceed those of any other: twins are paired, and tell far smaller ones."""
+
+TRIVIAL: dict[Trivial, str] = {"largest change": "the largest change", "activation size": "activation size"}
+"""Choices that need no attribution, and how they are said."""
 
 
 def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
@@ -40,10 +44,9 @@ def judge(mediated: Sequence[Mediation]) -> tuple[Verdict, str]:
         if share.low <= max(q.high for q in controls):
             failed += share.high < HALF or share.high <= max(q.high for q in controls)
             continue
-        trivial = rivals["largest change"].share if "largest change" in rivals else None
         remark = "; patching them overshoots" if share.low > 1 else ""
-        if isinstance(trivial, Estimate) and trivial.high >= share.low:
-            remark += "; units chosen by the largest change alone do as well"
+        if trivial := [name for name in TRIVIAL if name in rivals and _as_well(rivals[name].share, share)]:
+            remark += f"; units chosen by {' or '.join(TRIVIAL[name] for name in trivial)} alone do as well"
         comes, other_way = _comes_back(m, shams)
         others = [r for r in mediated if (r.kind, r.k, r.choice) == (m.kind, m.k, "another effect")]
         own, beyond = _of_its_own(m, others)
@@ -74,6 +77,11 @@ def _comes_back(chosen: Mediation, shams: Sequence[Mediation]) -> tuple[bool, st
     if controls and back.low > max(q.high for q in controls):
         return True, f", and bring back {_percent(back)} in the other twin"
     return False, f"; in the other twin they bring back {_percent(back)}, not clearly more than sham units"
+
+
+def _as_well(trivial: Quantity, share: Estimate) -> bool:
+    """Whether units that were chosen without a derivative may mediate as much."""
+    return isinstance(trivial, Estimate) and trivial.high >= share.low
 
 
 def _percent(share: Estimate) -> str:

@@ -23,6 +23,8 @@ from truing.trace.rules import Rule
 
 DENSE = 0.9
 """The share of rows from which on it does not pay to leave out those that are 0."""
+STRIP = 512
+"""Nodes that are looked from at once."""
 Sink = Callable[[int, Tensor, Tensor], None]
 """Called with (layer, cotangent at the residual stream after that layer's MLP, before its MLP); (B, T, D) each."""
 
@@ -139,9 +141,18 @@ def _through_attention(model: Any, block: Any, seen: Activations, layer: int, R_
     groups = block.self_attn.v_proj.weight.shape[0] // width
     G = _rows_times(R_BTD, block.self_attn.o_proj.weight).unflatten(-1, (groups, heads // groups, width))
     # A group at a time: patterns of long texts are large.
-    found = [torch.einsum("rqk,bqre->bke", seen.pattern(layer, g), G[:, :, g]) for g in range(groups)]
+    found = [_onto_seen(seen.pattern(layer, g), G[:, :, g]) for g in range(groups)]
     G = _rows_times(torch.cat(found, -1), block.self_attn.v_proj.weight)
     return G * (seen.norm1[layer][:, None] * block.input_layernorm.weight)
+
+
+def _onto_seen(pattern_RQK: Tensor, given_BQRE: Tensor) -> Tensor:
+    """From nodes to those that they see, shape (B, K, E). None sees a later one, so half of all pairs are left out."""
+    strips = [
+        torch.einsum("rqk,bqre->bke", pattern_RQK[:, k:, k : k + STRIP], given_BQRE[:, k:])
+        for k in range(0, pattern_RQK.shape[-1], STRIP)
+    ]
+    return torch.cat(strips, 1)
 
 
 def _rows_times(x_BTE: Tensor, weight_ED: Tensor) -> Tensor:

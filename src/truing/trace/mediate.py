@@ -8,7 +8,7 @@ restored  in the second cell, with values of the first: how much of it comes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from truing.targets.local.change import counts
 from truing.targets.local.inside import Held, Patch, Site, llama_shaped, run
-from truing.trace.attribute import read_side
+from truing.trace.attribute import Trivial, read_side
 from truing.trace.derive import decision_of, values
 from truing.trace.readable import check_units
 from truing.trace.twins import Side, Twin
 
-Rule = Literal["attribution", "random", "largest change", "shuffled", "another effect"]
+Rule = Literal["attribution", "random", "largest change", "activation size", "shuffled", "another effect"]
 OTHER: Rule = "another effect"
 
 
@@ -64,12 +64,14 @@ class Ways:
     """In the second, with units from the first."""
 
 
-def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, draws: int, seed: int) -> list[Choice]:
+def choose(
+    site: Site, k: int, score_LU: Tensor, trivial: Mapping[Trivial, Tensor], *, draws: int, seed: int
+) -> list[Choice]:
     """K units by attribution, and as many by each baseline.
 
-    largest change: those whose values differ most between twins; random: any others than the chosen; shuffled: the
-    attribution's own scores dealt out anew inside each layer, so that the layers are right and the units wrong (some of
-    the chosen may be among them).
+    largest change: those whose values differ most between twins; activation size: those whose values are largest;
+    random: any others than the chosen; shuffled: the attribution's own scores dealt out anew inside each layer, so that
+    the layers are right and the units wrong (some of the chosen may be among them).
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = top(score_LU, k)
@@ -77,7 +79,8 @@ def choose(site: Site, k: int, score_LU: Tensor, change_LU: Tensor, *, draws: in
     for unit in chosen:
         taken_LU[unit] = True
 
-    choices = [Choice(site, "attribution", chosen), Choice(site, "largest change", top(change_LU, k))]
+    choices = [Choice(site, "attribution", chosen)]
+    choices += [Choice(site, rule, top(table_LU, k)) for rule, table_LU in trivial.items()]
     for draw in range(draws):
         shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in score_LU])
         random = torch.rand(score_LU.shape, generator=generator).masked_fill(taken_LU, -1)
@@ -92,8 +95,8 @@ def top(score_LU: Tensor, k: int) -> tuple[tuple[int, int], ...]:
 
 
 def back(choices: Sequence[Choice]) -> list[Choice]:
-    """Those that are patched the other way too: by attribution, one draw of each sham, and all of other effects."""
-    return [c for c in choices if c.rule == OTHER or (c.rule != "largest change" and c.draw == 0)]
+    """Those that are patched the other way too: one of each rule, and all of other effects."""
+    return [c for c in choices if c.rule == OTHER or c.draw == 0]
 
 
 def mediate(model: Any, twin: Twin, choices: Sequence[Choice]) -> tuple[float, float, list[float]]:

@@ -10,6 +10,8 @@ from truing.trace.rows import CELLS, LISTED
 from truing.trace.select import BATCH
 
 FP32 = 4
+WIDE = 131_072
+"""Nodes of all targets of a batch together at most: with more, a target takes hardly less time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def plan(model: Any, nodes: int, neurons: int, *, budget: int, by_hand: bool, mo
         each = nodes * layers * 3 * inner * FP32
     each += more
     fixed = kept + square + listed + looked_at
-    batch = min(BATCH, neurons + 1, (budget - fixed) // each)
+    batch = min(BATCH, neurons + 1, max(1, WIDE // nodes), (budget - fixed) // each)
     if batch < 1:
         raise TargetError(
             f"a graph of {neurons:,} neurons over {nodes:,} tokens takes about {(fixed + each) / 1e6:,.0f} MB beyond"

@@ -17,6 +17,8 @@ from truing.trace.twins import Twin
 FP32 = 4
 ROWS = 16
 """Rows of a batch of ablations at most: with more, a row takes no less time."""
+WIDE = 16_384
+"""Nodes of all rows of a batch together at most, for the same reason."""
 
 
 class Taken(Protocol):
@@ -53,7 +55,7 @@ def ablating(model: Any, case: Functional, basis: Taken, *, budget: int, twin: b
     """
     fixed, one = bench_costs(model, case, basis)
     fixed += held(model, len(case.tree), basis) if twin else 0
-    rows = rows_within(budget, fixed, one)
+    rows = rows_within(budget, fixed, one, len(case.tree))
     what = f"ablating {unit}s in a case of {len(case.tree):,} tokens, {rows} row{'s' * (rows > 1)} at once"
     return Room(what, fixed + rows * one).within(budget, "Shorten the case, trace without a check (--no-check)")
 
@@ -71,9 +73,9 @@ def held(model: Any, nodes: int, basis: Taken) -> int:
     return nodes * (basis.held_a_node + stream + Costs.of(model).kept)
 
 
-def rows_within(budget: int, fixed: int, one: int) -> int:
-    """As many rows as fit, and one where none does."""
-    return int(max(1, min(ROWS, (budget - fixed) // one)))
+def rows_within(budget: int, fixed: int, one: int, nodes: int) -> int:
+    """As many rows of so many nodes as fit and are of use, and one where none is."""
+    return int(max(1, min(ROWS, WIDE // nodes, (budget - fixed) // one)))
 
 
 def through_twins(model: Any, pairs: Sequence[Twin], *, rows: int, spots: int, budget: int, more: int = 0) -> Room:

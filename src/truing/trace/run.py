@@ -13,9 +13,9 @@ from truing.stats import cluster_mean
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.targets.local.change import counts, layers
-from truing.targets.local.inside import llama_shaped
+from truing.targets.local.inside import Site, llama_shaped
 from truing.trace.accounts import TOGETHER, Spot
-from truing.trace.attribute import SCORINGS, Attribution, Scoring
+from truing.trace.attribute import SCORINGS, TRIVIAL, Attribution, Scoring
 from truing.trace.averaging import averaged, segments_of
 from truing.trace.closing import closed
 from truing.trace.draw import draw
@@ -65,7 +65,8 @@ class Settings:
     @property
     def together(self) -> int:
         """Choices of units that are patched in one batch, at most: of this effect, or of all ordinary ones beside."""
-        own = len(self.heads) * (2 + 2 * self.draws) + len(self.neurons) * 4
+        beside = 1 + len(TRIVIAL)  # by attribution, and by what is trivial; then random and shuffled ones
+        own = len(self.heads) * (beside + 2 * self.draws) + len(self.neurons) * (beside + 2)
         return max(own, (len(self.heads) + len(self.neurons)) * (1 + len(ordinary())))
 
     def within(self, target: LocalTarget) -> Settings:
@@ -150,14 +151,15 @@ def trace(
 
 def chosen_by(mean: Attribution, settings: Settings) -> list[Choice]:
     """The units that scores choose, and those that are patched beside them."""
+    sites: tuple[tuple[Site, tuple[int, ...], int], ...] = (
+        ("head", settings.heads, settings.draws),
+        ("neuron", settings.neurons, 1),
+    )
     return [
         choice
-        for site, ks, draws, score, change in (
-            ("head", settings.heads, settings.draws, mean.heads, mean.heads_change),
-            ("neuron", settings.neurons, 1, mean.neurons, mean.neurons_change),
-        )
+        for site, ks, draws in sites
         for k in ks
-        for choice in choose(site, k, score, change, draws=draws, seed=settings.seed + k)  # type: ignore[arg-type]
+        for choice in choose(site, k, mean.scores(site), mean.trivial(site), draws=draws, seed=settings.seed + k)
     ]
 
 

@@ -67,7 +67,7 @@ def _scores(
 
 def _rivals(own: Choice, scores: Mapping[str, Attribution]) -> list[Choice]:
     """As many units of the same kind, by the scores of each other effect."""
-    tables = [one.heads if own.site == "head" else one.neurons for one in scores.values()]
+    tables = [one.scores(own.site) for one in scores.values()]
     return [Choice(own.site, OTHER, top(score_LU, own.k), draw) for draw, score_LU in enumerate(tables)]
 
 
