@@ -21,12 +21,14 @@ PAGE = ROOT / "docs" / "explanation" / "microscope.md"
 RULES = ("relp", "gradient", "integrated-gradients", "largest change", "activation size", "random")
 CURVE = re.compile(rf"(\w+), (.+), ({'|'.join(RULES)}): (CMD|n\(F >= 0\.8\))")
 PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
-MEDIATED = re.compile(r"(.+): (\d+) (heads|neurons) by (attribution|another effect|largest change|random|shuffled).*")
+CHOICES = ("attribution", "another effect", "largest change", "activation size", "random", "shuffled")
+MEDIATED = re.compile(rf"(.+): (\d+) (heads|neurons) by ({'|'.join(CHOICES)}).*")
 TRAINED = re.compile(r"trained( planted)? (units|neurons|heads), (.+): AUROC of \|score\|")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
 LOOKED = re.compile(r"([a-z-]+), (trained out|hidden|clean control): (.+)")
 BEYOND = re.compile(r"(.+): (\d+ \w+), (gone|brought back) beyond those of another effect")
 CASE = "bundled model, 200 tokens, 512 neurons"
+LONG = "bundled model, 4,"
 ONE = "one case, "
 FOOLED = ": called supported"
 UNMEASURED = "Not measured."
@@ -47,10 +49,9 @@ def effects(found: dict[str, Any]) -> str:
             # Of two other effects the first is that which comes closest in what goes.
             shares.setdefault((name, f"{k} {kind}"), {}).setdefault(choice, row)
     said = {match[1]: match[2] for row in found["rows"] if (match := VERDICT.fullmatch(row["name"]))}
-    choices = ("attribution", "another effect", "largest change", "random", "shuffled")
-    lines = [f"| Effect | Units | {' | '.join(f'by {one}' for one in choices)} |", "|" + "---|" * (2 + len(choices))]
+    lines = [f"| Effect | Units | {' | '.join(f'by {one}' for one in CHOICES)} |", "|" + "---|" * (2 + len(CHOICES))]
     for (name, units), by in shares.items():
-        cells = [interval(by[choice]) if choice in by else "" for choice in choices]
+        cells = [interval(by[choice]) if choice in by else "" for choice in CHOICES]
         lines.append(f"| {name} ({said[name]}) | {units} | {' | '.join(cells)} |")
     counted = [
         f"{row['name'].capitalize()}: {row['value']:.0f} {row['unit']} (wanted: {row['bar']}; {_holds(row)})."
@@ -252,16 +253,18 @@ def blind() -> str:
 
 
 def peers(found: dict[str, Any]) -> str:
-    """Time and memory beside others, and of the bundled model: every row with a bar that stands nowhere else."""
+    """Time and memory beside others, and of the bundled model: every row with a bar that stands nowhere else, and how
+    long the longest prompt takes.
+    """
     lines = ["| What | Here | Beside | Wanted | |", "|---|---|---|---|---|"]
     for row in found["rows"]:
         elsewhere = row["name"].endswith(FOOLED) or row["name"].startswith(("trained", "effects supported"))
-        if row["bar"] and not elsewhere:
+        if (row["bar"] and not elsewhere) or row["name"].startswith(LONG):
             ratio = row["ratio"]
             times = "{median:.2f} [{min:.2f}, {max:.2f}] times".format(**ratio) if ratio else ""
             beside = f"{row['peer']}: {times}" if ratio else ""
             value = row["unit"] if row["value"] is None else f"{row['value']:.4g} {row['unit']}"
-            lines.append(f"| {row['name']} | {value} | {beside} | {row['bar']} | {_holds(row)} |")
+            lines.append(f"| {row['name']} | {value} | {beside} | {row['bar'] or ''} | {_holds(row)} |")
     return "\n".join([*lines, "", source(found)])
 
 

@@ -1048,3 +1048,25 @@ def test_scores_stand_beside_what_patching_takes_away(modules: Any) -> None:
     assert first.name == "x, relp: correlation with patching"
     assert (first.value, first.low, first.high) == pytest.approx((1, 1, 1))
     assert second.value == pytest.approx(-1)
+
+
+def test_the_long_case_is_the_trace_of_the_command_line_with_fewer_rows(
+    modules: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, long = modules("trace"), modules("trace_long")
+    monkeypatch.setattr(long, "MODEL", "local/tiny")
+    long.main("The sky is green. Is the sky green?")
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["closure_error"] < 1e-5
+    assert 0 < found["graph"]["peak"] <= found["whole"]["peak"]
+    assert 0 < found["graph"]["seconds"] < found["whole"]["seconds"]
+    said = [line.split(": ", 1)[1] for line in printed.err.splitlines()]
+    assert said[-3:] == ["curves of faithfulness and completeness", "single neurons", "neurons together"]
+    given = {**found, "tokens": 4100, "neurons": 512, "graph": {"peak": 7.9, "seconds": 9}}
+    given["whole"] = {"peak": 8.1, "seconds": 10}
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=json.dumps(given)))
+    rows = list(bench.long())
+    assert [row.holds for row in rows] == [True, True, False, True, None, None]
+    assert all(row.name.startswith("bundled model, 4,100 tokens, 512 neurons: ") for row in rows)
+    assert len(bench.text_of(4096).split()) > 3700
