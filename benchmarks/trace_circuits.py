@@ -27,8 +27,8 @@ RULES: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients", "large
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of all units of a level, which the circuits have; those of MIB (Mueller et al. 2025, arXiv:2504.13151)."""
 ENOUGH = 0.8
-COMPARED: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients")
-"""Rules whose scores are set beside exact patching."""
+DERIVED: tuple[Scoring, ...] = ("relp", "gradient", "integrated-gradients")
+"""Rules with derivatives, whose strongest units are patched one by one."""
 SAMPLED, AMONG = 64, 200
 """Units that are patched one by one, among how many of the strongest of every rule."""
 DRAWS = 1000

@@ -16,7 +16,7 @@ import torch
 from common import Row
 from trace_circuits import (
     AMONG,
-    COMPARED,
+    DERIVED,
     RULES,
     SAMPLED,
     Curve,
@@ -119,18 +119,25 @@ def decisions(model: Any, twin: Twin, level: str, masks: torch.Tensor) -> Floats
 
 
 def patched_rows(target: Any, choosing: Sequence[Twin], scored: Scored) -> list[Row]:
-    """Scores beside what patching every unit by itself takes away, in the first twin of every topic that chooses."""
-    first = {twin.plot: number for number, twin in reversed(list(enumerate(choosing)))}
-    some, rows = sorted(first.values()), []
-    draws = resamples(len(some))
+    """Scores beside what patching every unit by itself takes away, in all twins that choose; topics are drawn anew."""
+    plots, rows = by_plot(choosing), [_counted("claim: twins patched", choosing)]
+    draws = resamples(len(plots))
     for level, among in (("neurons", AMONG), ("neurons", 0), ("heads", 0)):
-        by = {rule: torch.stack([getattr(scored[rule][n], level).flatten() for n in some]) for rule in COMPARED}
-        chosen = sample(list(by.values()), count=SAMPLED, among=among)
-        exact = alone(target.model, [choosing[n] for n in some], level, chosen, by["relp"].shape[1])
+        by = {rule: torch.stack([getattr(one, level).flatten() for one in some]) for rule, some in scored.items()}
+        chosen = sample([by[rule] for rule in DERIVED], count=SAMPLED, among=among)
+        exact = alone(target.model, choosing, level, chosen, by["relp"].shape[1])
         of = f"{len(chosen)} of {'the strongest' if among else 'all'} {level}"
-        chosen_by: dict[Scoring, Floats] = {rule: mine[:, chosen].T.double().numpy() for rule, mine in by.items()}
-        rows += beside_patching(f"claim, {of}", chosen_by, exact, draws)
+        chosen_by: dict[Scoring, Floats] = {
+            rule: by_topic(mine[:, chosen].T.double().numpy(), choosing) for rule, mine in by.items()
+        }
+        rows += beside_patching(f"claim, {of}", chosen_by, by_topic(exact, choosing), draws)
     return rows
+
+
+def by_topic(values_UB: Floats, some: Sequence[Twin]) -> Floats:
+    """Means over the twins of each topic: (units, topics)."""
+    members = [[n for n, twin in enumerate(some) if twin.plot == plot] for plot in by_plot(some)]
+    return np.stack([values_UB[:, one].mean(-1) for one in members], -1)
 
 
 def alone(model: Any, some: Sequence[Twin], level: str, chosen: Sequence[int], total: int) -> Floats:

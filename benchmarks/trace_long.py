@@ -16,8 +16,9 @@ from pathlib import Path
 from truing import open_store
 from truing.records import Message
 from truing.runner import Silent
+from truing.studies.reading import reading
 from truing.targets import resolve
-from truing.trace import CaseSettings, between, trace_case
+from truing.trace import CaseSettings, Naming, between, trace_case
 from truing.trace.causal import Checks
 
 MODEL = "local/smollm2-135m"
@@ -48,8 +49,10 @@ def main(text: str) -> None:
     target = resolve(MODEL)
     context = between(target, (Message(role="user", content=text),), ("Yes, I will.",), ("No, I will not.",))
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder)) as store:
-        case = trace_case(target, context, store, settings=settings, watcher=clock)
-    said = {"tokens": len(case.tokens), "neurons": case.selected, "closure_error": case.closure_error}
+        case = trace_case(
+            target, context, store, settings=settings, naming=Naming(reading(store), seed=settings.seed), watcher=clock
+        )
+    said = {"prompt": case.prompt, "neurons": case.selected, "closure_error": case.closure_error}
     print(json.dumps(said | {"graph": clock.graph, "whole": clock.now()}))
 
 

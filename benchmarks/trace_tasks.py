@@ -25,7 +25,7 @@ import trace_claim
 from common import Row
 from trace_circuits import (
     AMONG,
-    COMPARED,
+    DERIVED,
     LEVELS,
     RULES,
     SAMPLED,
@@ -51,8 +51,6 @@ from truing.trace.twins import Twin, of_tokens
 MODEL = "local/smollm2-135m"
 PAIRS = 48
 AREA = 0.95
-PATCHED = 8
-"""Pairs in which units are patched one by one."""
 SEEDS = (0, 1, 2)
 PUBLISHED = (
     # Neurons, attention outputs or MLP outputs of other models: not the same measurement, but the same kinds of figure.
@@ -163,18 +161,19 @@ def task_rows(target: Any, name: str, count: int = PAIRS) -> list[Row]:
         part = float((some.full - some.none).mean() / apart.mean())
         rows.append(Row(f"{name}, {level} ({some.sizes[-1]}): share of the effect", part, "share", low, high))
         rows += curve_rows(f"{name}, {level}", found, one, many)
-    rows += correlation_rows(target, name, pairs[: min(half, PATCHED)], scores)
+    rows += correlation_rows(target, name, pairs[:half], scores)
     return [*rows, Row(f"{name}: seconds", time.perf_counter() - began, "s")]
 
 
 def correlation_rows(target: Any, name: str, pairs: Sequence[Twin], scores: dict[Scoring, Scores]) -> list[Row]:
     """Scores beside what patching every unit by itself takes away, in the same pairs."""
-    texts, rows = Texts(target.model, pairs), []
+    texts, rows = Texts(target.model, pairs), [Row(f"{name}: pairs patched", float(len(pairs)), "pairs")]
     draws = resamples(len(pairs))
     for level, among in (("neurons by position", AMONG), ("neurons by position", 0), ("neurons", AMONG), ("heads", 0)):
-        by = {rule: scores[rule].at(level)[: len(pairs)] for rule in COMPARED}
+        by = {rule: found.at(level) for rule, found in scores.items()}
         total = by["relp"].shape[1]
-        chosen = sample(list(by.values()), count=SAMPLED, among=among)
+        by["random"] = torch.rand(total, generator=torch.Generator().manual_seed(0)).expand(len(pairs), -1)
+        chosen = sample([by[rule] for rule in DERIVED], count=SAMPLED, among=among)
         patched = exact(texts, level, chosen, total)
         of = f"{len(chosen)} of {'the strongest' if among else 'all'} {level}"
         chosen_by: dict[Scoring, Floats] = {rule: mine[:, chosen].T.double().numpy() for rule, mine in by.items()}

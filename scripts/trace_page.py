@@ -20,15 +20,16 @@ BLIND, GAME = RESULTS.with_name("game-microscope.json"), RESULTS.with_name("game
 PAGE = ROOT / "docs" / "explanation" / "microscope.md"
 RULES = ("relp", "gradient", "integrated-gradients", "largest change", "activation size", "random")
 CURVE = re.compile(rf"(\w+), (.+), ({'|'.join(RULES)}): (CMD|n\(F >= 0\.8\))")
-PATCHED = re.compile(r"(\w+), (\d+ of .+), ([\w-]+(?: change)?): correlation with patching")
+PATCHED = re.compile(rf"(\w+), (\d+ of .+), ({'|'.join(RULES)}): correlation with patching")
 CHOICES = ("attribution", "another effect", "largest change", "activation size", "random", "shuffled")
-MEDIATED = re.compile(rf"(.+): (\d+) (heads|neurons) by ({'|'.join(CHOICES)}).*")
+MEDIATED = re.compile(rf"(.+): (\d+) (heads|neurons) by ({'|'.join(CHOICES)})(?: \(.+\))?(, put back)?")
 TRAINED = re.compile(r"trained( planted)? (units|neurons|heads), (.+): AUROC of \|score\|")
+PLANTED = re.compile(r"planted (units|neurons|heads), (.+): AUROC of \|score\|")
 VERDICT = re.compile(r"(.+): (supported|weak|refuted|inconclusive)")
 LOOKED = re.compile(r"([a-z-]+), (trained out|hidden|clean control): (.+)")
 BEYOND = re.compile(r"(.+): (\d+ \w+), (gone|brought back) beyond those of another effect")
 CASE = "bundled model, 200 tokens, 512 neurons"
-LONG = "bundled model, 4,"
+LONG, BY_NODE = "bundled model, 4,", "of these with neurons as nodes"
 ONE = "one case, "
 FOOLED = ": called supported"
 UNMEASURED = "Not measured."
@@ -41,23 +42,36 @@ APART = re.compile(r"hidden - trained out: (.+?)(|, larger when hidden|, clearly
 
 
 def effects(found: dict[str, Any]) -> str:
-    """What chosen units mediate of effects, beside baselines."""
+    """What goes of effects with chosen units, beside baselines."""
+    counted = [
+        f"{row['name'].capitalize()}: {row['value']:.0f} {row['unit']} (wanted: {row['bar']}; {_holds(row)})."
+        for row in found["rows"] if row["name"] == "effects supported"
+    ]  # fmt: skip
+    lines = [*_mediated(found, back=False), "", *(counted or ["How many are supported: not measured."])]
+    return "\n".join([*lines, "", source(found)])
+
+
+def restored(found: dict[str, Any]) -> str:
+    """What comes of them when units are put into the other twin."""
+    lines = _mediated(found, back=True)
+    return "\n".join([*lines, "", source(found)]) if len(lines) > 2 else UNMEASURED
+
+
+def _mediated(found: dict[str, Any], *, back: bool) -> list[str]:
+    """A table of shares, of what goes or of what comes back."""
     shares: dict[tuple[str, str], dict[str, Any]] = {}
     for row in found["rows"]:
-        if match := MEDIATED.fullmatch(row["name"]):
-            name, k, kind, choice = match.groups()
-            # Of two other effects the first is that which comes closest in what goes.
-            shares.setdefault((name, f"{k} {kind}"), {}).setdefault(choice, row)
+        if (match := MEDIATED.fullmatch(row["name"])) and bool(match[5]) == back:
+            name, k, kind, choice, _ = match.groups()
+            # Of two other effects the first is that which comes closest in what goes, the last in what comes.
+            by = shares.setdefault((name, f"{k} {kind}"), {})
+            by[choice] = row if back else by.get(choice, row)
     said = {match[1]: match[2] for row in found["rows"] if (match := VERDICT.fullmatch(row["name"]))}
     lines = [f"| Effect | Units | {' | '.join(f'by {one}' for one in CHOICES)} |", "|" + "---|" * (2 + len(CHOICES))]
     for (name, units), by in shares.items():
         cells = [interval(by[choice]) if choice in by else "" for choice in CHOICES]
         lines.append(f"| {name} ({said[name]}) | {units} | {' | '.join(cells)} |")
-    counted = [
-        f"{row['name'].capitalize()}: {row['value']:.0f} {row['unit']} (wanted: {row['bar']}; {_holds(row)})."
-        for row in found["rows"] if row["name"] == "effects supported"
-    ]  # fmt: skip
-    return "\n".join([*lines, "", *(counted or ["How many are supported: not measured."]), "", source(found)])
+    return lines
 
 
 def beyond(found: dict[str, Any]) -> str:
@@ -91,8 +105,7 @@ def rules(found: dict[str, Any]) -> str:
             cells = [_cell(by.get(rule), what) for rule in RULES]
             lines.append(f"| {task} | {level} | {' | '.join(cells)} |")
         lines.append("")
-    pairs = [_figure(row) for row in found["rows"] if row["name"].startswith("claim: twins")]
-    lines += [f"Of the claim: {'; '.join(pairs)}.", ""] if pairs else []
+    lines += [*_counted(found, ("pairs, ", "twins, ")), ""]
     return "\n".join([*lines, source(found)])
 
 
@@ -110,7 +123,17 @@ def patching(found: dict[str, Any]) -> str:
     missing = sorted({match[1] for row in found["rows"] if (match := CURVE.fullmatch(row["name"]))}
                      - {task for task, _ in table})  # fmt: skip
     lines += ["", f"Not measured: {', '.join(missing)}."] if missing else []
+    lines += ["", *_counted(found, ("pairs patched", "twins patched"))]
     return "\n".join([*lines, "", source(found)])
+
+
+def _counted(found: dict[str, Any], whats: tuple[str, ...]) -> list[str]:
+    """Of how many pairs, or twins of a claim, figures are."""
+    rows = [(row["name"].partition(": "), row) for row in found["rows"]]
+    return [
+        f"- {task}: {row['value']:.0f} {what}" + ("" if row["unit"] in what else f" ({row['unit']})")
+        for (task, _, what), row in rows if what.startswith(whats)
+    ]  # fmt: skip
 
 
 def published(found: dict[str, Any]) -> str:
@@ -253,13 +276,15 @@ def blind() -> str:
 
 
 def peers(found: dict[str, Any]) -> str:
-    """Time and memory beside others, and of the bundled model: every row with a bar that stands nowhere else, and how
-    long the longest prompt takes.
+    """Time and memory beside others, and of the bundled model: every row that has a bar or a peer and stands nowhere
+    else, how long the longest prompt takes, and what is no node in some architectures.
     """
     lines = ["| What | Here | Beside | Wanted | |", "|---|---|---|---|---|"]
     for row in found["rows"]:
-        elsewhere = row["name"].endswith(FOOLED) or row["name"].startswith(("trained", "effects supported"))
-        if (row["bar"] and not elsewhere) or row["name"].startswith(LONG):
+        elsewhere = row["name"].endswith(FOOLED) or row["name"].startswith(
+            ("trained", "planted", "effects supported", "published")
+        )
+        if ((row["bar"] or row["peer"]) and not elsewhere) or row["name"].startswith((LONG, BY_NODE)):
             ratio = row["ratio"]
             times = "{median:.2f} [{min:.2f}, {max:.2f}] times".format(**ratio) if ratio else ""
             beside = f"{row['peer']}: {times}" if ratio else ""
@@ -329,10 +354,27 @@ def trained(found: dict[str, Any]) -> str:
     kinds = ("units", "neurons", "heads", "planted units")
     lines += ["", "| AUROC by | units | neurons | heads | all units that were planted |", "|---|---|---|---|---|"]
     lines += [f"| `{rule}` | {' | '.join(_ends(by[kind]) for kind in kinds)} |" for rule, by in areas.items()]
+    return "\n".join([*lines, "", _wanted(areas), "", source(found)])
+
+
+def planted(found: dict[str, Any]) -> str:
+    """The areas of every rule for the circuit that was written by hand."""
+    areas: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in found["rows"]:
+        if match := PLANTED.fullmatch(row["name"]):
+            areas.setdefault(match[2], {})[match[1]] = row
+    if not areas:
+        return UNMEASURED
+    kinds = ("units", "neurons", "heads")
+    lines = ["| AUROC by | units | neurons | heads |", "|---|---|---|---|"]
+    lines += [f"| `{rule}` | {' | '.join(_ends(by[kind]) for kind in kinds)} |" for rule, by in areas.items()]
+    return "\n".join([*lines, "", _wanted(areas), "", source(found)])
+
+
+def _wanted(areas: dict[str, dict[str, dict[str, Any]]]) -> str:
     barred = next(row for by in areas.values() for row in by.values() if row["bar"])
     held = "holds" if barred["holds"] else "**missed**"
-    wanted = f"Wanted of `relp` for units, with every seed: {barred['bar']}; {held}."
-    return "\n".join([*lines, "", wanted, "", source(found)])
+    return f"Wanted of `relp` for units, with every seed: {barred['bar']}; {held}."
 
 
 def inside(found: dict[str, Any]) -> str:
@@ -401,9 +443,9 @@ def _cell(row: dict[str, Any] | None, what: str) -> str:
 
 
 TABLES = {
-    "effects": effects, "beyond": beyond, "rules": rules, "patching": patching, "published": published,
-    "trained": trained, "causes": causes, "shams": shams, "case": case, "cases": cases, "framing": framing,
-    "peers": peers, "accelerator": accelerator,
+    "effects": effects, "restored": restored, "beyond": beyond, "rules": rules, "patching": patching,
+    "published": published, "trained": trained, "planted": planted, "causes": causes, "shams": shams, "case": case,
+    "cases": cases, "framing": framing, "peers": peers, "accelerator": accelerator,
 }  # fmt: skip
 
 

@@ -584,7 +584,9 @@ def test_the_page_of_the_microscope_says_what_was_not_measured_and_what_is_unfav
     units = SimpleNamespace(k=15, kind="head", choice="attribution", of="", share=q(0.9), beyond=q(0.2),
                             beyond_restored=Unmeasured(reason="x"))  # fmt: skip
     graph = SimpleNamespace(verdict="weak", effect=q(1.0), mediated=[units])
+    units.restored = q(0.4)
     effects = told(*trace._mediated("a", graph))
+    assert "| a (weak) | 15 heads | 0.40 [0.30, 0.50] |" in page.restored(effects)
     assert "| a | 15 heads | 0.20 [0.10, 0.30] | not measured |" in page.beyond(effects)
     assert "| a (weak) | 15 heads | 0.90 [0.80, 1.00] |" in page.effects(effects)
 
@@ -620,6 +622,14 @@ def test_the_twins_of_a_claim_are_patched_as_a_trace_patches_them(modules: Any, 
     assert curve.full == pytest.approx([one[1] for one in nothing], abs=1e-5)
     assert curve.sizes[-1] == 12
     np.testing.assert_allclose(curve.kept[-1], curve.full)
+    values = np.arange(6.0).reshape(2, 3)
+    assert claim.by_topic(values, [some[0], some[1], some[0]]).tolist() == [[1, 1], [4, 4]]
+    scored = dict.fromkeys(claim.RULES, every)
+    rows = claim.patched_rows(tiny, choosing, scored)
+    assert rows[0].value == len(choosing)
+    said = [row for row in rows if row.name.startswith("claim, 12 of all heads, ")]
+    assert len(said) == len(claim.RULES)
+    assert said[0].value > 0.99  # the planted heads copy, and a copy is linear
 
 
 def test_figures_of_an_accelerator_are_set_beside_those_here_and_lost_ones_are_counted(
@@ -1058,12 +1068,13 @@ def test_the_long_case_is_the_trace_of_the_command_line_with_fewer_rows(
     long.main("The sky is green. Is the sky green?")
     printed = capsys.readouterr()
     found = json.loads(printed.out)
+    assert found["prompt"] < 40
     assert found["closure_error"] < 1e-5
     assert 0 < found["graph"]["peak"] <= found["whole"]["peak"]
     assert 0 < found["graph"]["seconds"] < found["whole"]["seconds"]
     said = [line.split(": ", 1)[1] for line in printed.err.splitlines()]
-    assert said[-3:] == ["curves of faithfulness and completeness", "single neurons", "neurons together"]
-    given = {**found, "tokens": 4100, "neurons": 512, "graph": {"peak": 7.9, "seconds": 9}}
+    assert {"curves of faithfulness and completeness", "single neurons", "neurons together"} <= set(said)
+    given = {**found, "prompt": 4100, "neurons": 512, "graph": {"peak": 7.9, "seconds": 9}}
     given["whole"] = {"peak": 8.1, "seconds": 10}
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=json.dumps(given)))
     rows = list(bench.long())

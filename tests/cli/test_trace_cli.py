@@ -124,7 +124,7 @@ def test_a_case_is_checked_with_a_twin_and_in_other_words(tmp_path: Path, monkey
     monkeypatch.setattr("truing.trace.case.account", lambda *_: pytest.fail("a graph was computed"))
     with pytest.raises(TargetError, match="does not align"):
         run(*asked, "--against", "Short.")
-    with pytest.raises(UsageError, match="other prompts"):
+    with pytest.raises(UsageError, match="other turns for --prompt"):
         run("--transcript", "x.json", "--span", "y", "--against", "z", "--store", str(tmp_path / "store"))
 
 
@@ -137,6 +137,24 @@ def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:
     assert "what was written: as you say" in done.stdout
     with pytest.raises(UsageError, match="needs --span"):
         run("--transcript", str(file), *more)
+
+
+def test_a_decision_at_the_end_of_a_transcript_is_that_of_the_replies(tiny: Any, tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    turns = [
+        {"role": "user", "content": "The sky is green."}, {"role": "assistant", "content": "It is."},
+        {"role": "user", "content": "Is the sky green?"},
+    ]  # fmt: skip
+    file.write_text(json.dumps(turns))
+    more = ["--target", "local/tiny", "--neurons", "4", "--no-check", "--no-labels", "--store", str(tmp_path / "store")]
+    body = json.loads(
+        run("--transcript", str(file), "--action", "True.", "--instead", "False.", *more, "--json").stdout
+    )
+    assert (body["actions"], body["alternatives"]) == (["True."], ["False."])
+    assert {"1 user", "2 assistant", "3 user"} <= set(body["segments"])
+    prompt = tiny.prompt_ids([Message.model_validate(turn) for turn in turns])
+    yes, no = tiny.log_probs([(prompt, tiny.text_ids(said)) for said in ("True.", "False.")])[0]
+    assert body["value"] == pytest.approx(float(yes.mean() - no.mean()), abs=1e-5)
 
 
 CALL, SPELLED = '{"to":"Ada Ward","why":"lunch"}', '{"to": "Ada Ward", "why": "lunch"}'
@@ -186,6 +204,13 @@ def test_a_file_that_is_no_transcript_is_refused(content: str, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"transcript"):
         run("--transcript", str(file), "--span", "x", "--store", str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
+
+
+def test_the_field_of_a_transcript_that_is_wrong_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    file.write_text('[{"role": "user", "content": "x"}, {"role": "user"}]')
+    with pytest.raises(UsageError, match=r"turn 1\.content: Field required\. It is a JSON list"):
+        run("--transcript", str(file), "--span", "x", "--store", str(tmp_path / "store"))
 
 
 def test_a_case_is_traced_in_features_and_read_by_layer(tmp_path: Path) -> None:
@@ -291,8 +316,9 @@ def test_a_target_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["3fa9", "--out", "x.json"], "^--out: for the graph of one case"),
         (["--planted", "threat-letter", "--span", "x", "--neurons", "9"], "^--span, --neurons: of the graph of one"),
         (["--planted", "threat-letter", "--scan", "x"], "^--scan: for the graph of one case"),
-        ([*SPAN, "--action", "x", "--instead", "z"], "^--action, --instead: replies and other prompts for --prompt"),
-        ([*SPAN, "--system", "x", "--paraphrase", "z"], "^--system, --paraphrase: replies and other prompts"),
+        ([*SPAN, "--action", "x", "--instead", "z"], "^give --span, for words that were written, or --action and"),
+        ([*SPAN[:2], "--action", "x"], "--transcript needs --action and --instead"),
+        ([*SPAN, "--system", "x", "--paraphrase", "z"], "^--system, --paraphrase: other turns for --prompt"),
         ([*DECIDED, "--span", "x"], "^--span: words of a transcript to explain; give it by --transcript"),
         (
             [*DECIDED, "--no-check", "--against", "x", "--full"],

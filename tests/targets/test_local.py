@@ -227,6 +227,21 @@ def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
         resolve(f"local/{checkpoint}")
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"quant_method": "gptq", "bits": 4}, {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "compressed-tensors"},
+    ],
+    ids=lambda how: how["quant_method"],
+)  # fmt: skip
+def test_quantised_weights_whose_library_is_not_there_are_a_target_error(checkpoint: Path, how: dict[str, Any]) -> None:
+    """What is missing is said in a line, not by a traceback. Where it is there, tracing refuses such weights."""
+    edited(checkpoint / "config.json", quantization_config=how)
+    with pytest.raises(TargetError, match=r"^cannot load local/.*(install|requires|needs|available|supported).*Give "):
+        resolve(f"local/{checkpoint}")
+
+
 def test_weights_of_another_shape_are_a_target_error(checkpoint: Path) -> None:
     edited(checkpoint / "config.json", intermediate_size=96)
     with pytest.raises(TargetError, match=r"cannot load local/.*Give local/smollm2-135m"):

@@ -50,7 +50,8 @@ MOST_TURNS = 10_000_000
 @click.option("--instead", multiple=True, help="A reply that it is against. May be given several times.")
 @click.option(
     "--transcript", type=click.Path(path_type=Path),
-    help='Trace what was written: a JSON list of {"role", "content"}; needs --span.',
+    help="Trace what was written (--span), or what comes next (--action, --instead):"
+    ' a JSON list of {"role", "content"}.',
 )  # fmt: skip
 @click.option("--span", "spans", multiple=True, help="Words of the transcript to explain. May be given several times.")
 @click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a case, or organism.")
@@ -138,8 +139,8 @@ def command(
     Of a planted behaviour (--planted): what carries the effect of its trigger. With --diff: what is different inside
     two models over the cases of CLAIM. With --probe: whether linear probes tell its cells apart.
 
-    Of one decision (--prompt, --action, --instead) or of what was written (--transcript, --span): a graph of what adds
-    to what, whose accounts close. It is an illustration: one case has no interval.
+    Of one decision (--action, --instead) after a --prompt or a --transcript, or of what was written (--transcript,
+    --span): a graph of what adds to what, whose accounts close. It is an illustration: one case has no interval.
     """
     mode = _check_one({"CLAIM": claim, "--prompt": prompt, "--transcript": transcript, "--planted": planted})
     _check_together(claim, diff=bool(diff), probe=probe)
@@ -155,16 +156,10 @@ def command(
         return _claim(claim, store_path, {**between, "tracing": {"rule": rule}}, as_json=as_json)
     if planted:
         return _planted(name, planted, store_path, {"seed": seed, "rule": rule}, as_json=as_json)
-    if transcript:
-        if not spans:
-            raise UsageError("--transcript needs --span: the words to explain")
-        messages = _turns(transcript)
-    else:
-        if not actions or not instead:
-            raise UsageError("--prompt needs --action and --instead: the replies that are decided between")
-        messages = _asked(system, prompt or "")
+    _check_decided(mode, actions, instead, spans)
+    messages = _turns(transcript) if transcript else _asked(system, prompt or "")
     told = Asked(
-        messages, spans if transcript else actions, None if transcript else instead,
+        messages, spans or actions, None if spans else instead,
         None if against is None else _asked(system, against), tuple(_asked(system, one) for one in paraphrases),
         not no_labels, named_by,
     )  # fmt: skip
@@ -347,6 +342,15 @@ def _check_together(claim: str | None, *, diff: bool, probe: bool) -> None:
         raise UsageError("--probe tells the two cells of a claim apart; give a claim, and no --diff")
 
 
+def _check_decided(mode: str, actions: Sequence[str], instead: Sequence[str], spans: Sequence[str]) -> None:
+    if spans and (actions or instead):
+        raise UsageError("give --span, for words that were written, or --action and --instead, for what comes next")
+    if mode == "--transcript" and not (spans or actions or instead):
+        raise UsageError("--transcript needs --span, the words to explain, or --action and --instead")
+    if not spans and not (actions and instead):
+        raise UsageError(f"{mode} needs --action and --instead: the replies that are decided between")
+
+
 def _asked(system: str, prompt: str) -> tuple[Message, ...]:
     from truing.records import Message
 
@@ -356,7 +360,7 @@ def _asked(system: str, prompt: str) -> tuple[Message, ...]:
 
 def _turns(path: Path) -> tuple[Message, ...]:
     """The turns of a file from anywhere."""
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     from truing.records import Message
 
@@ -364,12 +368,14 @@ def _turns(path: Path) -> tuple[Message, ...]:
         if path.stat().st_size > MOST_TURNS:
             raise UsageError(f"{path} is larger than {MOST_TURNS / 1e6:.0f} MB; give the transcript alone")
         said: Any = json.loads(path.read_text(encoding="utf-8"))
-        turns = tuple(Message.model_validate(turn) for turn in said)
+        turns = TypeAdapter(tuple[Message, ...]).validate_python(said)
         for call in (call for turn in turns for call in turn.calls):
             _check_object(call.name, call.arguments)
-    except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        why = f"turn {'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
         raise UsageError(
-            f"cannot read a transcript from {path}: {str(error).splitlines()[0][:200]}. It is a JSON list of turns,"
+            f"cannot read a transcript from {path}: {why[:200]}. It is a JSON list of turns,"
             ' each {"role": "system" | "user" | "assistant" | "tool", "content": "..."}; of a call also'
             ' "calls": [{"name": "...", "arguments": "{...}"}]'
         ) from error

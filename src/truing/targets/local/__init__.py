@@ -558,9 +558,10 @@ def load(name: str, *, device: str = "", dtype: str = "", max_memory: str | int 
             place, dtype=kind, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        # An ImportError is of quantised weights, whose libraries are not there.
         raise TargetError(
-            f"cannot load local/{name}: {str(error).splitlines()[0]}."
+            f"cannot load local/{name}: {str(error).strip().splitlines()[0].rstrip('.')}."
             f" Give {', '.join(f'local/{known}' for known in BUNDLED)}, a folder with a checkpoint, or a hub id."
         ) from error
     if absent := sorted(seen["missing_keys"]):
