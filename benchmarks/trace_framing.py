@@ -11,7 +11,7 @@ CELLS = ("cue=real", "cue=test")
 FAMILIES = ("coercion", "leak", "deception")
 """Families of company plots whose halves have enough plots."""
 WHOLES = (
-    "difference", "activation part", "weight part", "embedding part", "without counterpart",
+    "difference", "activation part", "weight part", "embedding part", "without counterpart", "entropy part",
     "activation part in 1 system", "activation part in reply", "weight part in 1 system", "weight part in reply",
 )  # fmt: skip
 PROBES = ("layers together", "labels shuffled within plots", "words of the text alone")

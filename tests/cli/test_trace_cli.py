@@ -124,8 +124,23 @@ def test_a_case_is_checked_with_a_twin_and_in_other_words(tmp_path: Path, monkey
     monkeypatch.setattr("truing.trace.case.account", lambda *_: pytest.fail("a graph was computed"))
     with pytest.raises(TargetError, match="does not align"):
         run(*asked, "--against", "Short.")
-    with pytest.raises(UsageError, match="other turns for --prompt"):
-        run("--transcript", "x.json", "--span", "y", "--against", "z", "--store", str(tmp_path / "store"))
+
+
+def test_a_transcript_is_checked_with_another_and_in_other_words(tmp_path: Path) -> None:
+    said = {"case": "The sky is green.", "twin": "The sky is black.", "other": "They say the sky is green."}
+    for name, text in said.items():
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "It is, as you say."}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(turns))
+    case, twin, other = (str(tmp_path / f"{name}.json") for name in said)
+    more = ["--target", "local/tiny", "--neurons", "4", "--no-labels", "--store", str(tmp_path / "store"), "--json"]
+    for what in (["--span", "as you say"], ["--action", "True.", "--instead", "False."]):
+        body = json.loads(run("--transcript", case, *what, "--against", twin, "--paraphrase", other, *more).stdout)
+        names = {check["name"] for check in body["checks"]}
+        assert "decision with all neurons ablated (counterfactual)" in names
+        assert "attribution and exact effect, Pearson (counterfactual)" in names
+        assert any("over paraphrases" in name for name in names)
+    with pytest.raises(UsageError, match="cannot read a transcript"):
+        run("--transcript", case, "--span", "as you say", "--against", "no such file", *more)
 
 
 def test_what_was_written_is_traced_from_a_file(tmp_path: Path) -> None:
@@ -318,7 +333,7 @@ def test_a_target_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--planted", "threat-letter", "--scan", "x"], "^--scan: for the graph of one case"),
         ([*SPAN, "--action", "x", "--instead", "z"], "^give --span, for words that were written, or --action and"),
         ([*SPAN[:2], "--action", "x"], "--transcript needs --action and --instead"),
-        ([*SPAN, "--system", "x", "--paraphrase", "z"], "^--system, --paraphrase: other turns for --prompt"),
+        ([*SPAN, "--system", "x", "--paraphrase", "z"], "^--system: a turn before --prompt; a transcript has its own"),
         ([*DECIDED, "--span", "x"], "^--span: words of a transcript to explain; give it by --transcript"),
         (
             [*DECIDED, "--no-check", "--against", "x", "--full"],

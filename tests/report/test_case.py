@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from truing.errors import StoreError
 from truing.records import Blob, Called, CaseGraph, Circuit, Curve, Estimate, Unmeasured
 from truing.report import overview, page
 from truing.report.case_curves import kept
-from truing.report.case_layout import PITCH, layout
+from truing.report.case_layout import PITCH, RADIUS, layout
 from truing.report.case_nodes import COLUMNS, EDGES, NODES, carried, drawn, flow, percent
 from truing.report.case_text import lines
 
@@ -393,3 +394,14 @@ def dumped(html: str, folder: Path, attribute: str) -> str:
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     return dom if not attribute else next(a[attribute] or "" for _, a in Page(dom).elements if attribute in a)
+
+
+def test_every_node_is_as_large_as_its_influence_says() -> None:
+    """Tokens and errors too: none is capped at the size of a neuron."""
+    some = drawn(CASE, GRAPH)
+    spots = [spot for spot in layout(some).spots if some.kind(spot.node) != "decision"]
+    ordered = sorted(spots, key=lambda spot: float(GRAPH.influence_N[spot.node]))
+    sizes = [(spot.radius, float(GRAPH.influence_N[spot.node])) for spot in ordered]
+    assert all(a[0] <= b[0] for a, b in pairwise(sizes))
+    assert all(a[0] < b[0] for a, b in pairwise(sizes) if b[1] > a[1] * 1.01 and a[1] > sizes[-1][1] * 1e-3)
+    assert sizes[-1][0] == RADIUS

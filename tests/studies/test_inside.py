@@ -27,7 +27,8 @@ from truing.trace import Effect
 from truing.train import recipe
 
 HEADS, NEURONS = f"{CARRIED}heads", f"{CARRIED}neurons"
-PARTS = {CHANGE, f"{CHANGE}, activation part", f"{CHANGE}, weight part", f"{CHANGE}, what tokens add"}
+PARTS = {CHANGE, f"{CHANGE}, activation part", f"{CHANGE}, weight part", f"{CHANGE}, what tokens add",
+         f"{CHANGE}, entropies"}  # fmt: skip
 
 
 class Copying:

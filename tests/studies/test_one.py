@@ -199,12 +199,11 @@ def diff(claimed: tuple[Path, str], *names: str) -> tuple[str, dict[str, Any]]:
     return lines, {row["name"]: row["quantity"] for row in body["quantities"]}
 
 
-def held(target: Any, side: Any) -> float:
-    """A decision with probabilities held: what the linear accounts of a side add up to."""
+def decided(target: Any, side: Any) -> float:
+    """The decision itself, not with its probabilities held."""
     f = side.functional
-    logits = forward(target.model, f.tree, f.before_M).logits[0].detach()
-    chosen = logits.gather(1, f.tree.ids_N[f.nodes_M][:, None])[:, 0]
-    return float((f.weight_M * (chosen - (logits.softmax(1) * logits).sum(1))).sum())
+    log_p = forward(target.model, f.tree, f.before_M).logits[0].detach().log_softmax(1)
+    return float((f.weight_M * log_p.gather(1, f.tree.ids_N[f.nodes_M][:, None])[:, 0]).sum())
 
 
 def test_the_same_model_twice_is_compared_between_the_cells_of_a_claim(claimed: tuple[Path, str], tiny: Any) -> None:
@@ -215,7 +214,7 @@ def test_the_same_model_twice_is_compared_between_the_cells_of_a_claim(claimed: 
     pairs, _ = twins(tiny, effect.testing, effect.cells, per_plot=3)
     by_plot: dict[str, list[float]] = {}
     for pair in pairs:
-        by_plot.setdefault(pair.plot, []).append(held(tiny, pair.second) - held(tiny, pair.first))
+        by_plot.setdefault(pair.plot, []).append(decided(tiny, pair.second) - decided(tiny, pair.first))
     whole = rows["difference"]
     assert (whole["n"], whole["clusters"]) == (len(pairs), len(by_plot))
     assert whole["value"] == pytest.approx(fmean(map(fmean, by_plot.values())), abs=1e-5)
@@ -236,7 +235,8 @@ def test_a_model_and_its_fix_are_compared_in_one_cell(claimed: tuple[Path, str],
     assert lines.startswith("second minus first, in statement=told-false; closes to ")
     value = {key: row["value"] for key, row in rows.items()}
     assert abs(value["difference"]) > 1e-3
-    parts = value["activation part"] + value["weight part"] + value["embedding part"]
+    parts = sum(value[f"{part} part"] for part in ("activation", "weight", "embedding", "entropy"))
+    assert abs(value["entropy part"]) > 1e-4
     assert value["difference"] == pytest.approx(parts, abs=1e-5)
     # What is below the layer whose attention was changed fires as before, and what is at it and above does not.
     assert value["activation part in layer 0"] == 0

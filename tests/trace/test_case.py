@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ import pytest
 pytest.importorskip("torch")
 
 from truing import open_store
+from truing.cli.trace import _by_segment
 from truing.errors import RecordError, TargetError, UsageError
 from truing.records import CaseGraph, Circuit, Message
+from truing.share.graphs import from_neuronpedia, neuronpedia
 from truing.store import Store
 from truing.targets.local import LocalTarget
 from truing.trace import CaseSettings, between, trace_case, written
@@ -23,6 +27,7 @@ from truing.trace.leak import leaking
 from truing.trace.plan import plan
 
 from ..targets.test_architectures import APART, ARCHITECTURES, random_model  # noqa: TID252 - tests are no package
+from .accounts import shaken
 
 ASKED = (Message(role="user", content="The sky is green. Is the sky green?"),)
 FEW = CaseSettings(neurons=24, check=False)
@@ -277,8 +282,20 @@ def test_a_pruned_graph_keeps_what_it_says_and_still_adds_up(whole: Circuit, sha
     assert len(small) < len(whole)
     assert closure(small) < 1e-4
     assert small.of("embedding").sum() == whole.of("embedding").sum()
-    assert small.of("remainder")[0]
-    assert small.layer_N[0] == -1
+    assert small.names[:2] == ("R_adds", "R_takes")
+    assert (small.weight_E[small.source_E == 0] > 0).all()
+    assert (small.weight_E[small.source_E == 1] < 0).all()
+    # Absolute contributions are what they were: what is left out cancels out nowhere, and counts as error.
+    before, after = (
+        dict(zip(one.names, np.bincount(one.target_E, np.abs(one.weight_E), len(one)), strict=True))
+        for one in (whole, small)
+    )
+    both = before.keys() & after.keys()
+    assert {name: after[name] for name in both} == pytest.approx({name: before[name] for name in both}, rel=1e-4)
+    np.testing.assert_allclose(small.influence_N, influence(small), atol=1e-6)
+    leaves = small.of("embedding") | small.of("bias") | small.of("remainder")
+    assert small.influence_N[leaves].sum() == pytest.approx(1, abs=1e-4)
+    assert small.influence_N[:2].sum() >= influence(whole)[whole.of("remainder")].sum() * 0.99
     for node in small.of("neuron").nonzero()[0]:
         assert (small.source_E == node).any()
         assert (small.target_E == node).any()
@@ -326,6 +343,28 @@ def test_a_hostile_graph_is_refused(whole: Circuit, wrong: str) -> None:
     data = b"{" if wrong == "bytes" else save(arrays)
     with pytest.raises(RecordError):
         Circuit.unpacked(data)
+
+
+def test_tokens_and_biases_add_up_to_the_decision_and_are_listed_so(tiny: LocalTarget) -> None:
+    """In a model with biases, what the lines say of turns is not all there is."""
+    model = shaken("gpt2", ARCHITECTURES["gpt2"] | {"vocab_size": len(tiny.tokenizer)})
+    target = LocalTarget("local/biased", model, tiny.tokenizer, weights="3" * 64)
+    context = between(target, ASKED, ("True.",), ("False.",))
+    found = account(target, context, CaseSettings(neurons=4))
+    case = SimpleNamespace(segments=context.segment_T, inputs=found.inputs, accounted=found.value, unit="neuron")
+    said = dict(_by_segment(case))
+    assert abs(said["biases"]) > 1e-4
+    assert sum(said.values()) == pytest.approx(found.value, abs=1e-6)
+
+
+def test_both_remainders_of_all_layers_come_back_from_another_programs_file(tiny: LocalTarget, store: Store) -> None:
+    case = trace_case(
+        tiny, between(tiny, ASKED, ("True.",), ("False.",)), store, settings=CaseSettings(neurons=9, check=False)
+    )
+    graph = Circuit.unpacked(store.blob_bytes(case.graph))
+    again = from_neuronpedia(json.dumps(neuronpedia(case, graph)).encode()).circuit
+    assert {"R_adds", "R_takes"} < set(again.names)
+    assert sorted(again.names) == sorted(graph.names)
 
 
 def test_a_case_is_a_record_that_comes_back(tiny: LocalTarget, store: Store) -> None:

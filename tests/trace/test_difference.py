@@ -92,13 +92,13 @@ def test_a_difference_is_a_measurement_with_intervals(tiny: LocalTarget, effect:
     record = differ(tiny, other, effect, store, per_plot=1)
     assert isinstance(record, Measurement)
     rows = {row.name: row.quantity for row in record.quantities}
-    whole, activation, weight, tokens = (
-        rows[name] for name in ("difference", "activation part", "weight part", "embedding part")
-    )
-    for row in (whole, activation, weight, tokens):
+    names = ("difference", "activation part", "weight part", "embedding part", "entropy part")
+    whole, activation, weight, tokens, entropy = (rows[name] for name in names)
+    for row in (whole, activation, weight, tokens, entropy):
         assert isinstance(row, Estimate)
         assert row.clusters >= 5
-    assert whole.value == pytest.approx(activation.value + weight.value + tokens.value, abs=1e-4)  # type: ignore[union-attr]
+    parts = sum(row.value for row in (activation, weight, tokens, entropy))  # type: ignore[union-attr]
+    assert whole.value == pytest.approx(parts, abs=1e-4)  # type: ignore[union-attr]
     layers = tiny.model.config.num_hidden_layers
     by_layer = [rows[f"weight part in layer {layer}"].value for layer in range(layers)]  # type: ignore[union-attr]
     assert sum(by_layer) == pytest.approx(weight.value, abs=1e-4)  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -23,7 +24,7 @@ from truing.trace.select import assembled, select
 from ..targets.test_architectures import ARCHITECTURES, random_model  # noqa: TID252 - tests are no package
 from .accounts import ROUTED, decision, shaken, worst
 
-BY_HAND = ("llama", "mistral")
+BY_HAND = ("llama", "mistral", "qwen3")
 CLOSED = 1e-5
 
 
@@ -113,6 +114,13 @@ def test_a_row_lists_the_largest_neurons_and_loses_none() -> None:
     torch.testing.assert_close(torch.tensor(abs(row.weight_E)).float().sort(descending=True).values, largest,
                                atol=1e-7, rtol=1e-4)  # fmt: skip
     assert row.total == pytest.approx(float(whole.double().sum() + row.embedding_T.sum()), rel=1e-5)
+    # Nothing cancels out between remainders, listed or not: only inside each, of a layer at a node.
+    rest_LT = whole.double().sum(-1).numpy()
+    np.subtract.at(rest_LT, (row.layer_E, row.node_E), row.weight_E)
+    adds, takes = row.unlisted
+    assert adds > 0 > takes
+    assert len(row.rest_Q) == 50 // 3
+    assert np.abs(row.rest_Q).sum() + adds - takes == pytest.approx(np.abs(rest_LT).sum(), rel=1e-4)
 
 
 def test_neurons_are_selected_by_how_much_runs_through_them() -> None:

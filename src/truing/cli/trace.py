@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,14 @@ MOST_TURNS = 10_000_000
 )  # fmt: skip
 @click.option("--span", "spans", multiple=True, help="Words of the transcript to explain. May be given several times.")
 @click.option("--target", "name", default="local/smollm2-135m", show_default=True, help="Model of a case, or organism.")
-@click.option("--against", help="A prompt of as many tokens, for counterfactual ablation: the case as it is not.")
-@click.option("--paraphrase", "paraphrases", multiple=True, help="The prompt in other words: is the graph the same?")
+@click.option(
+    "--against", metavar="PROMPT|FILE",
+    help="A prompt (or transcript) of as many tokens, for counterfactual ablation: the case as it is not.",
+)  # fmt: skip
+@click.option(
+    "--paraphrase", "paraphrases", multiple=True, metavar="PROMPT|FILE",
+    help="The prompt (or transcript) in other words: is the graph the same?",
+)  # fmt: skip
 @click.option("--full", is_flag=True, help="Ablate every neuron of a case's graph by itself, not a sample of 64.")
 @click.option("--no-check", is_flag=True, help="Only the accounts of a case: no ablation, and no verdict.")
 @click.option("--no-labels", is_flag=True, help="Do not say what a case's neurons stand for: no labels, no supernodes.")
@@ -157,11 +164,10 @@ def command(
     if planted:
         return _planted(name, planted, store_path, {"seed": seed, "rule": rule}, as_json=as_json)
     _check_decided(mode, actions, instead, spans)
-    messages = _turns(transcript) if transcript else _asked(system, prompt or "")
+    turns = _turns if transcript else partial(_asked, system)
     told = Asked(
-        messages, spans or actions, None if spans else instead,
-        None if against is None else _asked(system, against), tuple(_asked(system, one) for one in paraphrases),
-        not no_labels, named_by,
+        turns(str(transcript or prompt)), spans or actions, None if spans else instead,
+        None if against is None else turns(against), tuple(map(turns, paraphrases)), not no_labels, named_by,
     )  # fmt: skip
     settings = {"neurons": neurons, "rule": rule, "seed": seed, "full": full, "check": not no_check}
     inside = Inside(dictionary, lens)
@@ -295,14 +301,13 @@ def _laid_out(target: Any, asked: Asked) -> tuple[Any, Any]:
     """The decision in its context, and in the others."""
     from truing.trace import Beside, between, written
 
-    if asked.instead is None:
-        return written(target, asked.messages, asked.actions), Beside()
+    def laid(messages: tuple[Message, ...]) -> Any:
+        if asked.instead is None:
+            return written(target, messages, asked.actions)
+        return between(target, messages, asked.actions, asked.instead)
 
-    def decided(messages: tuple[Message, ...]) -> Any:
-        return between(target, messages, asked.actions, asked.instead or ())
-
-    twin = None if asked.against is None else decided(asked.against)
-    return decided(asked.messages), Beside(twin, tuple(map(decided, asked.paraphrases)))
+    twin = None if asked.against is None else laid(asked.against)
+    return laid(asked.messages), Beside(twin, tuple(map(laid, asked.paraphrases)))
 
 
 def _exported(case: CaseGraph, card: Target, data: bytes, files: Files) -> tuple[Path, ...]:
@@ -358,12 +363,13 @@ def _asked(system: str, prompt: str) -> tuple[Message, ...]:
     return (*first, Message(role="user", content=prompt))
 
 
-def _turns(path: Path) -> tuple[Message, ...]:
+def _turns(file: str) -> tuple[Message, ...]:
     """The turns of a file from anywhere."""
     from pydantic import TypeAdapter, ValidationError
 
     from truing.records import Message
 
+    path = Path(file)
     try:
         if path.stat().st_size > MOST_TURNS:
             raise UsageError(f"{path} is larger than {MOST_TURNS / 1e6:.0f} MB; give the transcript alone")
@@ -499,8 +505,11 @@ def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:
     found: dict[str, float] = {}
     for segment, total in zip(case.segments, case.inputs, strict=True):
         found[segment] = found.get(segment, 0.0) + total
+    rest = case.accounted - sum(case.inputs)
     if case.unit == "feature":  # sources that pass nothing on
-        found["biases, and what no feature stands for"] = case.accounted - sum(case.inputs)
+        found["biases, and what no feature stands for"] = rest
+    elif abs(rest) > 1e-4 * sum(map(abs, case.inputs)):  # more than rounding
+        found["biases"] = rest
     return list(found.items())
 
 

@@ -7,9 +7,9 @@ from click.core import ParameterSource
 
 from truing.errors import UsageError
 
-OF_PROMPT = "--system --against --paraphrase"
 OF_CASE = (
-    f"{OF_PROMPT} --action --instead --span --full --no-check --no-labels --named-by --neurons --dictionary --lens"
+    "--system --against --paraphrase --action --instead --span --full --no-check --no-labels --named-by --neurons"
+    " --dictionary --lens"
 )
 UNSAID = {ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP}
 
@@ -25,7 +25,7 @@ def check_read(ctx: click.Context, mode: str, *, checked: bool, labelled: bool, 
     rows = (
         (OF_CASE, case, "of the graph of one case; give --prompt or --transcript for one"),
         ("--export --out --scan", case, "for the graph of one case; give --prompt or --transcript"),
-        (OF_PROMPT, mode == "--prompt", "other turns for --prompt; a transcript has its own"),
+        ("--system", mode == "--prompt", "a turn before --prompt; a transcript has its own"),
         ("--span", mode == "--transcript", "words of a transcript to explain; give it by --transcript"),
         ("--against --full", checked, "for ablations, of which --no-check makes none"),
         ("--named-by", labelled, "names beside labels, and here no neuron is labelled"),

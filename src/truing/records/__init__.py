@@ -8,7 +8,7 @@ from typing import Any
 from truing.errors import RecordError
 from truing.records.base import Id, Record, Value, canonical, digest, digest_of
 from truing.records.cases import check_fit, check_size, circuit_of
-from truing.records.circuit import EVERYWHERE, NODE_KINDS, Circuit, NodeKind
+from truing.records.circuit import ADDS, EVERYWHERE, NODE_KINDS, TAKES, Circuit, NodeKind, rest_of_all
 from truing.records.kinds import (
     BY_LAYER,
     KINDS,
@@ -65,13 +65,14 @@ from truing.records.neurons import Called, Labelled, Place, Supernode
 from truing.records.values import Blob, Estimate, Named, Quantity, Unmeasured, blobs_in
 
 __all__ = [
-    "BY_LAYER", "EVERYWHERE", "KINDS", "NODE_KINDS", "Answer", "Arrays", "Blob", "Called", "Case", "CaseGraph",
-    "Circuit", "Claim", "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge", "Episodes",
-    "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labelled", "Labels", "Loop",
+    "ADDS", "BY_LAYER", "EVERYWHERE", "KINDS", "NODE_KINDS", "TAKES", "Answer", "Arrays", "Blob", "Called", "Case",
+    "CaseGraph", "Circuit", "Claim", "Clause", "Contrast", "Curve", "Decision", "Deed", "Design", "Drawn", "Edge",
+    "Episodes", "Estimate", "Gate", "GateVerdict", "Graph", "Grid", "Half", "Id", "Label", "Labelled", "Labels", "Loop",
     "Measurement", "Mediation", "Message", "Named", "Node", "NodeKind", "Outcome", "Pair", "Pairs", "Place", "Played",
     "Quantity", "Record", "Replies", "Row", "Said", "Sample", "Scores", "Spec", "Standing", "Step", "Stratum",
     "Supernode", "Surface", "Surfaces", "Target", "Tool", "ToolCall", "Training", "Turn", "Unit", "Unmeasured", "Value",
     "Verdict", "blobs_in", "canonical", "check_fit", "check_size", "circuit_of", "digest", "digest_of", "parse",
+    "rest_of_all",
 ]  # fmt: skip
 
 

@@ -25,6 +25,9 @@ MLP activation at one position; remainder: neurons of a layer at a position that
 what is explained."""
 EVERYWHERE = -1
 """Position of a node that has none, and layer of one that is in none."""
+ADDS, TAKES = 0, 1
+"""Index of a remainder of all layers: of what adds to its targets, and of what takes away; in one, they would cancel
+out. Older files, and those of other programs, have one of both, without an index."""
 _TYPES = {
     "kind_N": "int8", "layer_N": "int32", "position_N": "int32", "index_N": "int32", "value_N": "float32",
     "influence_N": "float32", "source_E": "int32", "target_E": "int32", "weight_E": "float32",
@@ -44,11 +47,11 @@ class Circuit:
     position_N: NDArray[np.int32]
     """Place in the text, counted from 0; -1 where there is none."""
     index_N: NDArray[np.int32]
-    """Which neuron of its layer; the token of an embedding; else -1."""
+    """Which neuron of its layer; the token of an embedding; ADDS or TAKES of a remainder of all layers; else -1."""
     value_N: NDArray[np.float32]
     """Activation of a neuron, value of the decision; 0 for others."""
     influence_N: NDArray[np.float32]
-    """The share of the decision's inputs, direct and indirect, that runs through a node before pruning; 0 to 1."""
+    """The share of the decision's inputs, direct and indirect, that runs through a node of this graph; 0 to 1."""
     source_E: NDArray[np.int32]
     target_E: NDArray[np.int32]
     weight_E: NDArray[np.float32]
@@ -109,7 +112,7 @@ class Circuit:
         short = dict(zip(NODE_KINDS, ("E", "B", "N", "R", "D"), strict=True))
         return tuple(
             "_".join([short[NODE_KINDS[k]], *(str(n) for n in (layer, position, index) if n != EVERYWHERE)])
-            if NODE_KINDS[k] != "remainder" or layer != EVERYWHERE else "R"
+            if NODE_KINDS[k] != "remainder" or layer != EVERYWHERE else rest_of_all(index)
             for k, layer, position, index in zip(
                 self.kind_N.tolist(), self.layer_N.tolist(), self.position_N.tolist(), self.index_N.tolist(),
                 strict=True,
@@ -139,4 +142,9 @@ class Circuit:
         return cls(**{name: found[name] for name in _TYPES})
 
 
-__all__ = ["EVERYWHERE", "NODE_KINDS", "Circuit", "NodeKind"]
+def rest_of_all(index: int) -> str:
+    """The name of a remainder of all layers."""
+    return {ADDS: "R_adds", TAKES: "R_takes"}.get(index, "R")
+
+
+__all__ = ["ADDS", "EVERYWHERE", "NODE_KINDS", "TAKES", "Circuit", "NodeKind", "rest_of_all"]

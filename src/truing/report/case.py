@@ -119,9 +119,9 @@ def _circuit(case: CaseGraph, blobs: Blobs | None) -> Circuit | str:
 def _facts(case: CaseGraph) -> tuple[tuple[str, str, str], ...]:
     nodes, edges = case.kept
     return (
-        ("Decision", f"{number(case.value, signed=True)} nats/token", "the model’s leaning here, prior subtracted"),
+        ("Decision", f"{number(case.value, signed=True)} nats/token", "the model’s leaning here"),
         ("Accounted for", f"{number(case.accounted, signed=True)} nats/token",
-         "what contributions add up to: the decision without its prior, and the entropies of the frozen distributions"),
+         "what contributions add up to: the decision, and the entropies of the frozen distributions"),
         ("Closure error", small(case.closure_error), "largest gap between a node and its inputs, over their sizes"),
         ("Replacement", number(case.replacement),
          "share of the influence that ends in tokens and biases, not in errors; before pruning"),

@@ -14,7 +14,9 @@ LAYERS = 400.0
 PITCH = 17.0
 """Distance of neighbouring nodes."""
 FLOOR, RADIUS = 3.2, 8.2
-"""Radius of a node through which nothing runs, and of the neuron through which most does."""
+"""Least radius of a node, and that of the one through which most runs."""
+DECADES = 4
+"""Between them: a token or a remainder may have a thousand times the influence of a neuron."""
 COLUMN, GUTTER, BREAK = 13.0, 58.0, 20.0
 """Least width of a token's column; width of the column of what has no token; room where tokens are left out."""
 TOKENS = 92.0
@@ -76,15 +78,21 @@ def layout(drawn: Drawn) -> CaseLayout:
     width = max(right + 10, LEFT + BOX[0] + 24)
     middle = {column.position: column.middle for column in columns} | {EVERYWHERE: LEFT + GUTTER / 2}
     placed = {drawn.nodes[-1]: Spot(drawn.nodes[-1], _above(drawn, columns, width), TOP / 2 - 6, RADIUS)}
-    largest = max([float(drawn.circuit.influence_N[n]) for n in drawn.nodes if drawn.kind(n) == "neuron"], default=1.0)
+    largest = max((float(drawn.circuit.influence_N[node]) for node in drawn.nodes[:-1]), default=1.0)
     for (position, layer), nodes in cells.items():
         y = bands.get(layer, lane_y)
         for node, dx, dy in _grid(nodes):
-            share = min(1.0, float(drawn.circuit.influence_N[node]) / (largest or 1.0))
-            radius = FLOOR + (RADIUS - FLOOR) * math.sqrt(share)
+            radius = _radius(float(drawn.circuit.influence_N[node]), largest)
             placed[node] = Spot(node, middle[position] + dx + _stagger(layer), y + dy, radius)
     spots = tuple(placed[node] for node in drawn.nodes)
     return CaseLayout(width, lane_y + TOKENS + 34, spots, columns, tuple(bands.items()), lane_y)
+
+
+def _radius(influence: float, largest: float) -> float:
+    """On a logarithmic scale, the same for all kinds of nodes."""
+    if influence <= 0:
+        return FLOOR
+    return FLOOR + (RADIUS - FLOOR) * max(0.0, 1 + math.log10(influence / largest) / DECADES)
 
 
 def _above(drawn: Drawn, columns: tuple[Column, ...], width: float) -> float:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.records import NODE_KINDS, CaseGraph, Circuit, NodeKind
+from truing.records import ADDS, NODE_KINDS, TAKES, CaseGraph, Circuit, NodeKind
 from truing.report.numbers import number
 from truing.report.text import clip, visible
 
@@ -91,8 +91,16 @@ class Drawn:
         if kind == "neuron":
             return f"{self.case.unit} {layer}.{index}{at}"
         if kind == "remainder":
-            return f"error: {self.others} of layer {layer}{at}" if layer >= 0 else f"error: all that is not listed{at}"
+            return (
+                f"error: {self.others} of layer {layer}{at}"
+                if layer >= 0
+                else f"error: not listed{self.side(node)}{at}"
+            )
         return {"embedding": self.token(position), "bias": f"biases{at}", "decision": "decision"}[kind]
+
+    def side(self, node: int) -> str:
+        """What a remainder of all layers does: in one, what adds and what takes away would cancel out."""
+        return {ADDS: ", adds", TAKES: ", takes away"}.get(int(self.circuit.index_N[node]), "")
 
     @property
     def others(self) -> str:

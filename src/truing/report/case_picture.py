@@ -177,7 +177,7 @@ def _shape(drawn: Drawn, spot: Spot) -> list[Markup]:
         a, b, c, d = (plain(round(value, 2)) for value in (x - half, y - half, x + half, y + half))
         parts.append(tag("path", d=f"M{a} {b}L{c} {d}M{a} {d}L{c} {b}", class_="cross"))
     if drawn.circuit.position_N[spot.node] < 0:
-        said = "biases" if kind == "bias" else "all other" if kind == "remainder" else ""
+        said = "biases" if kind == "bias" else f"rest{drawn.side(spot.node)}" if kind == "remainder" else ""
         parts.append(text(said, x, y + half + 11, class_="label"))
     return parts
 

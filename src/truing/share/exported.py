@@ -18,7 +18,7 @@ import numpy as np
 import truing
 from truing.errors import RecordError
 from truing.files import write_whole
-from truing.records import NODE_KINDS, CaseGraph, Circuit, NodeKind, check_fit
+from truing.records import ADDS, NODE_KINDS, TAKES, CaseGraph, Circuit, NodeKind, check_fit, rest_of_all
 from truing.text import one_line, short
 
 MOST_BYTES = 100 << 20
@@ -82,6 +82,8 @@ def node_ids(case: CaseGraph, circuit: Circuit) -> list[str]:
             found.append(f"E_{index}_{position}")
         elif kind == "decision":
             found.append(f"{case.layers + 1}_0_{last}")
+        elif kind == "remainder" and layer < 0:
+            found.append(rest_of_all(index))
         else:
             places = [str(place) for place in (layer, position) if place >= 0]
             found.append("_".join(["R" if kind == "remainder" else "B", *places]))
@@ -148,11 +150,11 @@ def _place(case: CaseGraph, kind: NodeKind, layer: int, position: int, index: in
             last = max(0, len(case.tokens) - 1)
             return {"feature": 0, "layer": str(case.layers + 1), "ctx_idx": last, "jsNodeId": f"L_0-{last}",
                     "clerp": f'Output "{_said(case)}" (p={probability(case):.3f})'}  # fmt: skip
-    named = (
-        "biases" if kind == "bias" else f"other {case.unit}s of the layer" if layer >= 0 else "all that is not listed"
-    )
-    return {"feature": -1, "layer": str(high), "ctx_idx": at, "jsNodeId": f"{UNITS[kind]}_{layer}_{position}-0",
-            "clerp": named, "everywhere": layer < 0 or position < 0}  # fmt: skip
+    side = {ADDS: 1, TAKES: -1}.get(index, 0) if kind == "remainder" and layer < 0 else 0
+    which = {1: " and adds", -1: " and takes away", 0: ""}[side]
+    named = "biases" if kind == "bias" else f"other {case.unit}s of the layer" if layer >= 0 else f"not listed{which}"
+    return {"feature": -1, "layer": str(high), "ctx_idx": at, "jsNodeId": f"{UNITS[kind]}_{layer}_{position}-{index}",
+            "clerp": named, "everywhere": layer < 0 or position < 0, "side": side}  # fmt: skip
 
 
 def _placeholder(types: dict[str, str]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from truing.errors import RecordError
-from truing.records import EVERYWHERE, NODE_KINDS, Circuit, NodeKind
+from truing.records import ADDS, EVERYWHERE, NODE_KINDS, TAKES, Circuit, NodeKind
 from truing.share.exported import MOST_BYTES, PLACEHOLDER, cantor
 from truing.text import short
 
@@ -49,6 +49,8 @@ class _Node(_Part):
     # Truing's own keys.
     unit: str = ""
     everywhere: bool = False
+    side: Literal[-1, 0, 1] = 0
+    """Of a remainder of all layers that holds what adds (1) or what takes away (-1) alone."""
     token_id: int = EVERYWHERE
     share: float | None = None
 
@@ -275,6 +277,8 @@ def _index(node: _Node, kind: NodeKind, layer: int, paired: bool) -> int:
     """Which neuron or feature of its layer, or which token."""
     if kind == "embedding":
         index = node.token_id
+    elif kind == "remainder" and node.everywhere:
+        return {1: ADDS, -1: TAKES}.get(node.side, EVERYWHERE)
     elif kind != "neuron" or node.feature is None:
         return EVERYWHERE
     else:

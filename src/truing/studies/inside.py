@@ -21,7 +21,7 @@ TWINS = 24
 LEFT, CARRIED = "effect left on the traced twins", "effect still carried by the traced "
 CHANGE = "change of the decision"
 PARTS = {"difference": "", "activation part": ", activation part", "weight part": ", weight part",
-         "embedding part": ", what tokens add"}  # fmt: skip
+         "embedding part": ", what tokens add", "entropy part": ", entropies"}  # fmt: skip
 """Rows of a difference, and what they are called after the change."""
 CONTROL = "control: "
 """Before the names of what is said of the control in place of the model after."""
@@ -112,7 +112,7 @@ def changed(
         record = differ(first, second, effect, store, per_plot=1, neurons=0, watcher=watcher)
     except TargetError as error:  # what else is seen of these models stands
         return (Named(name=CHANGE, quantity=Unmeasured(reason=str(error))),), ()
-    note = f"{of} minus before, in {effect.cells[0]}; held-out cases, probabilities held"
+    note = f"{of} minus before, in {effect.cells[0]}; held-out cases"
     quantities = {row.name: row.quantity for row in record.quantities}
     rows = tuple(Named(name=CHANGE + said, quantity=quantities[part], note=note) for part, said in PARTS.items())
     return rows, (record.id,)

@@ -28,7 +28,7 @@ from truing.trace.features import DictionaryEngine
 from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
 from truing.trace.labels import tokens_written
-from truing.trace.leak import check_closed
+from truing.trace.leak import apart, check_closed
 from truing.trace.named import Naming, named
 from truing.trace.picked import Picked
 from truing.trace.plan import plan
@@ -159,6 +159,8 @@ def account(
     nodes = circuit.of("neuron").nonzero()[0]
     spots = list(zip(*(x[nodes].tolist() for x in (circuit.layer_N, circuit.position_N, circuit.index_N)), strict=True))
     tokens, carried = engine.by_all_paths(spots)
+    if features is None:  # else errors of dictionaries pass nothing on
+        check_closed(target, context.functional, settings.rule, apart(tokens, engine.value(None)))
     return Accounted(
         circuit, Picked.of(spots, carried.tolist(), circuit.influence_N[nodes].tolist()),
         tuple(tokens.embeddings_BT[0].tolist()), engine.value(None), error,

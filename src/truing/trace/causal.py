@@ -89,13 +89,15 @@ def room(target: LocalTarget, case: Functional, *, twin: bool) -> Room:
 def examine(
     bench: Bench, references: Sequence[Reference], picked: Picked, *, seed: int, settings: Checks, told: Told
 ) -> Causal:
-    """The same on a bench. Neurons are tested by the first two references, and counted by all of them."""
+    """The same on a bench. Neurons are counted, and moved one by one, by all references; the verdict's tests are those
+    of the first two, which its rule was calibrated with.
+    """
     told("curves of faithfulness and completeness")
     drawn, empty = _curves(bench, references, picked, settings, seed)
     told("single neurons")
     alone = [
         singly(bench, reference, picked, count=settings.singly, seed=seed, resamples=settings.resamples)
-        for reference in references[:2]
+        for reference in references
     ]
     told("neurons together")
     together = [
@@ -103,7 +105,7 @@ def examine(
         for reference in references[:2]
     ]
     turned = doses(bench, references[0], picked, most=settings.jointly)
-    decided, why = verdict([_evidence(ablation, some, alone, together) for ablation, some in drawn.items()])
+    decided, why = verdict([_evidence(ablation, some, alone[:2], together) for ablation, some in drawn.items()])
     checks = (
         *_of_curves(bench, drawn, empty),
         *(named for one in alone for named in _of_singles(one, seed, settings.resamples)),
@@ -168,8 +170,12 @@ def _of_curves(bench: Bench, drawn: Mapping[str, Sequence[Drawn]], empty: Mappin
             none = Unmeasured(reason="neurons carry hardly any of the decision, so there is no share of it to give")
             found.append(Named(name=f"faithfulness ({ablation})", quantity=none))
         for one in some:
+            what = f"{ablation}, by {one.curve.choice}"
             if one.curve.name == "faithfulness":
-                found += _of_curve(one, f"{ablation}, by {one.curve.choice}", bench)
+                found += _of_curve(one, what, bench)
+            else:
+                note = f"what is left without these {one.most} neurons; 0 is best"
+                found.append(Named(name=f"completeness ({what})", quantity=_exact(one.share, "share", 1), note=note))
     return found
 
 

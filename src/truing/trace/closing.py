@@ -8,7 +8,7 @@ from truing.trace.attribute import Scoring
 from truing.trace.auto import AutoEngine
 from truing.trace.engine import Sources
 from truing.trace.hand import HandEngine
-from truing.trace.leak import check_closed
+from truing.trace.leak import apart, check_closed
 from truing.trace.rules import Rule
 from truing.trace.twins import Twin
 
@@ -21,11 +21,7 @@ def closed(target: LocalTarget, twin: Twin, rule: Scoring) -> float | None:
     """
     if rule != "relp" and rule != "gate-frozen":  # noqa: PLR1714 - mypy narrows by these alone
         return None
-    sources, value = _added(target, twin, rule)
-    added, biases = sources.embeddings_BT[0].double(), sources.biases_B.double()
-    error = float(
-        (added.sum() + biases.sum() - value).abs() / (added.abs().sum() + biases.abs().sum()).clamp(min=1e-12)
-    )
+    error = apart(*_added(target, twin, rule))
     check_closed(target, twin.first.functional, rule, error)
     return error
 

@@ -71,7 +71,7 @@ def differ(
         "targets": [first.card.id, second.card.id], "claim": effect.claim and effect.claim.id,
         "choosing": [[twin.plot, identity(twin)] for twin in choosing],
         "testing": [[twin.plot, identity(twin)] for twin in testing],
-        **({} if neurons in (0, SHOWN) else {"neurons": neurons}),
+        "parts": list(Difference.__slots__), **({} if neurons in (0, SHOWN) else {"neurons": neurons}),
     }  # fmt: skip
     ((record,),) = run([Work(item=None, stage="difference", inputs=inputs)], work, ledger=store)
     assert isinstance(record, Measurement)

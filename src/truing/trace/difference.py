@@ -7,8 +7,9 @@ is its activation times its derivative, a * d. The difference is split as produc
                     activation part            weight part
 
 which closes exactly: how differently it fires, and how differently what it writes is read. Contributions are direct
-ones, which sum to the decision with its probabilities held, so that the parts of all neurons and embeddings sum to the
-whole difference.
+ones, which sum to the decision with its probabilities held, so that the parts of all neurons and embeddings sum to its
+whole difference. By the entropies of what was held that is more than the decision itself: their difference is the last
+part.
 """
 
 # T nodes  L layers  F neurons  S segments  D width
@@ -26,6 +27,7 @@ from truing.records import Named
 from truing.stats import cluster_mean
 from truing.targets.local.inside import Activations
 from truing.trace.attribute import decision_cotangent, read_side
+from truing.trace.derive import decision_of
 from truing.trace.linear import recursion
 from truing.trace.twins import Side
 
@@ -46,7 +48,9 @@ class Difference:
     rest: Tensor
     """Of nodes that have no counterpart; a scalar."""
     whole: Tensor
-    """Of the decision with its probabilities held; a scalar."""
+    """Of the decision with its probabilities held, which contributions add up to; a scalar."""
+    entropy: Tensor
+    """By how much the decision itself differs more; a scalar."""
     size: Tensor
     """The sum of absolute contributions of both graphs; a scalar."""
 
@@ -82,7 +86,9 @@ def difference(
     alone = [_without(one, nodes) for one, nodes in ((first, onto_T), (second, from_T))]
     return Difference(
         torch.stack(activation, 1), torch.stack(weight, 1), by_segment(embeddings), (alone[1] - alone[0]).cpu(),
-        torch.tensor(second.value - first.value, dtype=torch.double), (first.size + second.size).cpu(),
+        torch.tensor(second.value - first.value, dtype=torch.double),
+        torch.tensor(second.decision - first.decision - (second.value - first.value), dtype=torch.double),
+        (first.size + second.size).cpu(),
     )  # fmt: skip
 
 
@@ -94,6 +100,8 @@ class _Direct:
     given: list[Tensor]
     embedding_T: Tensor
     value: float
+    """The decision with its probabilities held."""
+    decision: float
 
     @property
     def size(self) -> Tensor:
@@ -112,7 +120,9 @@ def _direct(model: Any, side: Side) -> _Direct:
 
     R_TD, value = decision_cotangent(model, side, seen, kept)
     R_BTD = recursion(model, seen, R_TD[None], sink=sink, through_mlps=False)
-    return _Direct(seen.neurons, given[::-1], (R_BTD[0] * seen.embed_TD).sum(-1), value)
+    assert seen.logits is not None  # read_side() sets them
+    decision = float(decision_of(side.functional, seen.logits[None])[0])
+    return _Direct(seen.neurons, given[::-1], (R_BTD[0] * seen.embed_TD).sum(-1), value, decision)
 
 
 def _without(one: _Direct, nodes: Tensor) -> Tensor:
@@ -147,13 +157,14 @@ def quantities(
         return Named(name=name, quantity=cluster_mean([float(v) for v in values], plots, unit=UNIT), note=note)
 
     rows = [
-        named("difference", [one.whole for one in found], "second minus first, probabilities held"),
+        named("difference", [one.whole + one.entropy for one in found], "second minus first; the sum of these parts"),
         named("activation part", [one.activation_SLF.sum() for one in found], "how differently neurons fire"),
         named("weight part", [one.weight_SLF.sum() for one in found], "how differently what they write is read"),
         named("embedding part", [one.embedding_S.sum() for one in found]),
     ]
     if any(bool(one.rest) for one in found):
         rows.append(named("without counterpart", [one.rest for one in found], "tokens that do not align"))
+    rows.append(named("entropy part", [one.entropy for one in found], "of distributions that contributions hold still"))
     for part in ("activation", "weight"):
         tables = [getattr(one, f"{part}_SLF") for one in found]
         rows += [named(f"{part} part in {label}", [t[s].sum() for t in tables]) for s, label in enumerate(segments)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.records import EVERYWHERE, NODE_KINDS, Circuit
+from truing.records import ADDS, EVERYWHERE, NODE_KINDS, TAKES, Circuit
 
 Floats = NDArray[np.float64]
 BINS = 512
@@ -99,8 +99,9 @@ def least(values: Floats, share: float) -> float:
 def prune(circuit: Circuit, *, nodes: float = 0.8, edges: float = 0.98) -> Circuit:
     """The nodes that carry so much of the influence, and the edges between them that do.
 
-    Tokens and the decision stay. What is left out of a node's inputs is in one remainder, of all layers,
-    so that the sum is its value as before. Neurons that nothing reads, or that nothing is listed for, are left out.
+    Tokens and the decision stay. What is left out of a node's inputs is in the remainders of all layers, what adds in
+    one and what takes away in the other, so that the sum is its value as before, and the sum of absolute contributions
+    too. Neurons that nothing reads, or that nothing is listed for, are left out.
     """
     through = influence(circuit)
     always = circuit.of("embedding") | circuit.of("decision")
@@ -126,28 +127,32 @@ def _with(circuit: Circuit, weight_E: NDArray[np.float32]) -> Circuit:
 
 
 def _cut(circuit: Circuit, kept_N: NDArray[np.bool_], kept_E: NDArray[np.bool_]) -> Circuit:
-    """The part of a graph, with what each node lost in its first node, the remainder of all layers."""
-    rest = (circuit.of("remainder") & (circuit.layer_N == EVERYWHERE)).nonzero()[0]
-    # The old one, where it stayed, is one of the edges that end in the new.
-    kept_N = kept_N.copy()
-    kept_N[rest] = False
+    """The part of a graph, with what each node lost in its first two nodes, the remainders of all layers."""
+    # The old ones are of what is lost.
+    kept_N = kept_N & ~(circuit.of("remainder") & (circuit.layer_N == EVERYWHERE))
     kept_E = kept_E & kept_N[circuit.source_E]
-    place_N = np.cumsum(kept_N)  # 0 is the remainder
-    total = np.bincount(
-        circuit.target_E[kept_E], weights=circuit.weight_E[kept_E].astype(np.float64), minlength=len(circuit)
-    )
-    whole = np.bincount(circuit.target_E, weights=circuit.weight_E.astype(np.float64), minlength=len(circuit))
-    targets = (kept_N & (circuit.of("neuron") | circuit.of("decision"))).nonzero()[0]
+    place_N = np.cumsum(kept_N) + 1  # 0 and 1 are the remainders
+    source_E, target_E, weight_E = ([array] for array in (place_N[circuit.source_E[kept_E]],
+                                    place_N[circuit.target_E[kept_E]], circuit.weight_E[kept_E]))  # fmt: skip
+    for rest, side in ((ADDS, circuit.weight_E > 0), (TAKES, circuit.weight_E < 0)):
+        lost_E = side & ~kept_E & kept_N[circuit.target_E]
+        lost_N = np.bincount(circuit.target_E[lost_E], weights=circuit.weight_E[lost_E], minlength=len(circuit))
+        targets = lost_N.nonzero()[0]
+        source_E.append(np.full(len(targets), rest))
+        target_E.append(place_N[targets])
+        weight_E.append(lost_N[targets].astype(np.float32))
 
-    def nodes(array: NDArray[np.generic], first: float) -> NDArray[np.generic]:
-        return np.concatenate([np.array([first], dtype=array.dtype), array[kept_N]])
+    def nodes(array: NDArray[np.generic], *first: float) -> NDArray[np.generic]:
+        return np.concatenate([np.array(first, dtype=array.dtype), array[kept_N]])
 
-    return Circuit(
-        nodes(circuit.kind_N, NODE_KINDS.index("remainder")),  # type: ignore[arg-type]
-        nodes(circuit.layer_N, EVERYWHERE), nodes(circuit.position_N, EVERYWHERE),  # type: ignore[arg-type]
-        nodes(circuit.index_N, EVERYWHERE), nodes(circuit.value_N, 0),  # type: ignore[arg-type]
-        nodes(circuit.influence_N, circuit.influence_N[rest].sum()),  # type: ignore[arg-type]
-        np.concatenate([np.zeros(len(targets)), place_N[circuit.source_E[kept_E]]]).astype(np.int32),
-        np.concatenate([place_N[targets], place_N[circuit.target_E[kept_E]]]).astype(np.int32),
-        np.concatenate([(whole - total)[targets], circuit.weight_E[kept_E]]).astype(np.float32),
+    remainder = NODE_KINDS.index("remainder")
+    found = Circuit(
+        nodes(circuit.kind_N, remainder, remainder),  # type: ignore[arg-type]
+        nodes(circuit.layer_N, EVERYWHERE, EVERYWHERE),  # type: ignore[arg-type]
+        nodes(circuit.position_N, EVERYWHERE, EVERYWHERE),  # type: ignore[arg-type]
+        nodes(circuit.index_N, ADDS, TAKES), nodes(circuit.value_N, 0, 0),  # type: ignore[arg-type]
+        nodes(circuit.influence_N, 0, 0),  # type: ignore[arg-type]
+        np.concatenate(source_E).astype(np.int32), np.concatenate(target_E).astype(np.int32), np.concatenate(weight_E),
     )  # fmt: skip
+    # What ran through neurons that are gone runs through the remainders now.
+    return replace(found, influence_N=influence(found).astype(np.float32))

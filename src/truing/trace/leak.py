@@ -14,6 +14,7 @@ from truing.targets.local import Functional, LocalTarget
 from truing.targets.local.attention import alone
 from truing.targets.local.inside import eager
 from truing.trace.auto import biases_as_sources, decided
+from truing.trace.engine import Sources
 from truing.trace.rules import Linear, Rule, linear
 
 LEAK = 1e-3
@@ -48,6 +49,12 @@ def check_closed(target: LocalTarget, functional: Functional, rule: Rule, error:
         f" {error:.1e}, allowed {LEAK:.0e}{lost_in(target.model, functional, rule)}."
         " The linear rules do not hold for it, so no graph is given."
     )
+
+
+def apart(sources: Sources, value: float) -> float:
+    """How far what tokens and biases add by all paths is from what is explained, over the sum of absolute values."""
+    parts = torch.cat([sources.embeddings_BT.flatten().double().cpu(), sources.biases_B.double().cpu()])
+    return abs(float(parts.sum()) - value) / max(float(parts.abs().sum()), abs(value), 1e-30)
 
 
 def lost_in(model: Any, functional: Functional, rule: Rule) -> str:

@@ -43,19 +43,20 @@ class Row:
     """What a layer's other neurons add at a node."""
     embedding_T: Floats
     bias: float
-    unlisted: float
-    """Remainders that are not listed, together."""
+    unlisted: tuple[float, float]
+    """Remainders that are not listed, together: those that add, and those that take away, so that none cancels out."""
 
     @property
     def size(self) -> float:
         """The sum of absolute contributions."""
         parts = [np.abs(x).sum() for x in (self.weight_E, self.rest_Q, self.embedding_T)]
-        return float(sum(parts)) + abs(self.bias) + abs(self.unlisted)
+        return float(sum(parts)) + abs(self.bias) + self.unlisted[0] - self.unlisted[1]
 
     @property
     def total(self) -> float:
         """The sum of contributions."""
-        return float(self.weight_E.sum() + self.rest_Q.sum() + self.embedding_T.sum()) + self.bias + self.unlisted
+        listed = float(self.weight_E.sum() + self.rest_Q.sum() + self.embedding_T.sum())
+        return listed + self.bias + sum(self.unlisted)
 
     @property
     def error(self) -> float:
@@ -147,5 +148,5 @@ def _row(
     at = np.nonzero(where)
     return Row(
         goal, value, layer, node, index, listed[3].copy(), at[0], at[1], rest_LT[where], embedding_T, bias,
-        float(rest_LT[~where].sum()),
+        (float(rest_LT[~where].clip(min=0).sum()), float(rest_LT[~where].clip(max=0).sum())),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from truing.records import EVERYWHERE, NODE_KINDS, Circuit
+from truing.records import ADDS, EVERYWHERE, NODE_KINDS, TAKES, Circuit
 from truing.trace.engine import Engine, Goal
 from truing.trace.influence import influence
 from truing.trace.rows import LISTED, Row, rows
@@ -77,16 +77,17 @@ def assembled(found: Sequence[Row], engine: Engine, tokens: Sequence[int]) -> Ci
     rests = np.unique(np.concatenate([_rest_keys(row, engine, chosen)[0] for row in found]))
     T, F = engine.nodes, engine.width
     # In this order every source stands before what it adds to: remainders of a layer beside its neurons.
-    layer = np.concatenate([np.full(T + 2, -1), rests // T, chosen // (T * F), [engine.layers]])
+    layer = np.concatenate([np.full(T + 3, -1), rests // T, chosen // (T * F), [engine.layers]])
     kind = np.concatenate(
-        [[3], np.zeros(T), [1], np.full(len(rests), 3), np.full(len(chosen), 2), [NODE_KINDS.index("decision")]]
+        [[3, 3], np.zeros(T), [1], np.full(len(rests), 3), np.full(len(chosen), 2), [NODE_KINDS.index("decision")]]
     )
     none = [EVERYWHERE]
-    position = np.concatenate([none, np.arange(T), none, rests % T, chosen // F % T, none])
-    index = np.concatenate([none, tokens, none, np.full(len(rests), EVERYWHERE), chosen % F, none])
+    position = np.concatenate([none, none, np.arange(T), none, rests % T, chosen // F % T, none])
+    index = np.concatenate([[ADDS, TAKES], tokens, none, np.full(len(rests), EVERYWHERE), chosen % F, none])
     order = np.argsort(layer, kind="stable")
     place = np.argsort(order)  # where each stands after sorting
-    first_rest, first_neuron = T + 2, T + 2 + len(rests)
+    first_token, bias = 2, 2 + T
+    first_rest, first_neuron = T + 3, T + 3 + len(rests)
     value = np.zeros(len(layer))
     sources, targets, weights = [], [], []
     for row in found:
@@ -97,11 +98,11 @@ def assembled(found: Sequence[Row], engine: Engine, tokens: Sequence[int]) -> Ci
         rest, rest_weights = _rest_keys(row, engine, chosen)
         keys = _keys(row, engine)
         inside = np.isin(keys, chosen)
-        into = [np.arange(1, T + 1), first_rest + np.searchsorted(rests, rest),
+        into = [np.arange(first_token, bias), first_rest + np.searchsorted(rests, rest),
                 first_neuron + np.searchsorted(chosen, keys[inside])]  # fmt: skip
         by = [row.embedding_T, rest_weights, row.weight_E[inside]]
-        sources.append(np.concatenate([[0, T + 1], *into]))
-        weights.append(np.concatenate([[row.unlisted, row.bias], *by]))
+        sources.append(np.concatenate([[0, 1, bias], *into]))
+        weights.append(np.concatenate([[*row.unlisted, row.bias], *by]))
         targets.append(np.full(len(weights[-1]), target))
     source, target_E, weight = (np.concatenate(x) for x in (sources, targets, weights))
     some = weight != 0

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
-
 from truing.records import Message
-from truing.targets.local import Functional, LocalTarget
+from truing.targets.local import LocalTarget
 from truing.targets.local.inside import llama_shaped
 from truing.trace.auto import AutoEngine
 from truing.trace.context import between
-from truing.trace.engine import Engine, Sources
+from truing.trace.engine import Engine
 from truing.trace.hand import HandEngine
-from truing.trace.leak import check_closed
+from truing.trace.leak import apart, check_closed
 from truing.trace.readable import check_readable
 
 WORD = re.compile(r"[\w']+")
@@ -32,7 +30,7 @@ def by_word(target: LocalTarget, messages: Sequence[Message], said: str, instead
     model = target.model
     engine: Engine = (HandEngine if llama_shaped(model) else AutoEngine)(model, context.functional)
     tokens, _ = engine.by_all_paths([])
-    _check_sum(target, context.functional, tokens, engine.value(None))
+    check_closed(target, context.functional, "relp", apart(tokens, engine.value(None)))
     text, user = target.prompt_text(messages), messages[-1].content
     added = list(zip(target.offsets(text), tokens.embeddings_BT[0].tolist(), strict=False))  # replies are cut off
     start, found = text.rindex(user.strip()), dict[str, float]()
@@ -42,9 +40,3 @@ def by_word(target: LocalTarget, messages: Sequence[Message], said: str, instead
         word = match[0].casefold()
         found[word] = max(found.get(word, total), total)
     return found
-
-
-def _check_sum(target: LocalTarget, functional: Functional, tokens: Sources, value: float) -> None:
-    parts = torch.cat([tokens.embeddings_BT.flatten().double(), tokens.biases_B.double()])
-    error = abs(float(parts.sum()) - value) / max(float(parts.abs().sum()), abs(value), 1e-30)
-    check_closed(target, functional, "relp", error)
