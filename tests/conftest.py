@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -45,6 +46,12 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TRUING_CONFIG", str(tmp_path_factory.mktemp("config")))
         yield
     shutil.rmtree(cache)  # the bundled model takes half a gigabyte
+
+
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """Evaluations of Inspect's leave the root's level where hardly anything is heard."""
+    logging.root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
