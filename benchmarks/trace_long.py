@@ -36,6 +36,10 @@ class Clock(Silent):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         return {"seconds": time.perf_counter() - self.began, "peak": peak}
 
+    def step(self, count: int = 1) -> None:
+        """To standard error."""
+        print(f"{self.now()['seconds']:.0f} s: {count} more", file=sys.stderr, flush=True)
+
     def say(self, line: str) -> None:
         """To standard error."""
         print(f"{self.now()['seconds']:.0f} s: {line}", file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pytest
 pytest.importorskip("torch")
 
 from truing import open_store
-from truing.cli.trace import _by_segment
 from truing.errors import RecordError, TargetError, UsageError
 from truing.records import CaseGraph, Circuit, Message
 from truing.share.graphs import from_neuronpedia, neuronpedia
@@ -26,6 +24,7 @@ from truing.trace.influence import closure, influence, least, prune, scores
 from truing.trace.leak import leaking
 from truing.trace.plan import plan
 
+from ..cases import case as case_of  # noqa: TID252 - tests are no package
 from ..targets.test_architectures import APART, ARCHITECTURES, random_model  # noqa: TID252 - tests are no package
 from .accounts import shaken
 
@@ -351,10 +350,14 @@ def test_tokens_and_biases_add_up_to_the_decision_and_are_listed_so(tiny: LocalT
     target = LocalTarget("local/biased", model, tiny.tokenizer, weights="3" * 64)
     context = between(target, ASKED, ("True.",), ("False.",))
     found = account(target, context, CaseSettings(neurons=4))
-    case = SimpleNamespace(segments=context.segment_T, inputs=found.inputs, accounted=found.value, unit="neuron")
-    said = dict(_by_segment(case))
+    graph = found.circuit
+    said = dict(
+        case_of(graph, segments=context.segment_T, inputs=found.inputs, biases=found.biases, accounted=found.value,
+                tokens=("x",) * len(found.inputs), before=tuple(context.functional.tree.parent_N.tolist())).by_turn()
+    )  # fmt: skip
     assert abs(said["biases"]) > 1e-4
-    assert sum(said.values()) == pytest.approx(found.value, abs=1e-6)
+    assert "rounding" not in said
+    assert sum(said.values()) == pytest.approx(found.value, abs=1e-5)
 
 
 def test_both_remainders_of_all_layers_come_back_from_another_programs_file(tiny: LocalTarget, store: Store) -> None:

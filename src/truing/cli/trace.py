@@ -446,7 +446,7 @@ def _case_lines(case: CaseGraph, circuit: Circuit) -> list[str]:
         f"listed    {case.selected:,} of {case.candidates:,} {case.unit}s; replacement {case.replacement:.2f},"
         f" completeness {case.completeness:.2f}",
     ]  # fmt: skip
-    lines += [f"adds      {total:+.4f} nats/token: {segment}" for segment, total in _by_segment(case)]
+    lines += [f"adds      {total:+.4f} nats/token: {segment}" for segment, total in case.by_turn()]
     lines += [f"carries   {said}" for said in _strongest(case, circuit)]
     lines += [*_labels(case), *map(_named, case.names)]
     lines += [
@@ -498,19 +498,6 @@ def _labels(case: CaseGraph) -> list[str]:
 def _named(one: Called) -> str:
     said = f"{one.name!r}, which sorts held-out places: {number(one.score.model_dump())}" if one.name else "none"
     return f"name      {one.unit}: {said}"
-
-
-def _by_segment(case: CaseGraph) -> list[tuple[str, float]]:
-    """What turns add to the decision by all paths, in their order."""
-    found: dict[str, float] = {}
-    for segment, total in zip(case.segments, case.inputs, strict=True):
-        found[segment] = found.get(segment, 0.0) + total
-    rest = case.accounted - sum(case.inputs)
-    if case.unit == "feature":  # sources that pass nothing on
-        found["biases, and what no feature stands for"] = rest
-    elif abs(rest) > 1e-4 * sum(map(abs, case.inputs)):  # more than rounding
-        found["biases"] = rest
-    return list(found.items())
 
 
 def _strongest(case: CaseGraph, circuit: Circuit) -> Sequence[str]:

@@ -639,6 +639,10 @@ class Curve(Value):
     """k, and the share."""
 
 
+ROUNDING = 1e-4
+"""Sums in fp32 over all paths may be off by so much of what is summed before that is said."""
+
+
 class CaseGraph(Record, Sparse):
     """What carries one decision in one context: an attribution graph, for illustration, with causal checks.
 
@@ -646,7 +650,7 @@ class CaseGraph(Record, Sparse):
     """
 
     kind: ClassVar[str] = "case"
-    later = frozenset({"labels", "labelled_from", "supernodes", "names", "named_by"})
+    later = frozenset({"biases", "labels", "labelled_from", "supernodes", "names", "named_by"})
 
     target: Id
     claim: Id | None
@@ -668,6 +672,8 @@ class CaseGraph(Record, Sparse):
     inputs: tuple[float, ...] = ()
     """What each token adds to that by all paths, through neurons too; with biases, and errors of dictionaries, they sum
     to it. Nats per token."""
+    biases: float = 0.0
+    """What biases and constants add to it by all paths."""
     rule: Literal["relp", "gate-frozen"]
     basis: str
     """What nodes are: "neurons", or "features of transcoders (name, digest)"; nodes are of kind neuron either way."""
@@ -702,6 +708,24 @@ class CaseGraph(Record, Sparse):
     checks: tuple[Named, ...] = ()
     verdict: Literal["supported", "weak", "refuted", "inconclusive"]
     why: str
+
+    def by_turn(self) -> tuple[tuple[str, float], ...]:
+        """What turns add to what is accounted for by all paths, in their order, and what is in none; they sum to it.
+        Nothing where the case does not say what its tokens add.
+        """
+        if len(self.inputs) != len(self.segments):
+            return ()
+        found: dict[str, float] = {}
+        for segment, total in zip(self.segments, self.inputs, strict=True):
+            found[segment] = found.get(segment, 0.0) + total
+        rest = self.accounted - sum(self.inputs) - self.biases
+        if self.biases:
+            found["biases"] = self.biases
+        if self.unit == "feature":  # errors are sources that pass nothing on
+            found["what no feature stands for"] = rest
+        elif abs(rest) > ROUNDING * sum(map(abs, self.inputs)):
+            found["rounding"] = rest
+        return tuple(found.items())
 
     def unlabelled(self, parents: tuple[Id, ...] = ()) -> CaseGraph:
         """The case without what its neurons stand for, which is added and changes nothing in it."""

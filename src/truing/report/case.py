@@ -122,6 +122,8 @@ def _facts(case: CaseGraph) -> tuple[tuple[str, str, str], ...]:
         ("Decision", f"{number(case.value, signed=True)} nats/token", "the model’s leaning here"),
         ("Accounted for", f"{number(case.accounted, signed=True)} nats/token",
          "what contributions add up to: the decision, and the entropies of the frozen distributions"),
+        ("By turn", "; ".join(f"{shown(turn, 40)} {number(total, signed=True)}" for turn, total in case.by_turn())
+         or "not recorded", "what each adds to that by all paths, nats per token"),
         ("Closure error", small(case.closure_error), "largest gap between a node and its inputs, over their sizes"),
         ("Replacement", number(case.replacement),
          "share of the influence that ends in tokens and biases, not in errors; before pruning"),

@@ -28,7 +28,7 @@ from truing.trace.features import DictionaryEngine
 from truing.trace.hand import HandEngine
 from truing.trace.influence import Scores, prune, scores
 from truing.trace.labels import tokens_written
-from truing.trace.leak import apart, check_closed
+from truing.trace.leak import check_closed
 from truing.trace.named import Naming, named
 from truing.trace.picked import Picked
 from truing.trace.plan import plan
@@ -134,6 +134,8 @@ class Accounted:
     """Its neurons, with what they add by all paths."""
     inputs: tuple[float, ...]
     """What tokens add by all paths."""
+    biases: float
+    """What biases add."""
     value: float
     """What contributions add up to."""
     error: float
@@ -159,11 +161,9 @@ def account(
     nodes = circuit.of("neuron").nonzero()[0]
     spots = list(zip(*(x[nodes].tolist() for x in (circuit.layer_N, circuit.position_N, circuit.index_N)), strict=True))
     tokens, carried = engine.by_all_paths(spots)
-    if features is None:  # else errors of dictionaries pass nothing on
-        check_closed(target, context.functional, settings.rule, apart(tokens, engine.value(None)))
     return Accounted(
         circuit, Picked.of(spots, carried.tolist(), circuit.influence_N[nodes].tolist()),
-        tuple(tokens.embeddings_BT[0].tolist()), engine.value(None), error,
+        tuple(tokens.embeddings_BT[0].tolist()), float(tokens.biases_B[0]), engine.value(None), error,
         engine.nodes * (features.count if features else engine.layers * engine.width),
     )  # fmt: skip
 
@@ -208,7 +208,7 @@ def _traced(
         target=target.card.id, claim=claim and claim.id, tokens=_texts(target, functional.tree.ids_N.tolist()),
         before=tuple(functional.tree.parent_N.tolist()), segments=context.segment_T, prompt=functional.prompt,
         actions=context.actions, alternatives=context.alternatives, value=_value(target, context),
-        accounted=whole.value, inputs=whole.inputs, rule=settings.rule,
+        accounted=whole.value, inputs=whole.inputs, biases=whole.biases, rule=settings.rule,
         basis=features.basis if features else "neurons",
         layers=target.model.config.get_text_config().num_hidden_layers, selected=len(whole.picked),
         candidates=whole.candidates, closure_error=whole.error, replacement=found.replacement,
