@@ -248,7 +248,7 @@ def test_the_plan_grows_with_the_text_and_shrinks_its_batch(tiny: LocalTarget) -
     assert tight.batch < large.batch
     assert "1,000 tokens" in str(large)
     many = [plan(tiny.model, n, 512, budget=10**13, by_hand=True).batch for n in (100, 2048, 4096, 200_000)]
-    assert many == [64, 64, 32, 1]  # more would take memory, and hardly less time
+    assert many == [64, 64, 32, 1]  # more would take the memory of a long case
 
 
 # -- graphs as arrays --------------------------------------------------------------------------------------------------

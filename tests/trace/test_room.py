@@ -130,7 +130,7 @@ def test_rows_are_as_many_as_choices(tiny: LocalTarget, effect: Effect) -> None:
 
 
 @pytest.mark.parametrize(("nodes", "rows"), [(10, 16), (1024, 16), (2048, 8), (4096, 4), (20_000, 1)])
-def test_a_batch_of_long_cases_is_no_larger_than_is_of_use(nodes: int, rows: int) -> None:
+def test_a_batch_of_long_cases_is_smaller(nodes: int, rows: int) -> None:
     assert rows_within(10**12, 0, 1, nodes) == rows
     assert rows_within(3, 0, 1, nodes) == min(rows, 3)
     assert rows_within(0, 5, 1, nodes) == 1

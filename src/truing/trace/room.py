@@ -18,7 +18,7 @@ FP32 = 4
 ROWS = 16
 """Rows of a batch of ablations at most: with more, a row takes no less time."""
 WIDE = 16_384
-"""Nodes of all rows of a batch together at most, for the same reason."""
+"""Nodes of all rows of a batch together at most, so that long cases fit."""
 
 
 class Taken(Protocol):
@@ -74,7 +74,7 @@ def held(model: Any, nodes: int, basis: Taken) -> int:
 
 
 def rows_within(budget: int, fixed: int, one: int, nodes: int) -> int:
-    """As many rows of so many nodes as fit and are of use, and one where none is."""
+    """As many rows of so many nodes as fit and are allowed, and one where none is."""
     return int(max(1, min(ROWS, WIDE // nodes, (budget - fixed) // one)))
 
 
