@@ -11,8 +11,8 @@ from truing.trace.select import BATCH
 
 FP32 = 4
 WIDE = 131_072
-"""Nodes of all targets of a batch together at most, so that long cases fit. Larger batches share patterns for longer, and
-are faster where there is memory for them."""
+"""Nodes of all targets of a batch together at most, so that long cases fit. Larger batches share patterns, and are
+faster where there is memory for them."""
 
 
 @dataclass(frozen=True, slots=True)
